@@ -1,0 +1,55 @@
+# `make demo` is the place to start. Every target makes .venv and installs what is missing first;
+# once that is done, a stamp file says so and the next call starts at once.
+#
+#   make demo         train a small teacher and a student on generated images
+#   make test         run the tests
+#   make lint         check style; `make format` mends what can be mended by a tool
+#   make wheelhouse   wheels of all but torch, torchvision and their needs, for a machine without
+#                     a network: there, `pip install --no-index --find-links wheelhouse detectron2`
+#   make clean        remove what the other targets made, .venv included
+#
+# Variables: PYTHON, the interpreter that makes .venv (default python3); JOBS, processes for the
+# tests; PYTHON_VERSION, the Python of the machine that the wheelhouse is for (default that of
+# .venv); WHEELS, exactly the packages to put there (default all that is needed).
+
+PYTHON ?= python3
+JOBS ?= 2
+PYTHON_VERSION ?=
+WHEELS ?=
+
+VENV_PYTHON := .venv/bin/python
+STAMP := .venv/.installed
+
+.PHONY: demo test lint format wheelhouse clean
+
+demo: $(STAMP)
+	$(VENV_PYTHON) tools/demo.py
+
+# One thread a process: several processes of many threads each only wait for one another.
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(JOBS) --dist worksteal
+
+lint: $(STAMP)
+	$(VENV_PYTHON) -m ruff check
+	$(VENV_PYTHON) -m ruff format --check
+
+format: $(STAMP)
+	$(VENV_PYTHON) -m ruff check --fix
+	$(VENV_PYTHON) -m ruff format
+
+wheelhouse: $(STAMP)
+	rm -rf wheelhouse
+	$(VENV_PYTHON) tools/wheelhouse.py wheelhouse \
+		$(if $(PYTHON_VERSION),--python-version $(PYTHON_VERSION)) $(if $(WHEELS),--only $(WHEELS))
+
+clean:
+	rm -rf .venv wheelhouse build dist *.egg-info .pytest_cache .ruff_cache
+	find dpk_det tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is written last, so an install that was broken off is taken up again. pip is what
+# `venv` puts in place last, so a .venv without it was broken off too.
+$(STAMP): setup.py tools/install_detectron2.py
+	@$(VENV_PYTHON) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
+	$(VENV_PYTHON) -m pip install --quiet --editable '.[dev]'
+	$(VENV_PYTHON) tools/install_detectron2.py
+	@touch $@

@@ -1,0 +1,18 @@
+"""dpk_det distils large object detectors into small ones, inside Detectron2.
+
+Importing it registers meta-architectures, backbones and datasets. Without Detectron2 only
+``dpk_det.distill``, which needs torch alone, can be used.
+"""
+
+from importlib.util import find_spec
+
+__version__ = "0.1.0"
+__all__ = ["__version__"]
+
+if find_spec("detectron2") is not None:
+    from dpk_det import data, modeling  # noqa: F401  (they register themselves)
+    from dpk_det.attach import attach_distiller
+    from dpk_det.config import add_dpk_config
+    from dpk_det.teacher import build_teacher
+
+    __all__ += ["add_dpk_config", "attach_distiller", "build_teacher"]

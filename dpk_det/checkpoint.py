@@ -1,0 +1,131 @@
+"""Loading weights: what Detectron2's checkpointer takes, and ResNets as torchvision stores them.
+
+A path ``torchvision://ResNet18_Weights.IMAGENET1K_V1`` names weights of torchvision, downloaded
+once; any file in that layout, which is timm's too, is recognised by its keys.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torchvision
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils.file_io import PathHandler, PathManager
+from torch import Tensor, nn
+
+from dpk_det.errors import UserError
+
+# Anchors and pixel statistics come from the config; what is counted or distilled is no weight of
+# the detector.
+_NO_WEIGHT = re.compile(r"num_batches_tracked$|anchor_generator|^pixel_(mean|std)$|^distiller\.")
+
+
+class Checkpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer for more layouts, that remembers what did not match.
+
+    Attributes:
+        incompatible: fvcore's ``missing_keys``, ``unexpected_keys`` and ``incorrect_shapes`` of the
+            last load.
+    """
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        loaded = super()._load_file(filename)
+        if "layer1.0.conv1.weight" in loaded["model"]:
+            loaded = {"model": rename_torchvision(loaded["model"]), "matching_heuristics": True}
+        return loaded
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        self.incompatible = super()._load_model(checkpoint)
+        return self.incompatible
+
+
+def load_weights(model: nn.Module, path: str, key: str = "MODEL.WEIGHTS") -> Any:
+    """Load a model's weights as far as they match; Detectron2 logs what does not.
+
+    Args:
+        model: gets the weights in place. path: file or URL; "" loads nothing.
+        key: the config key that holds the path, for the error.
+
+    Returns:
+        :attr:`Checkpointer.incompatible`, or None for no path.
+
+    Raises:
+        UserError: when there is no file.
+    """
+    if not path:
+        return None
+    if not PathManager.exists(path) and not PathManager.isfile(PathManager.get_local_path(path)):
+        raise UserError(f"There are no weights at {path}: give {key} an existing file or URL.")
+    checkpointer = Checkpointer(model)
+    checkpointer.load(path, checkpointables=[])
+    return checkpointer.incompatible
+
+
+def load_weights_strictly(model: nn.Module, path: str, key: str) -> None:
+    """Load weights that must fit the model whole: nothing missing, nothing left over.
+
+    Leftovers count, because a ResNet-101's weights fill a ResNet-50 without a gap.
+
+    Args:
+        model: gets the weights in place. path: file or URL. key: as for :func:`load_weights`.
+
+    Raises:
+        UserError: when there is no file, or naming the first weights that do not fit.
+    """
+    found = load_weights(model, path, key)
+    for what, names in (
+        ("missing from the file", found.missing_keys),
+        ("of another shape in the file", [name for name, *_ in found.incorrect_shapes]),
+        ("in the file but not in the model", found.unexpected_keys),
+    ):
+        names = sorted(name for name in names if not _NO_WEIGHT.search(name))
+        if names:
+            raise UserError(
+                f"The weights at {path} are not of this architecture: {len(names)} "
+                f"{'is' if len(names) == 1 else 'are'} {what}, {', '.join(names[:3])}"
+                f"{', ...' if len(names) > 3 else ''}; give {key} the weights of that model."
+            )
+
+
+def rename_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give a ResNet's weights, named as torchvision and timm do, Detectron2's names.
+
+    The classifier is left out.
+    """
+    renamed = {}
+    for key, value in state.items():
+        if key.startswith("fc.") or key.endswith("num_batches_tracked"):
+            continue
+        if not key.startswith("layer"):
+            key = f"stem.{key}"
+        key = re.sub(r"^layer(\d)", lambda m: f"res{int(m[1]) + 1}", key)
+        key = re.sub(r"\bbn(\d)", r"conv\1.norm", key)
+        key = key.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
+        renamed[key] = value
+    return renamed
+
+
+class _TorchvisionHandler(PathHandler):
+    """``torchvision://WEIGHTS.NAME`` to the URL that torchvision knows, cached by Detectron2."""
+
+    PREFIX = "torchvision://"
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [self.PREFIX]
+
+    def _get_local_path(self, path: str, **kwargs: Any) -> str:
+        name = path.removeprefix(self.PREFIX)
+        try:
+            weights = torchvision.models.get_weight(name)
+        except (ValueError, AttributeError) as e:
+            raise UserError(
+                f"torchvision has no weights named {name}: write ResNet18_Weights.IMAGENET1K_V1 or "
+                "another name that it knows."
+            ) from e
+        return PathManager.get_local_path(weights.url, **kwargs)
+
+    def _exists(self, path: str, **kwargs: Any) -> bool:
+        return PathManager.isfile(self._get_local_path(path))
+
+
+PathManager.register_handler(_TorchvisionHandler())

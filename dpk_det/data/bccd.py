@@ -1,0 +1,63 @@
+"""BCCD: photos of blood cells, a real dataset that is small enough to train on in minutes.
+
+364 images of 640 x 480 pixels with 4,888 boxes in three classes: 205 train, 87 val, 72 test.
+Get it from the repository ``Shenggan/BCCD_Dataset`` (MIT licence), convert its Pascal VOC files to
+COCO's JSON format (boxes only), keep its splits, and lay it out so::
+
+    $DETECTRON2_DATASETS/bccd/
+      annotations/instances_{train,val,test}.json
+      images/BloodImage_*.jpg
+"""
+
+import os
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+
+from dpk_det.errors import UserError
+
+from .coco_json import read_classes
+
+CLASSES = ["RBC", "WBC", "Platelets"]
+"""Red blood cells, white blood cells, platelets: category ids 1, 2, 3 in the JSON files."""
+
+SPLITS = ("train", "val", "test")
+
+
+def register_all(root: str) -> None:
+    """Register ``bccd_train``, ``bccd_val`` and ``bccd_test`` below the datasets folder ``root``.
+
+    Reads no file; names that are already registered are left as they are.
+    """
+    for split in SPLITS:
+        register(
+            f"bccd_{split}",
+            os.path.join(root, "bccd", "annotations", f"instances_{split}.json"),
+            os.path.join(root, "bccd", "images"),
+        )
+
+
+def register(name: str, json_file: str, image_root: str) -> None:
+    """Register one split. Loading it raises UserError where its classes are not :data:`CLASSES`."""
+    if name in DatasetCatalog:
+        return
+    DatasetCatalog.register(name, lambda: _load(name, json_file, image_root))
+    MetadataCatalog.get(name).set(
+        json_file=json_file,
+        image_root=image_root,
+        evaluator_type="coco",
+        thing_classes=list(CLASSES),
+        thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(CLASSES))},
+    )
+
+
+def _load(name: str, json_file: str, image_root: str) -> list[dict]:
+    # Converters differ in the order that they give the classes. Detectron2 stops at that with a
+    # bare assertion.
+    classes = read_classes(json_file)
+    if classes != CLASSES:
+        raise UserError(
+            f"{json_file} has the classes {classes} where {name} needs {CLASSES} in this order: "
+            "renumber its categories, or name the file under DATASETS.JSON with a name of its own."
+        )
+    return load_coco_json(json_file, image_root, name)

@@ -1,0 +1,96 @@
+"""Any dataset in COCO's JSON format, by config alone.
+
+::
+
+    DATASETS:
+      JSON:
+        pets_train: [~/pets/train.json, ~/pets/images]
+        pets_val: [$PETS/val.json, $PETS/images]
+      TRAIN: ("pets_train",)
+      TEST: ("pets_val",)
+"""
+
+import json
+import os
+from collections.abc import Sequence
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from detectron2.utils.file_io import PathManager
+
+from dpk_det.errors import UserError
+
+
+def register_json_datasets(cfg: CfgNode) -> None:
+    """Register every entry ``name: [annotations.json, image folder]`` of ``cfg.DATASETS.JSON``.
+
+    Relative paths are taken from the working directory; ``~`` and environment variables are
+    expanded. No file is read. A config without ``DATASETS.JSON`` registers nothing, and registering
+    the same entry again changes nothing.
+
+    Raises:
+        UserError: an entry is not two paths, or its name already stands for another dataset.
+    """
+    for name, entry in cfg.DATASETS.get("JSON", {}).items():
+        if not _is_pair_of_paths(entry):
+            raise UserError(
+                f"DATASETS.JSON.{name} is {entry!r}: "
+                "give it as [path/to/annotations.json, path/to/images]."
+            )
+        _register(name, *map(_expand, entry))
+
+
+def read_classes(json_file: str) -> list[str]:
+    """Return the category names of a COCO JSON file by ascending id, the order of Detectron2.
+
+    Raises:
+        UserError: the file is absent, is no JSON, or lists no categories.
+    """
+    try:
+        with PathManager.open(json_file, "r") as file:
+            content = json.load(file)
+        categories = sorted(content["categories"], key=lambda category: category["id"])
+        classes = [category["name"] for category in categories]
+    except OSError as error:
+        raise UserError(
+            f"Cannot read the annotation file {json_file} ({error.strerror or error}): "
+            "correct DETECTRON2_DATASETS, or the path in DATASETS.JSON."
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{json_file} is not in COCO's JSON format ({error!r}): "
+            "give a file with images, annotations and categories."
+        ) from error
+    if not classes:
+        raise UserError(f"{json_file} lists no categories: name the classes under 'categories'.")
+    return classes
+
+
+def _is_pair_of_paths(entry: object) -> bool:
+    return (
+        isinstance(entry, Sequence)
+        and not isinstance(entry, str)
+        and len(entry) == 2
+        and all(isinstance(path, str) and path for path in entry)
+    )
+
+
+def _expand(path: str) -> str:
+    path = os.path.expanduser(os.path.expandvars(path))
+    # PathManager also takes addresses such as https://..., which have no working directory.
+    return path if "://" in path else os.path.abspath(path)
+
+
+def _register(name: str, json_file: str, image_root: str) -> None:
+    if name not in DatasetCatalog:
+        # The class names are left to the JSON: load_coco_json puts them into the metadata.
+        register_coco_instances(name, {}, json_file, image_root)
+        return
+    metadata = MetadataCatalog.get(name)
+    known = metadata.get("json_file"), metadata.get("image_root")
+    if known != (json_file, image_root):
+        raise UserError(
+            f"DATASETS.JSON.{name} points to {json_file} and {image_root}, but a dataset of that "
+            f"name is already registered with {known[0]} and {known[1]}: give it another name."
+        )

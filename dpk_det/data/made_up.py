@@ -1,0 +1,48 @@
+"""Random images and boxes, to try a model without a dataset."""
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
+
+from .check import num_classes
+
+
+def made_up_batch(cfg: CfgNode, num_images: int) -> list[dict[str, Any]]:
+    """A batch as Detectron2's mapper would make it, of noise.
+
+    Args:
+        cfg: its ``INPUT`` tells the images' height (the largest of ``MIN_SIZE_TRAIN``); the width
+            is 4/3 of that, ``MAX_SIZE_TRAIN`` at most. ``MODEL`` tells whether masks and keypoints
+            go along.
+        num_images: B.
+
+    Returns:
+        B dicts with ``image`` (3, H, W) uint8 and ``instances`` with four boxes each.
+    """
+    height = max(cfg.INPUT.MIN_SIZE_TRAIN)
+    width = min(height * 4 // 3, cfg.INPUT.MAX_SIZE_TRAIN)
+    return [_made_up_image(cfg, height, width) for _ in range(num_images)]
+
+
+def _made_up_image(cfg: CfgNode, height: int, width: int, num_boxes: int = 4) -> dict[str, Any]:
+    corners = torch.rand(num_boxes, 2) * torch.tensor([width, height]) * 0.5
+    sizes = (0.1 + 0.4 * torch.rand(num_boxes, 2)) * torch.tensor([width, height])
+    instances = Instances((height, width))
+    instances.gt_boxes = Boxes(torch.cat([corners, corners + sizes], 1))
+    instances.gt_classes = torch.randint(num_classes(cfg) or 1, (num_boxes,))
+    if cfg.MODEL.MASK_ON:
+        masks = torch.zeros(num_boxes, height, width, dtype=torch.bool)
+        for mask, (x0, y0, x1, y1) in zip(
+            masks, instances.gt_boxes.tensor.int().tolist(), strict=True
+        ):
+            mask[y0:y1, x0:x1] = True
+        instances.gt_masks = BitMasks(masks)
+    if cfg.MODEL.KEYPOINT_ON:
+        num_keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
+        points = corners[:, None] + torch.rand(num_boxes, num_keypoints, 2) * sizes[:, None]
+        seen = torch.full((num_boxes, num_keypoints, 1), 2.0)
+        instances.gt_keypoints = Keypoints(torch.cat([points, seen], 2))
+    image = torch.randint(256, (3, height, width), dtype=torch.uint8)
+    return {"image": image, "instances": instances, "height": height, "width": width}

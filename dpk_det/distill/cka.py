@@ -1,0 +1,136 @@
+"""Linear CKA from unbiased HSIC, in O(n d^2) time and without an n x n matrix.
+
+HSIC is the unbiased estimator of Song et al. 2012 in the form of Nguyen, Raghu and Kornblith (ICLR
+2021, equation 3). It does not change when a constant is added to every row of an input, so the rows
+are centred first. That makes ``X'1 = 0``, hence ``K~1 = -k`` with ``k_i = |x_i|^2``, and the three
+terms of the equation shrink to
+
+    HSIC(K, L) = [ |X'Y|_F^2 - n/(n-2) sum_i k_i l_i + sum(k) sum(l) / ((n-1)(n-2)) ] / (n (n-3))
+
+Centring also keeps float32 from cancelling large means against one another.
+
+Shapes: n samples, d features of X, e features of Y, L levels.
+"""
+
+import torch
+from torch import Tensor, nn
+
+MIN_SAMPLES = 4  # the estimator divides by n - 3
+
+
+def hsic_terms(x: Tensor, y: Tensor, valid: Tensor | None = None, n: int | None = None) -> Tensor:
+    """HSIC(K, L), HSIC(K, K) and HSIC(L, L) of the linear kernels K = X X' and L = Y Y'.
+
+    Args:
+        x: (n, d) samples; computed in float32 (float64 is kept), whatever autocast says.
+        y: (n, e) the same samples, seen by the other network.
+        valid: (n,) bool, the rows that count; all when None.
+        n: how many rows count, if the caller knows it; saves a device synchronisation.
+
+    Returns:
+        (3,) tensor of the three estimates, each of which may be negative by chance.
+
+    Raises:
+        ValueError: when fewer than 4 rows count.
+    """
+    if n is None:
+        n = len(x) if valid is None else int(valid.sum())
+    if n < MIN_SAMPLES:
+        raise ValueError(f"CKA needs at least {MIN_SAMPLES} samples but got {n}: give it more.")
+    with torch.autocast(x.device.type, enabled=False):
+        x, y = (_centre(z, valid, n) for z in (x, y))
+        return torch.stack([_hsic(x, y, n), _hsic(x, x, n), _hsic(y, y, n)])
+
+
+def cka_from_terms(terms: Tensor) -> Tensor:
+    """CKA = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)).
+
+    Args:
+        terms: (..., 3) as :func:`hsic_terms` returns them, or averages of such.
+
+    Returns:
+        (...) CKA, at most 1. A network whose features are constant resembles nothing: 0, never NaN.
+    """
+    cross, x_self, y_self = terms.unbind(-1)
+    scale = x_self.clamp(min=0).sqrt() * y_self.clamp(min=0).sqrt()
+    has_scale = scale > torch.finfo(terms.dtype).tiny
+    cka = torch.where(has_scale, cross, 0) / torch.where(has_scale, scale, 1)
+    return cka.clamp(-1, 1)
+
+
+def linear_cka(x: Tensor, y: Tensor) -> Tensor:
+    """Unbiased linear CKA of two sets of features of the same samples.
+
+    Args:
+        x: (n, d). y: (n, e). n is at least 4.
+
+    Returns:
+        A scalar: 1 for features equal up to rotation, shift and scale; 0 within noise for
+        unrelated ones.
+
+    Raises:
+        ValueError: when n is below 4.
+    """
+    return cka_from_terms(hsic_terms(x, y))
+
+
+class MinibatchCKA(nn.Module):
+    """CKA of L levels over the recent steps: the HSIC terms are averaged, then divided.
+
+    The average of ratios is biased for small batches, the ratio of averages is not (Nguyen, Raghu
+    and Kornblith, ICLR 2021, section 3). The average is exponential, kept in a buffer so that a
+    checkpoint resumes it, and taken over all ranks so that they agree. Its start at zero needs no
+    correction, since the same factor divides out of all three terms.
+
+    Args:
+        num_levels: L.
+        momentum: share of the old average in the new one, in [0, 1).
+    """
+
+    def __init__(self, num_levels: int, momentum: float) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("terms", torch.zeros(num_levels, 3))
+
+    @torch.no_grad()
+    def update(self, samples: list[tuple[Tensor, Tensor, Tensor | None, int]]) -> Tensor:
+        """Take in one step's samples and return the CKA of each level.
+
+        Args:
+            samples: for each level the arguments of :func:`hsic_terms`. A level that has fewer than
+                4 samples this step keeps its average (0 if it never had more).
+
+        Returns:
+            (L,) float32, the same on all ranks.
+        """
+        enough = [n >= MIN_SAMPLES for *_, n in samples]
+        news = self.terms.new_zeros(len(samples), 4)  # three terms, and how many ranks saw them
+        for new, sample, ok in zip(news, samples, enough, strict=True):
+            if ok:
+                new[:3] = hsic_terms(*sample)
+                new[3] = 1
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(news)
+        ranks = news[:, 3:]
+        mean = news[:, :3] / ranks.clamp(min=1)
+        self.terms.copy_(
+            torch.where(ranks > 0, self.terms.lerp(mean, 1 - self.momentum), self.terms)
+        )
+        return cka_from_terms(self.terms)
+
+
+def _centre(z: Tensor, valid: Tensor | None, n: int) -> Tensor:
+    z = z if z.dtype == torch.float64 else z.float()
+    if valid is None:
+        return z - z.mean(0)
+    w = valid.unsqueeze(1)
+    z = torch.where(w, z, 0)
+    return torch.where(w, z - z.sum(0) / n, 0)  # rows that do not count add nothing to any term
+
+
+def _hsic(x: Tensor, y: Tensor, n: int) -> Tensor:
+    x_norms, y_norms = x.square().sum(1), y.square().sum(1)  # k and l
+    cross = (x.T @ y).square().sum()
+    trace = n / (n - 2) * (x_norms * y_norms).sum()
+    sums = x_norms.sum() * y_norms.sum() / ((n - 1) * (n - 2))
+    return (cross - trace + sums) / (n * (n - 3))

@@ -1,0 +1,163 @@
+"""The contract that every distiller keeps, and the registry that finds them by name."""
+
+import difflib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from dpk_det.errors import UserError
+
+from .tokens import valid_cells
+
+
+@dataclass
+class Features:
+    """What one network says of a batch.
+
+    Attributes:
+        maps: name to feature map, (B, C, H, W).
+        strides: name to pixels a cell.
+        image_sizes: (height, width) of each image in pixels before padding; None: none is padded.
+        logits: name to logits, for methods that need them.
+    """
+
+    maps: dict[str, Tensor]
+    strides: dict[str, int]
+    image_sizes: list[tuple[int, int]] | None = None
+    logits: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Level:
+    """A student map and the teacher map that it learns from.
+
+    Attributes:
+        student, teacher: names of the maps. stride: pixels a cell, the same for both.
+        student_channels, teacher_channels: Cs and Ct.
+    """
+
+    student: str
+    teacher: str
+    stride: int
+    student_channels: int
+    teacher_channels: int
+
+
+@dataclass
+class PairedMaps:
+    """The maps of one level, cut to the same size.
+
+    Attributes:
+        level: which. student: (B, Cs, H, W). teacher: (B, Ct, H, W), detached.
+        extents: (rows, columns) of cells of each image that are not padding.
+    """
+
+    level: Level
+    student: Tensor
+    teacher: Tensor
+    extents: list[tuple[int, int]]
+
+
+class Distiller(nn.Module):
+    """Base of all methods: features of student and teacher in, named losses out.
+
+    Attributes:
+        levels: what is distilled.
+        metrics: scalars of the last step that deserve a curve, name to 0-d tensor. The caller logs.
+    """
+
+    def __init__(self, levels: list[Level]) -> None:
+        super().__init__()
+        self.levels = levels
+        self.metrics: dict[str, Tensor] = {}
+
+    def forward(
+        self, student: Features, teacher: Features, targets: Any = None
+    ) -> dict[str, Tensor]:
+        """Compute the losses of one step, weights included.
+
+        Args:
+            student: with gradients. teacher: without. targets: ground truth, as the
+                detector has it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say what it learns.")
+
+    def pairs(self, student: Features, teacher: Features) -> Iterator[PairedMaps]:
+        """Yield each level's maps.
+
+        Networks that pad images to different multiples have maps that differ by a cell or two at
+        the right and bottom: both are cut to what they share.
+        """
+        for level in self.levels:
+            s, t = student.maps[level.student], teacher.maps[level.teacher].detach()
+            size = min(s.shape[2], t.shape[2]), min(s.shape[3], t.shape[3])
+            s, t = (x[..., : size[0], : size[1]] for x in (s, t))
+            yield PairedMaps(
+                level, s, t, valid_cells(student.image_sizes, level.stride, len(s), size)
+            )
+
+
+class Combined(Distiller):
+    """Several methods side by side; their losses and metrics carry their own names."""
+
+    def __init__(self, methods: dict[str, Distiller]) -> None:
+        super().__init__([])
+        self.methods = nn.ModuleDict(methods)
+
+    def forward(
+        self, student: Features, teacher: Features, targets: Any = None
+    ) -> dict[str, Tensor]:
+        """The union of the methods' losses."""
+        losses: dict[str, Tensor] = {}
+        self.metrics = {}
+        for method in self.methods.values():
+            losses.update(method(student, teacher, targets))
+            self.metrics.update(method.metrics)
+        return losses
+
+
+DISTILLERS: dict[str, Callable[..., Distiller]] = {}
+
+
+def register_distiller(name: str) -> Callable[[type[Distiller]], type[Distiller]]:
+    """Class decorator: make a distiller known under a name, as in ``DISTILL.METHODS: [name]``.
+
+    Its constructor takes the levels and, as keyword arguments, what the config node
+    ``DISTILL.NAME`` holds, in lower case.
+    """
+
+    def register(cls: type[Distiller]) -> type[Distiller]:
+        DISTILLERS[name] = cls
+        return cls
+
+    return register
+
+
+def build_distiller(methods: dict[str, dict[str, Any]], levels: list[Level]) -> Distiller:
+    """Build the distillers of these names.
+
+    Args:
+        methods: name to the keyword arguments of that method.
+        levels: what to distil.
+
+    Raises:
+        UserError: for an unknown name, naming the nearest known one.
+    """
+    return Combined(
+        {name: find(DISTILLERS, name, "distiller")(levels, **kw) for name, kw in methods.items()}
+    )
+
+
+def find(table: dict[str, Any], name: str, what: str) -> Any:
+    """Look a name up, or say which name may have been meant.
+
+    Raises:
+        UserError: when the table lacks it.
+    """
+    if name in table:
+        return table[name]
+    near = difflib.get_close_matches(str(name).lower(), table, 1)
+    hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(sorted(table))}."
+    raise UserError(f"There is no {what} named '{name}': {hint}")

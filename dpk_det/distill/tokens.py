@@ -1,0 +1,101 @@
+"""From feature maps to tokens and back.
+
+Shapes: B images, C channels, H x W cells of the map, k x k cells a token, h x w = N tokens, D
+width.
+"""
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def token_grid(height: int, width: int, k: int) -> tuple[int, int]:
+    """The (h, w) grid of tokens that covers a map of height x width cells."""
+    return math.ceil(height / k), math.ceil(width / k)
+
+
+def pad_to_tokens(x: Tensor, k: int) -> Tensor:
+    """Pad a (B, C, H, W) map with zeros at the right and bottom to whole tokens of k x k cells."""
+    height, width = x.shape[-2:]
+    h, w = token_grid(height, width, k)
+    return F.pad(x, (0, w * k - width, 0, h * k - height))
+
+
+class PatchEmbed(nn.Conv2d):
+    """Maps to tokens: a k x k convolution of stride k, (B, C, H, W) to (B, N, D)."""
+
+    def __init__(self, channels: int, dim: int, k: int) -> None:
+        super().__init__(channels, dim, k, stride=k)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embed a map; one that k does not divide is padded."""
+        return super().forward(pad_to_tokens(x, self.stride[0])).flatten(2).transpose(1, 2)
+
+
+class PatchExpand(nn.ConvTranspose2d):
+    """Tokens to maps: the transposed convolution, (B, N, D) to (B, C, H, W)."""
+
+    def __init__(self, dim: int, channels: int, k: int) -> None:
+        super().__init__(dim, channels, k, stride=k)
+
+    def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+        """Expand tokens to a map of size (H, W); what was padded is cropped."""
+        h, w = token_grid(*size, self.stride[0])
+        x = super().forward(tokens.transpose(1, 2).unflatten(2, (h, w)))
+        return x[..., : size[0], : size[1]]
+
+
+@lru_cache(maxsize=64)
+def sincos_positions(h: int, w: int, dim: int, device: torch.device) -> Tensor:
+    """Fixed 2-D sine-cosine positions of an h x w grid, (h * w, dim).
+
+    Half of the width codes the row and half the column, each with frequencies from 1 to 1/10000
+    (Vaswani et al. 2017; in two dimensions as MAE does). Nothing is learned, so any grid will do.
+
+    Raises:
+        ValueError: when dim is no multiple of 4.
+    """
+    if dim % 4:
+        raise ValueError(f"The token width is {dim}: choose a multiple of 4.")
+    freqs = 10000.0 ** -(torch.arange(dim // 4, device=device) / (dim // 4))
+    codes = []
+    for length in (h, w):
+        angles = torch.arange(length, device=device).unsqueeze(1) * freqs
+        codes.append(torch.cat([angles.sin(), angles.cos()], 1))
+    rows, cols = codes
+    grid = torch.cat([rows.unsqueeze(1).expand(-1, w, -1), cols.expand(h, -1, -1)], 2)
+    return grid.flatten(0, 1)
+
+
+def valid_cells(
+    image_sizes: list[tuple[int, int]] | None, stride: int, batch: int, size: tuple[int, int]
+) -> list[tuple[int, int]]:
+    """How many rows and columns of each image's map lie at least partly in the image.
+
+    Args:
+        image_sizes: (height, width) of each image in pixels before padding; None: no padding.
+        stride: pixels a cell.
+        batch: B. size: (H, W) of the map in cells.
+    """
+    if image_sizes is None:
+        return [size] * batch
+    return [
+        (min(math.ceil(h / stride), size[0]), min(math.ceil(w / stride), size[1]))
+        for h, w in image_sizes
+    ]
+
+
+def valid_mask(
+    extents: list[tuple[int, int]], size: tuple[int, int], device: torch.device
+) -> Tensor | None:
+    """(B, H, W) bool, true on each image's top left extent; None where that is the whole of all."""
+    if all(extent == tuple(size) for extent in extents):
+        return None  # lets attention and the loss take their unmasked, faster path
+    # built on the host, from host numbers, and sent over in one copy
+    mask = torch.zeros(len(extents), *size, dtype=torch.bool)
+    for image, (h, w) in zip(mask, extents, strict=True):
+        image[:h, :w] = True
+    return mask.to(device, non_blocking=True)

@@ -1,0 +1,8 @@
+"""Training, checking, exporting, launching, and experiments of several trainings."""
+
+from .check import check
+from .export import export_student
+from .launch import launch
+from .trainer import DistillTrainer
+
+__all__ = ["DistillTrainer", "check", "export_student", "launch"]

@@ -1,0 +1,147 @@
+"""Detectron2's default trainer, with what distillation adds."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.engine import DefaultTrainer
+from detectron2.evaluation import (
+    COCOEvaluator,
+    DatasetEvaluator,
+    LVISEvaluator,
+    PascalVOCDetectionEvaluator,
+)
+from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter, EventWriter, get_event_storage
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dpk_det.checkpoint import load_weights
+from dpk_det.errors import UserError
+from dpk_det.teacher import build_teacher, inherit_weights
+
+RESULTS = "results.json"
+
+
+class DistillTrainer(DefaultTrainer):
+    """Trains plain and distilling models alike.
+
+    Beyond the default trainer: ``MODEL.WEIGHTS`` may be in torchvision's layout,
+    ``DISTILL.INHERIT`` is obeyed, the console line shows the prior, and ``results.json`` closes a
+    finished run.
+    """
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Resume from the last checkpoint, or start from ``MODEL.WEIGHTS`` and the teacher's heads.
+
+        Raises:
+            UserError: when the weights are not found.
+        """
+        if resume and self.checkpointer.has_checkpoint():
+            super().resume_or_load(resume=True)
+            return
+        model = unwrap(self._trainer.model)
+        load_weights(model, self.cfg.MODEL.WEIGHTS)
+        if self.cfg.DISTILL.INHERIT:
+            inherit(model, self.cfg)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """The evaluator of a dataset, by its metadata's ``evaluator_type``.
+
+        Raises:
+            UserError: when there is none for that type.
+        """
+        folder = str(Path(cfg.OUTPUT_DIR) / "inference")
+        kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+        if kind == "coco":
+            return COCOEvaluator(dataset_name, output_dir=folder)
+        if kind == "lvis":
+            return LVISEvaluator(dataset_name, output_dir=folder)
+        if kind == "pascal_voc":
+            return PascalVOCDetectionEvaluator(dataset_name)
+        raise UserError(
+            f"Dataset {dataset_name} has evaluator_type {kind!r}, which this trainer cannot "
+            "evaluate: subclass DistillTrainer and override build_evaluator."
+        )
+
+    def build_writers(self) -> list[EventWriter]:
+        """Detectron2's writers, of which the console's shows the prior as well."""
+        console, *files = super().build_writers()
+        return [PriorPrinter(self.max_iter), *files]
+
+    def train(self) -> Any:
+        """Train, evaluate, and leave the figures in ``OUTPUT_DIR/results.json``."""
+        results = super().train()
+        if comm.is_main_process():
+            self._write_results()
+        return results
+
+    def _write_results(self) -> None:
+        model = unwrap(self._trainer.model)
+        distiller = getattr(model, "distiller", None)
+        num_distiller = count_parameters(distiller) if distiller is not None else 0
+        times = self.storage.histories().get("time")
+        summary = {
+            "iterations": self.max_iter,
+            "parameters": count_parameters(model) - num_distiller,
+            "distiller_parameters": num_distiller,
+            # None where there was nothing left to train
+            "seconds_per_step": times and float(np.median([t for t, _ in times.values()])),
+            "results": getattr(self, "_last_eval_results", {}),
+        }
+        # complete or absent: others take it for the sign that this run is done
+        path = Path(self.cfg.OUTPUT_DIR) / RESULTS
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(summary, indent=2) + "\n")
+        partial.replace(path)
+
+
+class PriorPrinter(CommonMetricPrinter):
+    """Detectron2's console line, followed by each level's prior ratio and CKA."""
+
+    def __init__(self, max_iter: int) -> None:
+        super().__init__(max_iter)
+        self.logger = _PriorAdapter(self.logger, {})
+
+
+class _PriorAdapter(logging.LoggerAdapter):
+    def process(self, msg: str, kwargs: Any) -> tuple[str, Any]:
+        shown: dict[str, list[str]] = {}
+        for name, (value, _) in get_event_storage().latest().items():
+            method, slash, metric = name.partition("/")
+            what, _, level = metric.partition("_")
+            if slash and what in ("ratio", "cka"):
+                shown.setdefault(f"{method} {what}", []).append(f"{level} {value:.2f}")
+        return "  ".join([msg, *(f"{k}: {', '.join(v)}" for k, v in shown.items())]), kwargs
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model itself, without DistributedDataParallel around it."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def count_parameters(module: nn.Module) -> int:
+    """How many numbers a module's parameters have, frozen ones included."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def inherit(model: nn.Module, cfg: CfgNode) -> None:
+    """Give a model, plain or distilling, its teacher's neck and heads, and log which weights.
+
+    Raises:
+        UserError: when the teacher cannot be built.
+    """
+    bond = getattr(model, "distillation", None)
+    teacher = bond.teacher if bond else build_teacher(cfg)
+    taken, left = inherit_weights(model, teacher.model)
+    logging.getLogger("dpk_det").info(
+        "Inherited %d weights of the teacher: %s. Not inherited, of another name or shape: %s.",
+        len(taken),
+        ", ".join(taken) or "none",
+        ", ".join(left) or "none",
+    )

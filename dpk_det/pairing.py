@@ -1,0 +1,53 @@
+"""Which student level learns from which teacher level."""
+
+from collections.abc import Mapping, Sequence
+
+from detectron2.layers import ShapeSpec
+
+from dpk_det.distill import Level
+from dpk_det.errors import UserError
+
+
+def pair_levels(
+    student: Mapping[str, ShapeSpec],
+    teacher: Mapping[str, ShapeSpec],
+    names: Sequence[str] = (),
+) -> list[Level]:
+    """Pair feature maps by stride, finest first.
+
+    Args:
+        student, teacher: what ``backbone.output_shape()`` returns.
+        names: the student's maps to pair; none means all that have a partner.
+
+    Raises:
+        UserError: when nothing pairs, or a named level is unknown or has no partner.
+    """
+    for name in names:
+        if name not in student:
+            raise UserError(
+                f"DISTILL.LEVELS names '{name}', which the student lacks: choose from "
+                f"{_list(student)}."
+            )
+    by_stride = {spec.stride: (name, spec) for name, spec in teacher.items()}
+    levels = []
+    for name, spec in student.items():
+        if names and name not in names:
+            continue
+        if spec.stride in by_stride:
+            partner, partner_spec = by_stride[spec.stride]
+            levels.append(Level(name, partner, spec.stride, spec.channels, partner_spec.channels))
+        elif names:
+            raise UserError(
+                f"The student's level {name} (stride {spec.stride}) has no partner among the "
+                f"teacher's {_list(teacher)}: take it out of DISTILL.LEVELS."
+            )
+    if not levels:
+        raise UserError(
+            f"Student and teacher share no feature level: the student has {_list(student)}, the "
+            f"teacher {_list(teacher)}; choose backbones that have a stride in common."
+        )
+    return sorted(levels, key=lambda level: level.stride)
+
+
+def _list(shapes: Mapping[str, ShapeSpec]) -> str:
+    return ", ".join(f"{name} (stride {spec.stride})" for name, spec in shapes.items())

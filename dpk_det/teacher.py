@@ -1,0 +1,147 @@
+"""The frozen teacher: its own config, its own normalisation, and every weight matched."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from torch import nn
+
+from dpk_det.checkpoint import load_weights_strictly
+from dpk_det.config import load_config
+from dpk_det.distill import Features
+from dpk_det.errors import UserError
+
+ZOO_EXAMPLE = "COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml"
+
+
+class Teacher:
+    """A detector that only looks: in eval mode, without gradients.
+
+    No ``nn.Module``, so that a student that holds it does not adopt its weights.
+
+    Args:
+        model: a Detectron2 model with ``backbone`` and ``preprocess_image``; frozen in place.
+        image_format: channel order it was trained with, "BGR" or "RGB".
+        student_format: channel order of the images that it will be shown.
+    """
+
+    def __init__(self, model: nn.Module, image_format: str, student_format: str) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.flip_channels = image_format != student_format
+
+    @torch.no_grad()
+    def __call__(self, batched_inputs: list[dict[str, Any]]) -> Features:
+        """Look at a batch, normalised and padded the teacher's own way; only its backbone runs.
+
+        Args:
+            batched_inputs: Detectron2's list of dicts; ``image`` (3, H, W) in the student's format.
+        """
+        if self.flip_channels:
+            batched_inputs = [{**x, "image": x["image"].flip(0)} for x in batched_inputs]
+        images = self.model.preprocess_image(batched_inputs)
+        backbone = self.model.backbone
+        return Features(backbone(images.tensor), feature_strides(backbone), images.image_sizes)
+
+
+def feature_strides(backbone: nn.Module) -> dict[str, int]:
+    """Name to pixels a cell of the backbone's maps."""
+    return {name: spec.stride for name, spec in backbone.output_shape().items()}
+
+
+def load_teacher_config(config_file: str, opts: Sequence[Any] = ()) -> CfgNode:
+    """Read a teacher's config from a path or Detectron2's model zoo.
+
+    Raises:
+        UserError: when it is neither.
+    """
+    if not config_file:
+        raise UserError(
+            "DISTILL.TEACHER.CONFIG_FILE is empty: give it a path or a model zoo name "
+            f"such as {ZOO_EXAMPLE}."
+        )
+    path = Path(config_file).expanduser()
+    if not path.is_file():
+        from detectron2 import model_zoo  # not at the top: upstream's needs an old setuptools
+
+        try:
+            path = model_zoo.get_config_file(config_file)
+        except RuntimeError as e:
+            raise UserError(
+                f"The teacher's config {config_file} is neither a file below {Path.cwd()} nor in "
+                f"Detectron2's model zoo: give DISTILL.TEACHER.CONFIG_FILE a path or a name "
+                f"such as {ZOO_EXAMPLE}."
+            ) from e
+    return load_config(str(path), [str(opt) for opt in opts])
+
+
+def find_teacher_weights(config_file: str, weights: str, teacher_cfg: CfgNode) -> str:
+    """The weights to load: as given, or the zoo's own, or those that training has left.
+
+    Raises:
+        UserError: when none are given and there are none to be found.
+    """
+    if weights:
+        return weights
+    if not Path(config_file).expanduser().is_file():
+        from detectron2 import model_zoo
+
+        return model_zoo.get_checkpoint_url(config_file)
+    trained = Path(teacher_cfg.OUTPUT_DIR) / "model_final.pth"
+    if trained.is_file():
+        return str(trained)
+    raise UserError(
+        f"The teacher {config_file} has no weights: train it (that leaves {trained}) or name "
+        "them in DISTILL.TEACHER.WEIGHTS."
+    )
+
+
+def build_teacher(cfg: CfgNode) -> Teacher:
+    """Build the teacher that ``cfg.DISTILL.TEACHER`` describes, on the student's device.
+
+    Args:
+        cfg: the student's config.
+
+    Raises:
+        UserError: when config or weights are not found, or a weight does not fit.
+    """
+    node = cfg.DISTILL.TEACHER
+    teacher_cfg = load_teacher_config(node.CONFIG_FILE, node.OPTS)
+    weights = find_teacher_weights(node.CONFIG_FILE, node.WEIGHTS, teacher_cfg)
+    teacher_cfg.MODEL.DEVICE = cfg.MODEL.DEVICE
+    model = build_model(teacher_cfg)
+    load_weights_strictly(model, weights, "DISTILL.TEACHER.WEIGHTS")
+    return Teacher(model, teacher_cfg.INPUT.FORMAT, cfg.INPUT.FORMAT)
+
+
+@torch.no_grad()
+def inherit_weights(student: nn.Module, teacher: nn.Module) -> tuple[list[str], list[str]]:
+    """Start the student's neck, proposal generator and heads from the teacher's weights.
+
+    The inheriting strategy of Kang et al. (NeurIPS 2021). Whatever is no part of the backbone's
+    bottom-up network is copied where names and shapes match, whole layers at a time: a bias is no
+    use without its weight. Pixel mean and deviation stay, each network keeps its own.
+
+    Args:
+        student: gets the weights in place. teacher: gives them.
+
+    Returns:
+        The names that were taken, and those of the student's that the teacher could not give.
+    """
+    own = "backbone.bottom_up." if hasattr(student.backbone, "bottom_up") else "backbone."
+    wanted = {
+        name: value
+        for name, value in student.state_dict().items()
+        if not name.startswith((own, "distiller.", "pixel_"))
+    }
+    given = teacher.state_dict()
+    misfits = {
+        name for name, x in wanted.items() if name not in given or given[name].shape != x.shape
+    }
+    odd_layers = {name.rpartition(".")[0] for name in misfits}
+    taken = [name for name in wanted if name.rpartition(".")[0] not in odd_layers]
+    for name in taken:
+        wanted[name].copy_(given[name])
+    return taken, [name for name in wanted if name not in taken]

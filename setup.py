@@ -1,0 +1,42 @@
+"""Package metadata; the settings of the tools are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+# Read, not imported: importing dpk_det imports torch, which is not there yet when pip asks.
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "dpk_det/__init__.py").read_text(), re.M)[1]
+
+setup(
+    name="dpk_det",
+    version=VERSION,
+    description="Distil big object detectors into small ones with Dynamic Prior Knowledge",
+    author="The dpk_det authors",
+    license="Apache-2.0",
+    packages=find_packages(include=("dpk_det*",)),
+    python_requires=">=3.10,<3.13",
+    install_requires=[
+        "torch>=2.11,<2.16",
+        "torchvision>=0.26,<0.31",
+        "numpy>=2",
+        "Pillow>=12",
+        "fvcore>=0.1.5,<0.1.6",
+        "iopath>=0.1.9",
+        "pycocotools>=2.0.8",
+        "opencv-python>=4.10",
+        "matplotlib>=3.9",
+        "tqdm",
+        "tabulate",
+        "yacs>=0.1.8",
+        "termcolor",
+        # Detectron2 is needed as well, but the index does not have it, so pip could not install
+        # dpk_det if it stood here: build it from upstream's sources, or let
+        # tools/install_detectron2.py (which `make` runs) put its Python part in place.
+    ],
+    extras_require={
+        # setuptools: tools/install_detectron2.py builds a wheel without build isolation.
+        "dev": ["pytest>=8", "pytest-xdist>=3", "ruff>=0.8", "setuptools>=77"],
+    },
+)

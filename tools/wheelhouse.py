@@ -1,0 +1,92 @@
+#!/usr/bin/env python3
+"""Collect the wheels that a Linux x86_64 machine without a network needs to run dpk_det.
+
+torch, torchvision and what they need are left out: they are gigabytes, and such a machine has
+them. The list is read from the metadata of the installed dpk_det, so it cannot go stale.
+
+    python tools/wheelhouse.py wheelhouse --python-version 3.12
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+from importlib.metadata import requires
+from pathlib import Path
+
+LEFT_OUT = {"torch", "torchvision"}
+TEST_TOOLS = ["pytest", "pytest-xdist"]
+# The index has these only as source archives; they are pure Python, so a wheel built here serves
+# everywhere. omegaconf and hydra-core want this version of the last.
+SOURCE_ONLY = {
+    "fvcore": "fvcore>=0.1.5,<0.1.6",
+    "iopath": "iopath>=0.1.9",
+    "antlr4-python3-runtime": "antlr4-python3-runtime==4.9.3",
+}
+# glibc 2.28 and older: all that torch's own wheels run on.
+PLATFORMS = [f"manylinux_{v}_x86_64" for v in ("2_28", "2_27", "2_24", "2_17")] + [
+    "manylinux2014_x86_64"
+]
+
+
+def run(*command: str | Path) -> None:
+    """Run this interpreter with `command`; exit with its status if it fails."""
+    status = subprocess.run([sys.executable, *map(str, command)]).returncode
+    if status:
+        sys.exit(status)
+
+
+def name_of(requirement: str) -> str:
+    """The package that a requirement line such as ``fvcore>=0.1.5`` names, in lower case."""
+    return re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0].lower()
+
+
+def needs() -> list[str]:
+    """What dpk_det needs at run time, Detectron2 and the test tools included, torch not."""
+    runtime = [r for r in requires("dpk_det") or [] if "extra ==" not in r]
+    return [r for r in runtime if name_of(r) not in LEFT_OUT] + ["detectron2==0.6", *TEST_TOOLS]
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="where the wheels go")
+    parser.add_argument(
+        "--python-version",
+        default=f"{sys.version_info.major}.{sys.version_info.minor}",
+        help="of the machine the wheels are for (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--only", nargs="+", metavar="PACKAGE", help="exactly these, without what they need"
+    )
+    args = parser.parse_args()
+
+    wanted = args.only or needs()
+    names = {name_of(r) for r in wanted}
+    sources = [line for name, line in SOURCE_ONLY.items() if not args.only or name in names]
+    if sources:
+        run("-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", args.folder, *sources)
+    if "detectron2" in names:
+        installer = Path(__file__).with_name("install_detectron2.py")
+        run(installer, "--wheel-dir", args.folder)
+
+    target = ["--only-binary=:all:", "--implementation", "cp"]
+    target += ["--python-version", args.python_version]
+    target += [f"--platform={platform}" for platform in PLATFORMS]
+    if args.only:
+        target.append("--no-deps")
+    run(
+        *("-m", "pip", "download", "--quiet", *target),
+        *("--find-links", args.folder, "--dest", args.folder, *wanted),
+    )
+    wheels = sorted(args.folder.glob("*.whl"))
+    size = sum(wheel.stat().st_size for wheel in wheels) / 1e6
+    print(f"{len(wheels)} wheels, {size:.1f} MB, for Python {args.python_version}: {args.folder}")
+
+
+if __name__ == "__main__":
+    main()
