@@ -10,7 +10,7 @@
 #
 # Variables: PYTHON, the interpreter that makes .venv (default python3); JOBS, processes for the
 # tests; PYTHON_VERSION, the Python of the machine that the wheelhouse is for (default that of
-# .venv); WHEELS, exactly the packages to put there (default all that is needed).
+# .venv); WHEELS, the packages to keep there (default all that is needed; give names only).
 
 PYTHON ?= python3
 JOBS ?= 2

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib
+import os
 import re
 import shutil
 import subprocess
@@ -58,10 +59,20 @@ dependencies = [
 
 [tool.setuptools.packages.find]
 include = ["detectron2*"]
-namespaces = false
 
 [tool.setuptools.package-data]
 "detectron2.model_zoo" = ["configs/**/*.yaml", "configs/**/*.py"]
+"""
+
+# pip asks an archive for its metadata even with --no-deps. The answer of this one's setup.py is of
+# no use: it needs torch, and newer pip refuses it because one of the optional extras, which nobody
+# asked for, names a URL. So setup.py finds this module when it imports torch, which answers with
+# name and version, all that a download is about. pip has checked the sha256 before it asks.
+STAND_IN = """\
+from setuptools import setup
+
+setup(name="pb1-detectron2", version="0.6", packages=[])
+raise SystemExit(0)
 """
 
 
@@ -224,39 +235,30 @@ def verify(archive: Path) -> None:
         )
 
 
-def pip(*args: str | Path) -> None:
+def pip(*args: str | Path, **environment: str) -> None:
     """Run this interpreter's pip; its messages go to the terminal.
 
     Raises:
         InstallError: pip failed.
     """
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, args)]
-    if subprocess.run(command).returncode:
+    if subprocess.run(command, env={**os.environ, **environment}).returncode:
         raise InstallError(
             f"pip {args[0]} failed in {sys.executable}: see its messages above, and give the "
             f"source archive of {ARCHIVE} with --archive where there is no network."
         )
 
 
-def require(module: str, requirement: str) -> None:
-    """Raise `InstallError` if `module`, which building needs, cannot be imported."""
-    try:
-        importlib.import_module(module)
-    except ImportError as error:
-        raise InstallError(
-            f"{requirement} is needed to build Detectron2 but missing from {sys.executable}: "
-            f"install it with `{sys.executable} -m pip install '{requirement}'` first."
-        ) from error
-
-
 def download(folder: Path) -> Path:
     """Fetch the archive with pip into `folder` and return its path."""
-    # pip asks the archive's setup.py for its metadata, even with --no-deps, and that imports torch.
-    require("torch", "torch")
+    stand_in = folder / "stand_in"
+    stand_in.mkdir(parents=True)
+    (stand_in / "torch.py").write_text(STAND_IN)
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{ARCHIVE} --hash=sha256:{ARCHIVE_SHA256}\n")
     options = ("--no-deps", "--no-binary", ":all:", "--no-build-isolation", "--require-hashes")
-    pip("download", "--quiet", *options, "--dest", folder, "--requirement", requirements)
+    options += ("--quiet", "--dest", folder, "--requirement", requirements)
+    pip("download", *options, PYTHONPATH=str(stand_in))
     return next(folder.glob("*.tar.gz"))
 
 
@@ -271,8 +273,18 @@ def unpack(archive: Path, folder: Path) -> Path:
 
 
 def build_wheel(archive: Path, wheel_dir: Path) -> Path:
-    """Build the mended wheel from the verified `archive` into `wheel_dir`; return its path."""
-    require("setuptools.command.bdist_wheel", "setuptools>=70.1")
+    """Build the mended wheel from the verified `archive` into `wheel_dir`; return its path.
+
+    Raises:
+        InstallError: setuptools is missing or too old, a mend matched nothing, or pip failed.
+    """
+    try:
+        importlib.import_module("setuptools.command.bdist_wheel")
+    except ImportError as error:
+        raise InstallError(
+            f"Building Detectron2 takes setuptools>=70.1, which {sys.executable} lacks: install it "
+            f"with `{sys.executable} -m pip install 'setuptools>=70.1'` first."
+        ) from error
     with tempfile.TemporaryDirectory() as tmp:
         source, stage = unpack(archive, Path(tmp, "source")), Path(tmp, "stage")
         print(f"Mended {mend(source)} places in {ARCHIVE}.")

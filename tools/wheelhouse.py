@@ -20,11 +20,7 @@ LEFT_OUT = {"torch", "torchvision"}
 TEST_TOOLS = ["pytest", "pytest-xdist"]
 # The index has these only as source archives; they are pure Python, so a wheel built here serves
 # everywhere. omegaconf and hydra-core want this version of the last.
-SOURCE_ONLY = {
-    "fvcore": "fvcore>=0.1.5,<0.1.6",
-    "iopath": "iopath>=0.1.9",
-    "antlr4-python3-runtime": "antlr4-python3-runtime==4.9.3",
-}
+SOURCE_ONLY = ["fvcore>=0.1.5,<0.1.6", "iopath>=0.1.9", "antlr4-python3-runtime==4.9.3"]
 # glibc 2.28 and older: all that torch's own wheels run on.
 PLATFORMS = [f"manylinux_{v}_x86_64" for v in ("2_28", "2_27", "2_24", "2_17")] + [
     "manylinux2014_x86_64"
@@ -38,9 +34,9 @@ def run(*command: str | Path) -> None:
         sys.exit(status)
 
 
-def name_of(requirement: str) -> str:
-    """The package that a requirement line such as ``fvcore>=0.1.5`` names, in lower case."""
-    return re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0].lower()
+def name_of(text: str) -> str:
+    """The package that a requirement line or a wheel's file name begins with, normalised."""
+    return re.match(r"[A-Za-z0-9._]+(-[A-Za-z][A-Za-z0-9._]*)*", text)[0].lower().replace("_", "-")
 
 
 def needs() -> list[str]:
@@ -60,29 +56,28 @@ def main() -> None:
         default=f"{sys.version_info.major}.{sys.version_info.minor}",
         help="of the machine the wheels are for (default: %(default)s)",
     )
-    parser.add_argument(
-        "--only", nargs="+", metavar="PACKAGE", help="exactly these, without what they need"
-    )
+    parser.add_argument("--only", nargs="+", metavar="PACKAGE", help="keep these alone")
     args = parser.parse_args()
 
-    wanted = args.only or needs()
-    names = {name_of(r) for r in wanted}
-    sources = [line for name, line in SOURCE_ONLY.items() if not args.only or name in names]
-    if sources:
-        run("-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", args.folder, *sources)
-    if "detectron2" in names:
-        installer = Path(__file__).with_name("install_detectron2.py")
-        run(installer, "--wheel-dir", args.folder)
-
+    run("-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", args.folder, *SOURCE_ONLY)
+    run(Path(__file__).with_name("install_detectron2.py"), "--wheel-dir", args.folder)
     target = ["--only-binary=:all:", "--implementation", "cp"]
     target += ["--python-version", args.python_version]
     target += [f"--platform={platform}" for platform in PLATFORMS]
+    options = ["--quiet", *target, "--find-links", args.folder, "--dest", args.folder]
+    run("-m", "pip", "download", *options, *needs())
+
     if args.only:
-        target.append("--no-deps")
-    run(
-        *("-m", "pip", "download", "--quiet", *target),
-        *("--find-links", args.folder, "--dest", args.folder, *wanted),
-    )
+        # All are fetched first, because only together do they settle which versions fit.
+        wanted = {name_of(package) for package in args.only}
+        found = {name_of(wheel.name): wheel for wheel in args.folder.glob("*.whl")}
+        if unknown := sorted(wanted - found.keys()):
+            sys.exit(
+                f"{', '.join(unknown)}: not among the packages that dpk_det needs, so not in "
+                f"{args.folder}: choose from {', '.join(sorted(found))}."
+            )
+        for name in found.keys() - wanted:
+            found[name].unlink()
     wheels = sorted(args.folder.glob("*.whl"))
     size = sum(wheel.stat().st_size for wheel in wheels) / 1e6
     print(f"{len(wheels)} wheels, {size:.1f} MB, for Python {args.python_version}: {args.folder}")

@@ -107,8 +107,10 @@ class MinibatchCKA(nn.Module):
         news = self.terms.new_zeros(len(samples), 4)  # three terms, and how many ranks saw them
         for new, sample, ok in zip(news, samples, enough, strict=True):
             if ok:
-                new[:3] = hsic_terms(*sample)
-                new[3] = 1
+                terms = hsic_terms(*sample)
+                finite = terms.isfinite().all()  # a step that overflowed is not counted
+                new[:3] = torch.where(finite, terms, 0)
+                new[3] = finite
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(news)
         ranks = news[:, 3:]
@@ -121,10 +123,13 @@ class MinibatchCKA(nn.Module):
 
 def _centre(z: Tensor, valid: Tensor | None, n: int) -> Tensor:
     z = z if z.dtype == torch.float64 else z.float()
+    # Any row is taken off first: the mean of equal rows rounds, and what it left would pass for
+    # signal; after this they are exactly 0.
     if valid is None:
+        z = z - z[:1]
         return z - z.mean(0)
     w = valid.unsqueeze(1)
-    z = torch.where(w, z, 0)
+    z = torch.where(w, z - z.index_select(0, valid.byte().argmax(0, keepdim=True)), 0)
     return torch.where(w, z - z.sum(0) / n, 0)  # rows that do not count add nothing to any term
 
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dpk_det.errors import UserError
+
 from .cka import MinibatchCKA
 from .mask import MASKS, prior_count
 from .ratio import RATIOS
@@ -141,13 +143,12 @@ class DPK(Distiller):
             mean 0 and deviation 1 over the batch.
         shortcut: add the student's map to what the transformer makes, as it is where both have the
             same channels and else through a 1 x 1 convolution. The transformer then learns what the
-            student's map lacks, and the student is drawn to the teacher's very channels, which heads
-            that it inherits understand. Not in the paper.
+            student's map lacks, and the student is drawn to the teacher's very channels, which
+            inherited heads understand. Not in the paper.
         cka_momentum: share of the old average in the running HSIC terms.
 
     Raises:
-        UserError: for an unknown schedule, mask or target.
-        ValueError: for widths that do not fit.
+        UserError: for an unknown schedule, mask or target, or numbers that do not fit.
     """
 
     def __init__(
@@ -171,6 +172,15 @@ class DPK(Distiller):
         cka_momentum: float = 0.98,
     ) -> None:
         super().__init__(levels)
+        if dim % 4 or dim % heads:
+            raise UserError(f"DPK's dim is {dim}: choose a multiple of 4 and of its {heads} heads.")
+        if not 0 <= ratio_min <= ratio_max <= 1:
+            raise UserError(
+                f"DPK's ratio_min is {ratio_min} and its ratio_max {ratio_max}: choose numbers "
+                "from 0 to 1, the smaller first."
+            )
+        if not 0 <= cka_momentum < 1:
+            raise UserError(f"DPK's cka_momentum is {cka_momentum}: choose a number below 1.")
         self.weight = weight
         self.schedule = find(RATIOS, ratio, "ratio schedule")
         self.bounds = {"low": ratio_min, "high": ratio_max, "fixed": ratio_fixed}
@@ -236,12 +246,18 @@ class _View:
 
     def samples(self) -> tuple[Tensor, Tensor, Tensor | None, int]:
         """Each token's mean feature in either network, as :func:`~.cka.hsic_terms` takes them."""
-        x, y = (
-            F.avg_pool2d(pad_to_tokens(z.detach().float(), self.patch), self.patch)
-            .permute(0, 2, 3, 1)
-            .flatten(0, 2)
-            for z in (self.student, self.teacher)
+        cells = (
+            self.student.new_ones(1, 1, *self.student.shape[-2:])
+            if self.cells is None
+            else self.cells.unsqueeze(1)
         )
+        x, y, share = (
+            F.avg_pool2d(pad_to_tokens(z.detach().float(), self.patch), self.patch)
+            for z in (self.student, self.teacher, cells)
+        )
+        # a token at the border is the mean of its valid cells only: with the zeros around them both
+        # networks would shrink alike there, which CKA takes for likeness
+        x, y = ((z / share.clamp(min=1e-6)).permute(0, 2, 3, 1).flatten(0, 2) for z in (x, y))
         valid = None if self.tokens is None else self.tokens.flatten()
         return x, y, valid, sum(h * w for h, w in self.extents)
 
@@ -254,7 +270,9 @@ def _raw(teacher: Tensor, cells: Tensor | None) -> Target:
 
 
 def _relative(teacher: Tensor, cells: Tensor | None) -> Target:
-    return teacher, 1 / (_channel_moments(teacher, cells)[1].mean() + EPS)
+    mean, var = _channel_moments(teacher, cells)
+    # a map of one cell, or a dead one, has no variance: then its size is what counts
+    return teacher, 1 / (var.mean().clamp(min=0.01 * mean.square().mean()) + EPS)
 
 
 def _standard(teacher: Tensor, cells: Tensor | None) -> Target:

@@ -32,7 +32,7 @@ def random_mask(valid: Tensor, ratio: float) -> Tensor:
     rank = torch.empty_like(order).scatter_(1, order, _arange_like(order))
     num_valid = valid.sum(1, keepdim=True)
     count = prior_count(ratio, n)
-    take = (ratio * num_valid).round().clamp(min=1)
+    take = (ratio * num_valid.double()).round().clamp(min=1)
     take = take.minimum(num_valid - 1)  # an only token stays the student's
     take = take.maximum(count - (n - num_valid)).clamp(max=count)  # padding must suffice to fill up
     fill = count - take

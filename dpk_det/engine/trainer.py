@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,13 +93,21 @@ class DistillTrainer(DefaultTrainer):
             "distiller_parameters": num_distiller,
             # None where there was nothing left to train
             "seconds_per_step": times and float(np.median([t for t, _ in times.values()])),
-            "results": getattr(self, "_last_eval_results", {}),
+            "results": _without_nan(getattr(self, "_last_eval_results", {})),
         }
         # complete or absent: others take it for the sign that this run is done
         path = Path(self.cfg.OUTPUT_DIR) / RESULTS
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(summary, indent=2) + "\n")
         partial.replace(path)
+
+
+def _without_nan(results: Mapping[str, Any]) -> dict[str, Any]:
+    # Detectron2 gives NaN where there was nothing to measure, which JSON cannot hold
+    return {
+        k: _without_nan(v) if isinstance(v, Mapping) else None if v != v else v
+        for k, v in results.items()
+    }
 
 
 class PriorPrinter(CommonMetricPrinter):

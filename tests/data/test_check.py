@@ -1,0 +1,138 @@
+"""The checks before training: names, files, number of classes."""
+
+import json
+
+import pytest
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from dpk_det.data import check_datasets, dataset_sizes, num_classes, register_json_datasets, shapes
+from dpk_det.errors import UserError
+
+
+@pytest.fixture
+def pets(tmp_path, cfg):
+    """A config that trains on two images with three classes."""
+    (tmp_path / "images").mkdir()
+    content = {
+        "info": {},
+        "images": [{"id": i, "file_name": f"{i}.png", "height": 8, "width": 8} for i in (1, 2)],
+        "annotations": [],
+        "categories": [{"id": i, "name": f"pet{i}"} for i in (1, 2, 3)],
+    }
+    (tmp_path / "pets.json").write_text(json.dumps(content))
+    cfg.DATASETS.JSON.pets = [str(tmp_path / "pets.json"), str(tmp_path / "images")]
+    cfg.DATASETS.TRAIN = ("pets",)
+    cfg.DATASETS.TEST = ()
+    cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
+    register_json_datasets(cfg)
+    return cfg
+
+
+def test_all_well(pets):
+    check_datasets(pets)
+    # Loading agrees with the classes that the check kept.
+    assert dataset_sizes(pets) == {"pets": 2}
+    check_datasets(pets)
+
+
+@pytest.mark.parametrize("key", ["TRAIN", "TEST"])
+def test_an_unknown_name_is_answered_with_the_nearest(cfg, key):
+    cfg.DATASETS[key] = ("coco_2017_vall",)
+    with pytest.raises(UserError, match=r"'coco_2017_vall', which is not .*'coco_2017_val'\?"):
+        check_datasets(cfg)
+
+
+def test_an_absent_annotation_file(pets, tmp_path):
+    (tmp_path / "pets.json").unlink()
+    with pytest.raises(UserError) as error:
+        check_datasets(pets)
+    path = tmp_path / "pets.json"
+    assert f"{path}, does not exist: correct DATASETS.JSON.pets." in str(error.value)
+
+
+def test_an_absent_image_folder(pets, tmp_path):
+    (tmp_path / "images").rmdir()
+    with pytest.raises(UserError, match=r"images, does not exist: correct DATASETS.JSON.pets\."):
+        check_datasets(pets)
+
+
+def test_an_absent_builtin_dataset_names_the_variable(cfg, tmp_path):
+    MetadataCatalog.get("made_up").set(json_file=str(tmp_path / "a.json"), thing_classes=["a"])
+    DatasetCatalog.register("made_up", list)
+    cfg.DATASETS.TEST = ("made_up",)
+    with pytest.raises(UserError, match="a.json, does not exist: set .* DETECTRON2_DATASETS"):
+        check_datasets(cfg)
+
+
+def test_shapes_need_not_be_drawn_yet(cfg, tmp_path):
+    shapes.register("shapes_tiny", str(tmp_path / "a"), 2, seed=0)
+    cfg.DATASETS.TRAIN = ("shapes_tiny",)
+    cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 6
+    check_datasets(cfg)
+    assert not (tmp_path / "a").exists()
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 80
+    with pytest.raises(UserError, match="dataset shapes_tiny has 6 classes: set it to 6"):
+        check_datasets(cfg)
+    assert dataset_sizes(cfg) == {"shapes_tiny": 2}
+
+
+def test_datasets_without_json_are_left_to_detectron2(cfg):
+    DatasetCatalog.register("listed", lambda: [{}, {}, {}])
+    MetadataCatalog.get("listed").set(thing_classes=["a"])
+    cfg.DATASETS.TRAIN = ("listed",)
+    cfg.DATASETS.TEST = ("voc_2007_test",)
+    check_datasets(cfg)
+    cfg.DATASETS.TEST = ("listed",)
+    assert dataset_sizes(cfg) == {"listed": 3}
+
+
+def test_the_number_of_classes_must_match(pets):
+    pets.MODEL.ROI_HEADS.NUM_CLASSES = 80
+    with pytest.raises(UserError) as error:
+        check_datasets(pets)
+    assert str(error.value) == (
+        "MODEL.ROI_HEADS.NUM_CLASSES is 80 but dataset pets has 3 classes: set it to 3."
+    )
+
+
+def test_the_annotations_are_read_once_at_most(pets, tmp_path):
+    check_datasets(pets)
+    (tmp_path / "pets.json").write_text("no JSON any more")
+    check_datasets(pets)
+    MetadataCatalog.remove("pets")
+    MetadataCatalog.get("pets").set(
+        json_file=pets.DATASETS.JSON.pets[0], image_root=pets.DATASETS.JSON.pets[1]
+    )
+    with pytest.raises(UserError, match="not in COCO's JSON format"):
+        check_datasets(pets)
+    # A model whose head is not known: no need to read anything.
+    pets.MODEL.META_ARCHITECTURE = "ProposalNetwork"
+    check_datasets(pets)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "expected"),
+    [
+        ("GeneralizedRCNN", 11),
+        ("DistillRCNN", 11),
+        ("RetinaNet", 12),
+        ("DistillRetinaNet", 12),
+        ("DistillFCOS", 13),
+        ("ProposalNetwork", None),
+        ("SemanticSegmentor", None),
+    ],
+)
+def test_num_classes_by_architecture(cfg, architecture, expected):
+    cfg.MODEL.META_ARCHITECTURE = architecture
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 11
+    cfg.MODEL.RETINANET.NUM_CLASSES = 12
+    cfg.MODEL.FCOS = CfgNode({"NUM_CLASSES": 13})
+    assert num_classes(cfg) == expected
+
+
+def test_fcos_without_a_node_is_not_checked(cfg):
+    cfg.MODEL.META_ARCHITECTURE = "FCOS"
+    assert num_classes(cfg) is None

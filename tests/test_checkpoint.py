@@ -1,0 +1,179 @@
+"""Loading weights: torchvision's layout, addresses, and what does not fit."""
+
+import pickle
+
+import iopath.common.file_io
+import pytest
+import torch
+import torchvision
+from detectron2.modeling import build_backbone, build_model
+from torch import nn
+
+from dpk_det.checkpoint import load_weights, load_weights_strictly, rename_torchvision
+from dpk_det.config import load_config
+from dpk_det.errors import UserError
+
+
+def resnet(depth):
+    """torchvision's, with statistics and affines as training leaves them."""
+    torch.manual_seed(depth)
+    model = getattr(torchvision.models, f"resnet{depth}")()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 1)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    return model.eval()
+
+
+def resnet_config(depth):
+    cfg = load_config(
+        "",
+        [
+            *("MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.DEVICE", "cpu"),
+            *("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"),
+            *("MODEL.RESNETS.OUT_FEATURES", "['res2', 'res3', 'res4', 'res5']"),
+            *("MODEL.FPN.IN_FEATURES", "['res2', 'res3', 'res4', 'res5']"),
+            *("MODEL.FPN.OUT_CHANNELS", "16"),
+            *("MODEL.ANCHOR_GENERATOR.SIZES", "[[8], [16], [32], [64], [128]]"),
+            *("MODEL.RPN.IN_FEATURES", "['p2', 'p3', 'p4', 'p5', 'p6']"),
+            *("MODEL.ROI_HEADS.NAME", "StandardROIHeads"),
+            *("MODEL.ROI_HEADS.IN_FEATURES", "['p2', 'p3']"),
+            *("MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead"),
+            *("MODEL.ROI_BOX_HEAD.NUM_FC", "1", "MODEL.ROI_BOX_HEAD.FC_DIM", "16"),
+            *("MODEL.RESNETS.STRIDE_IN_1X1", "False", "MODEL.RESNETS.DEPTH", str(depth)),
+        ],
+    )
+    if depth < 50:
+        cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    return cfg
+
+
+@pytest.fixture
+def http(monkeypatch, tmp_path):
+    """Addresses asked for; what any of them gives lies in ``http.file``."""
+
+    class Http(list):
+        file = tmp_path / "downloaded.pth"
+
+    asked = Http()
+
+    def download(self, path, **kwargs):
+        asked.append(path)
+        return str(asked.file)
+
+    monkeypatch.setattr(iopath.common.file_io.HTTPURLHandler, "_get_local_path", download)
+    return asked
+
+
+# ------------------------------------------------------------------ torchvision's layout
+
+
+def test_torchvisions_resnet18_gives_the_detectors_backbone_the_same_output(tmp_path):
+    reference = resnet(18)
+    torch.save(reference.state_dict(), tmp_path / "r18.pth")
+    model = build_model(resnet_config(18)).eval()  # its norm is FrozenBN
+    found = load_weights(model, str(tmp_path / "r18.pth"))
+
+    assert not [name for name in found.missing_keys if "bottom_up" in name]
+    assert not found.unexpected_keys and not found.incorrect_shapes
+    assert [name for name in found.missing_keys if "fpn_lateral2" in name]  # not in the file
+
+    image = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        trunk = nn.Sequential(*list(reference.children())[:-2])
+        expected = trunk(image)
+        res5 = model.backbone.bottom_up(image)["res5"]
+    assert expected.abs().max() > 0.1
+    torch.testing.assert_close(res5, expected, rtol=1e-5, atol=1e-5)
+
+
+# timm's ResNets have the very same names, so that this holds for its files too.
+@pytest.mark.parametrize("depth", [34, 50, 101])
+def test_renaming_gives_exactly_detectron2s_names_and_shapes(depth):
+    with torch.device("meta"):
+        theirs = getattr(torchvision.models, f"resnet{depth}")().state_dict()
+        ours = build_backbone(resnet_config(depth)).bottom_up.state_dict()
+    renamed = rename_torchvision(theirs)
+    assert {name: x.shape for name, x in renamed.items()} == {n: x.shape for n, x in ours.items()}
+
+
+def test_a_torchvision_name_becomes_torchvisions_address(http):
+    torch.save({"weight": torch.ones(1, 1), "bias": torch.ones(1)}, http.file)
+    model = nn.Linear(1, 1)
+    load_weights(model, "torchvision://ResNet18_Weights.IMAGENET1K_V1")
+    assert set(http) == {"https://download.pytorch.org/models/resnet18-f37072fd.pth"}
+    assert model.weight.item() == 1
+
+
+@pytest.mark.parametrize("name", ["ResNet18_Weights.NO_SUCH", "NoNet_Weights.X", "resnet18", ""])
+def test_a_name_that_torchvision_lacks_is_an_error(name, http):
+    with pytest.raises(UserError, match=f"no weights named {name}: write ResNet18_Weights"):
+        load_weights(nn.Linear(1, 1), f"torchvision://{name}")
+    assert http == []
+
+
+# ------------------------------------------------------------------ where weights lie
+
+
+@pytest.mark.parametrize(
+    ("path", "url"),
+    [
+        ("https://example.org/a/w.pth", "https://example.org/a/w.pth"),
+        ("detectron2://a/w.pth", "https://dl.fbaipublicfiles.com/detectron2/a/w.pth"),
+    ],
+)
+def test_weights_come_from_addresses_too(path, url, http):
+    torch.save({"model": {"weight": torch.ones(1, 1), "bias": torch.ones(1)}}, http.file)
+    model = nn.Linear(1, 1)
+    load_weights_strictly(model, path, "MODEL.WEIGHTS")
+    assert set(http) == {url}
+    assert model.weight.item() == 1
+
+
+def test_no_path_loads_nothing():
+    model = nn.Linear(1, 1)
+    before = model.weight.item()
+    assert load_weights(model, "") is None
+    assert model.weight.item() == before
+
+
+@pytest.mark.parametrize("load", [load_weights, load_weights_strictly])
+def test_an_absent_file_is_named_with_the_key_to_mend(load, tmp_path):
+    path = str(tmp_path / "none.pth")
+    with pytest.raises(UserError, match=rf"no weights at {path}: give SOME\.KEY an existing"):
+        load(nn.Linear(1, 1), path, "SOME.KEY")
+
+
+# ------------------------------------------------------------------ what does not fit
+
+
+def test_loading_takes_what_matches_and_says_what_did_not(tmp_path):
+    path = tmp_path / "w.pth"
+    torch.save({"model": {"0.weight": torch.full((2, 2), 3.0), "1.weight": torch.ones(5, 5)}}, path)
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2))
+    found = load_weights(model, str(path))
+    assert torch.equal(model[0].weight, torch.full((2, 2), 3.0))
+    assert found.incorrect_shapes == [("1.weight", (5, 5), (2, 2))]
+    assert "1.bias" in found.missing_keys
+
+
+def test_strict_loading_lets_pass_what_is_no_weight_of_a_detector(tmp_path):
+    path = tmp_path / "w.pth"
+    extra = ("pixel_mean", "anchor_generator.cell_anchors.0", "distiller.x", "num_batches_tracked")
+    state = {"weight": torch.ones(1, 1), "bias": torch.ones(1)}
+    torch.save({"model": state | {name: torch.ones(1) for name in extra}}, path)
+    model = nn.Linear(1, 1)
+    load_weights_strictly(model, str(path), "KEY")
+    assert model.bias.item() == 1
+
+
+def test_the_model_zoos_pickles_of_numpy_arrays_load_strictly(tiny, tmp_path):
+    state = torch.load(tiny.weights)["model"]
+    content = {"model": {name: x.numpy() for name, x in state.items()}, "__author__": "zoo"}
+    path = tmp_path / "model_final.pkl"
+    path.write_bytes(pickle.dumps(content))
+    model = tiny.build("teacher", seed=3)
+    load_weights_strictly(model, str(path), "KEY")
+    assert all(torch.equal(x, state[name]) for name, x in model.state_dict().items())

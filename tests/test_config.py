@@ -1,0 +1,163 @@
+"""The config: keys, errors that name the nearest one, and every file below configs/."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_backbone
+
+from dpk_det.config import add_dpk_config, load_config, method_arguments
+from dpk_det.distill import DPK, build_distiller
+from dpk_det.errors import UserError
+from dpk_det.modeling.meta_arch import PLAIN
+from dpk_det.pairing import pair_levels
+from dpk_det.teacher import find_teacher_weights, load_teacher_config
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml"))
+# distilling config -> its plain twins
+TWINS = {
+    "configs/dpk_frcnn_r101_r18.yaml": ["configs/plain_frcnn_r18.yaml"],
+    "configs/dpk_frcnn_r101_r50.yaml": ["configs/plain_frcnn_r50.yaml"],
+    "configs/dpk_mrcnn_r101_r50.yaml": ["configs/plain_mrcnn_r50.yaml"],
+    "configs/bccd/dpk.yaml": ["configs/bccd/plain.yaml"],
+    "configs/shapes/dpk.yaml": ["configs/shapes/plain.yaml", "configs/shapes/inherit.yaml"],
+}
+
+
+def flatten(node, prefix=""):
+    flat = {}
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+@pytest.fixture
+def at_root(monkeypatch):
+    """In the repository's root, where the paths in the configs start."""
+    monkeypatch.chdir(ROOT)
+
+
+# ------------------------------------------------------------------ keys
+
+
+def test_adding_our_keys_changes_none_of_detectron2s():
+    cfg = get_cfg()
+    add_dpk_config(cfg)
+    before, after = flatten(get_cfg()), flatten(cfg)
+    assert {key: after[key] for key in before} == before
+    new = set(after) - set(before)
+    assert all(key.startswith(("DISTILL.", "MODEL.SMALL_RESNET.")) for key in new)
+
+
+def test_the_node_of_dpk_holds_the_constructors_arguments_and_defaults():
+    parameters = inspect.signature(DPK).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    assert method_arguments(load_config("")) == {"dpk": defaults}
+
+
+def test_overrides_win_over_the_file_and_reach_the_method(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("VERSION: 2\nDISTILL:\n  DPK:\n    DIM: 32\n    HEADS: 2\n")
+    cfg = load_config(str(path), ["DISTILL.DPK.HEADS", "4"])
+    arguments = method_arguments(cfg)["dpk"]
+    assert (arguments["dim"], arguments["heads"]) == (32, 4)
+
+
+def test_a_method_without_a_node_has_no_arguments():
+    cfg = load_config("", ["DISTILL.METHODS", "['dpk', 'mine']"])
+    assert method_arguments(cfg)["mine"] == {}
+
+
+# ------------------------------------------------------------------ mistakes
+
+
+def test_an_unknown_key_in_a_file_is_answered_with_the_nearest(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("VERSION: 2\nDISTILL:\n  TEACHER:\n    CONFIGFILE: x.yaml\n")
+    with pytest.raises(
+        UserError,
+        match=r"DISTILL\.TEACHER\.CONFIGFILE \(in the config file\): "
+        r"did you mean DISTILL\.TEACHER\.CONFIG_FILE\?",
+    ):
+        load_config(str(path))
+
+
+def test_an_unknown_key_on_the_command_line_is_answered_with_the_nearest():
+    with pytest.raises(
+        UserError,
+        match=r"DISTILL\.DPK\.WIEGHT \(on the command line\): did you mean DISTILL\.DPK\.WEIGHT\?",
+    ):
+        load_config("", ["DISTILL.DPK.WIEGHT", "2.0"])
+
+
+def test_a_key_like_no_other_is_answered_without_a_guess():
+    with pytest.raises(UserError, match=r"no config key QQQQ \(on the command line\): take it out"):
+        load_config("", ["QQQQ", "1"])
+
+
+def test_an_override_without_a_value_is_refused():
+    with pytest.raises(UserError, match="write KEY VALUE KEY VALUE"):
+        load_config("", ["SEED"])
+
+
+def test_a_value_of_the_wrong_type_is_refused_by_the_name_of_its_key():
+    with pytest.raises(UserError, match=r"DISTILL\.DPK\.DIM"):
+        load_config("", ["DISTILL.DPK.DIM", "wide"])
+
+
+def test_an_absent_file_is_named():
+    with pytest.raises(UserError, match=r"no config file not/here\.yaml: .*--config-file"):
+        load_config("not/here.yaml")
+
+
+# ------------------------------------------------------------------ configs/
+
+
+def test_every_distilling_config_has_a_twin_here():
+    distilling = {c for c in CONFIGS if load_config(str(ROOT / c)).MODEL.META_ARCHITECTURE in PLAIN}
+    assert distilling == set(TWINS)
+
+
+@pytest.mark.parametrize("path", CONFIGS)
+def test_every_config_loads(path):
+    cfg = load_config(str(ROOT / path))
+    assert cfg.VERSION == 2
+    assert cfg.DATASETS.TRAIN and cfg.DATASETS.TEST
+
+
+@pytest.mark.parametrize(("path", "twin"), [(p, t) for p, twins in TWINS.items() for t in twins])
+def test_a_distilling_config_differs_from_its_plain_twin_in_the_distillation_alone(path, twin):
+    one, other = (flatten(load_config(str(ROOT / p))) for p in (path, twin))
+    differing = {key for key in one if one[key] != other[key]}
+    assert {key for key in differing if not key.startswith("DISTILL.")} == {
+        "MODEL.META_ARCHITECTURE",
+        "OUTPUT_DIR",
+    }
+    assert PLAIN[one["MODEL.META_ARCHITECTURE"]] == other["MODEL.META_ARCHITECTURE"]
+
+
+@pytest.mark.parametrize("path", TWINS)
+def test_all_levels_of_a_distilling_config_pair_and_its_method_builds(path, at_root):
+    cfg = load_config(path)
+    teacher = load_teacher_config(cfg.DISTILL.TEACHER.CONFIG_FILE, cfg.DISTILL.TEACHER.OPTS)
+    with torch.device("meta"):  # shapes only, which takes no time
+        student_shape, teacher_shape = (build_backbone(c).output_shape() for c in (cfg, teacher))
+        levels = pair_levels(student_shape, teacher_shape, cfg.DISTILL.LEVELS)
+        distiller = build_distiller(method_arguments(cfg), levels)
+    assert [level.student for level in levels] == sorted(student_shape)
+    assert sum(p.numel() for p in distiller.parameters()) > 0
+    assert teacher.MODEL.ROI_HEADS.NUM_CLASSES == cfg.MODEL.ROI_HEADS.NUM_CLASSES
+
+
+@pytest.mark.parametrize("path", [p for p in TWINS if p.count("/") == 1])
+def test_the_teachers_of_coco_configs_have_their_weights_in_the_model_zoo(path):
+    node = load_config(str(ROOT / path)).DISTILL.TEACHER
+    teacher = load_teacher_config(node.CONFIG_FILE)
+    url = find_teacher_weights(node.CONFIG_FILE, node.WEIGHTS, teacher)
+    assert url.startswith("https://") and url.endswith(".pkl")

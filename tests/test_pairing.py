@@ -1,0 +1,65 @@
+"""Which student level learns from which teacher level."""
+
+import pytest
+from detectron2.layers import ShapeSpec
+
+from dpk_det.distill import Level
+from dpk_det.errors import UserError
+from dpk_det.pairing import pair_levels
+
+
+def maps(channels, **strides):
+    return {name: ShapeSpec(channels=channels, stride=stride) for name, stride in strides.items()}
+
+
+FASTER_RCNN = maps(64, p2=4, p3=8, p4=16, p5=32, p6=64)
+RETINANET = maps(256, p3=8, p4=16, p5=32, p6=64, p7=128)
+
+
+def test_p2_to_p6_with_p3_to_p7_pair_where_strides_are_equal():
+    assert pair_levels(FASTER_RCNN, RETINANET) == [
+        Level("p3", "p3", 8, 64, 256),
+        Level("p4", "p4", 16, 64, 256),
+        Level("p5", "p5", 32, 64, 256),
+        Level("p6", "p6", 64, 64, 256),
+    ]
+
+
+def test_names_do_not_matter_and_the_finest_comes_first():
+    student = {
+        "c5": ShapeSpec(channels=32, stride=32),
+        "c4": ShapeSpec(channels=16, stride=16),
+    }
+    # names that would mislead: the same name at another stride
+    teacher = {
+        "c5": ShapeSpec(channels=7, stride=16),
+        "top": ShapeSpec(channels=9, stride=32),
+    }
+    assert pair_levels(student, teacher) == [
+        Level("c4", "c5", 16, 16, 7),
+        Level("c5", "top", 32, 32, 9),
+    ]
+
+
+def test_named_levels_alone_are_paired():
+    levels = pair_levels(FASTER_RCNN, RETINANET, ["p5", "p3"])
+    assert [level.student for level in levels] == ["p3", "p5"]
+
+
+def test_an_unknown_level_is_an_error_that_lists_the_students():
+    with pytest.raises(UserError, match=r"'p9', which the student lacks: .*p2 \(stride 4\), p3"):
+        pair_levels(FASTER_RCNN, RETINANET, ["p3", "p9"])
+
+
+def test_a_named_level_without_a_partner_is_an_error():
+    with pytest.raises(
+        UserError, match=r"p2 \(stride 4\) has no partner among the teacher's p3 \(stride 8\)"
+    ):
+        pair_levels(FASTER_RCNN, RETINANET, ["p2", "p3"])
+
+
+def test_nothing_in_common_is_one_error_that_lists_both():
+    with pytest.raises(
+        UserError, match=r"the student has p2 \(stride 4\), the teacher p5 \(stride 32\)"
+    ):
+        pair_levels(maps(8, p2=4), maps(8, p5=32))
