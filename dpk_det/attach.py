@@ -90,7 +90,7 @@ def attach_distiller(model: nn.Module, teacher: Teacher, distiller: Distiller) -
     return Distillation(model, teacher, distiller)
 
 
-def distil(model: nn.Module, cfg: CfgNode) -> nn.Module:
+def attach_from_config(model: nn.Module, cfg: CfgNode) -> nn.Module:
     """Attach what ``cfg.DISTILL`` describes to a model and return that model.
 
     Raises:

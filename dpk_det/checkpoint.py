@@ -4,6 +4,7 @@ A path ``torchvision://ResNet18_Weights.IMAGENET1K_V1`` names weights of torchvi
 once; any file in that layout, which is timm's too, is recognised by its keys.
 """
 
+import pickle
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -50,14 +51,22 @@ def load_weights(model: nn.Module, path: str, key: str = "MODEL.WEIGHTS") -> Any
         :attr:`Checkpointer.incompatible`, or None for no path.
 
     Raises:
-        UserError: when there is no file.
+        UserError: when there is no file, it cannot be fetched, or it is no checkpoint.
     """
     if not path:
         return None
-    if not PathManager.exists(path) and not PathManager.isfile(PathManager.get_local_path(path)):
+    try:
+        # Detectron2's newest takes a query behind the path; its handlers for URLs know no exists()
+        found = PathManager.isfile(PathManager.get_local_path(path.partition("?")[0]))
+    except OSError as e:  # of the network as well
+        raise UserError(f"The weights at {path} cannot be had ({e}): check {key}.") from e
+    if not found:
         raise UserError(f"There are no weights at {path}: give {key} an existing file or URL.")
     checkpointer = Checkpointer(model)
-    checkpointer.load(path, checkpointables=[])
+    try:
+        checkpointer.load(path, checkpointables=[])
+    except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError) as e:
+        raise UserError(f"The file {path} is no checkpoint ({e!r}): check {key}.") from e
     return checkpointer.incompatible
 
 
@@ -74,8 +83,9 @@ def load_weights_strictly(model: nn.Module, path: str, key: str) -> None:
     """
     found = load_weights(model, path, key)
     for what, names in (
-        ("missing from the file", found.missing_keys),
+        # first, for those of another shape are missing too
         ("of another shape in the file", [name for name, *_ in found.incorrect_shapes]),
+        ("missing from the file", found.missing_keys),
         ("in the file but not in the model", found.unexpected_keys),
     ):
         names = sorted(name for name in names if not _NO_WEIGHT.search(name))
@@ -117,15 +127,12 @@ class _TorchvisionHandler(PathHandler):
         name = path.removeprefix(self.PREFIX)
         try:
             weights = torchvision.models.get_weight(name)
-        except (ValueError, AttributeError) as e:
+        except (ValueError, AttributeError, KeyError) as e:
             raise UserError(
                 f"torchvision has no weights named {name}: write ResNet18_Weights.IMAGENET1K_V1 or "
                 "another name that it knows."
             ) from e
         return PathManager.get_local_path(weights.url, **kwargs)
-
-    def _exists(self, path: str, **kwargs: Any) -> bool:
-        return PathManager.isfile(self._get_local_path(path))
 
 
 PathManager.register_handler(_TorchvisionHandler())

@@ -4,10 +4,14 @@ import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import yaml
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
 from dpk_det.errors import UserError
+
+# meta-architecture that distils -> the plain one that it trains
+PLAIN = {"DistillRCNN": "GeneralizedRCNN"}
 
 
 def add_dpk_config(cfg: CN) -> None:
@@ -83,8 +87,8 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
         opts: ``[KEY, VALUE, KEY, VALUE, ...]`` as they stand on the command line.
 
     Raises:
-        UserError: when the file is absent, a key unknown (naming the nearest one), or a value
-            of the wrong type.
+        UserError: when the file is absent or no YAML, a key unknown (naming the nearest one), or a
+            value of the wrong type.
     """
     cfg = get_cfg()
     add_dpk_config(cfg)
@@ -98,8 +102,18 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
         cfg.merge_from_list(list(opts))
     except (KeyError, AssertionError) as e:
         raise UserError(_explain_key(str(e.args[0] if e.args else e), cfg, opts)) from e
-    except ValueError as e:
-        raise UserError(f"The config does not fit: {e}") from e
+    except (ValueError, TypeError, AttributeError, OSError, yaml.YAMLError) as e:
+        reason = " ".join(str(e).split())
+        raise UserError(f"The config {config_file} does not fit ({reason}): correct it.") from e
+    return cfg
+
+
+def plain_architecture(cfg: CN) -> CN:
+    """A copy of a config whose model does not distil: for evaluation, export and teachers."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    name = cfg.MODEL.META_ARCHITECTURE
+    cfg.MODEL.META_ARCHITECTURE = PLAIN.get(name, name)
     return cfg
 
 

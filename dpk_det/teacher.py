@@ -10,7 +10,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from dpk_det.checkpoint import load_weights_strictly
-from dpk_det.config import load_config
+from dpk_det.config import load_config, plain_architecture
 from dpk_det.distill import Features
 from dpk_det.errors import UserError
 
@@ -108,7 +108,8 @@ def build_teacher(cfg: CfgNode) -> Teacher:
         UserError: when config or weights are not found, or a weight does not fit.
     """
     node = cfg.DISTILL.TEACHER
-    teacher_cfg = load_teacher_config(node.CONFIG_FILE, node.OPTS)
+    # a teacher may have been distilled itself
+    teacher_cfg = plain_architecture(load_teacher_config(node.CONFIG_FILE, node.OPTS))
     weights = find_teacher_weights(node.CONFIG_FILE, node.WEIGHTS, teacher_cfg)
     teacher_cfg.MODEL.DEVICE = cfg.MODEL.DEVICE
     model = build_model(teacher_cfg)
@@ -140,8 +141,13 @@ def inherit_weights(student: nn.Module, teacher: nn.Module) -> tuple[list[str], 
     misfits = {
         name for name, x in wanted.items() if name not in given or given[name].shape != x.shape
     }
-    odd_layers = {name.rpartition(".")[0] for name in misfits}
-    taken = [name for name in wanted if name.rpartition(".")[0] not in odd_layers]
+    odd_layers = {_layer(name) for name in misfits}
+    taken = [name for name in wanted if _layer(name) not in odd_layers]
     for name in taken:
         wanted[name].copy_(given[name])
     return taken, [name for name in wanted if name not in taken]
+
+
+def _layer(name: str) -> str:
+    # Detectron2's convolutions hold their norm, which is of no use without them
+    return name.rpartition(".")[0].removesuffix(".norm")

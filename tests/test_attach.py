@@ -5,7 +5,7 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from dpk_det.attach import attach_distiller, distil
+from dpk_det.attach import attach_distiller, attach_from_config
 from dpk_det.distill import DPK, Distiller
 from dpk_det.errors import UserError
 from dpk_det.pairing import pair_levels
@@ -159,7 +159,7 @@ def test_every_weight_of_student_and_distiller_has_a_gradient(parties, batch):
 def test_distil_does_what_the_config_says_and_returns_the_model(tiny):
     cfg = tiny.cfg("dpk", "DISTILL.LEVELS", "['p3', 'p4']", "DISTILL.DPK.WEIGHT", "2.5")
     model = tiny.build("plain")
-    assert distil(model, cfg) is model
+    assert attach_from_config(model, cfg) is model
     method = model.distiller.methods["dpk"]
     assert [level.student for level in method.levels] == ["p3", "p4"]
     assert method.weight == 2.5
@@ -168,4 +168,4 @@ def test_distil_does_what_the_config_says_and_returns_the_model(tiny):
 def test_an_unknown_method_is_answered_with_the_nearest(tiny):
     cfg = tiny.cfg("dpk", "DISTILL.METHODS", "['DPK']")
     with pytest.raises(UserError, match="no distiller named 'DPK': did you mean 'dpk'"):
-        distil(tiny.build("plain"), cfg)
+        attach_from_config(tiny.build("plain"), cfg)

@@ -8,10 +8,9 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_backbone
 
-from dpk_det.config import add_dpk_config, load_config, method_arguments
+from dpk_det.config import PLAIN, add_dpk_config, load_config, method_arguments
 from dpk_det.distill import DPK, build_distiller
 from dpk_det.errors import UserError
-from dpk_det.modeling.meta_arch import PLAIN
 from dpk_det.pairing import pair_levels
 from dpk_det.teacher import find_teacher_weights, load_teacher_config
 

@@ -143,8 +143,10 @@ def build_distiller(methods: dict[str, dict[str, Any]], levels: list[Level]) -> 
         levels: what to distil.
 
     Raises:
-        UserError: for an unknown name, naming the nearest known one.
+        UserError: for an unknown name, naming the nearest known one, or none at all.
     """
+    if not methods:
+        raise UserError(f"No method is named: choose from {', '.join(sorted(DISTILLERS))}.")
     return Combined(
         {name: find(DISTILLERS, name, "distiller")(levels, **kw) for name, kw in methods.items()}
     )
@@ -158,6 +160,9 @@ def find(table: dict[str, Any], name: str, what: str) -> Any:
     """
     if name in table:
         return table[name]
-    near = difflib.get_close_matches(str(name).lower(), table, 1)
-    hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(sorted(table))}."
+    names = {known.lower(): known for known in table}
+    near = difflib.get_close_matches(str(name).lower(), names, 1)
+    hint = (
+        f"did you mean '{names[near[0]]}'?" if near else f"choose from {', '.join(sorted(table))}."
+    )
     raise UserError(f"There is no {what} named '{name}': {hint}")

@@ -1,5 +1,7 @@
 """Tries a job before it is queued: everything is built, looked at, and stepped once."""
 
+import math
+
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.utils import comm
@@ -38,7 +40,13 @@ def check(cfg: CfgNode) -> str:
     counts["student"] -= counts.get("distiller", 0)
 
     num_images = max(cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(), 1)
-    losses = _step(cfg, model, min(num_images, 2))
+    try:
+        losses = _step(cfg, model, min(num_images, 2))
+    except FloatingPointError as e:
+        raise UserError(
+            f"The first step on made-up images failed ({' '.join(str(e).split())}): check the "
+            "weights and INPUT.FORMAT, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD."
+        ) from e
     sections = [
         ("parameters", tabulate(counts.items(), intfmt=",")),
         ("weights", _describe_weights(cfg, model, found, bond is not None)),
@@ -81,9 +89,6 @@ def _step(cfg: CfgNode, model, num_images: int) -> dict[str, float]:
     optimizer.step()
     values = {name: loss.item() for name, loss in losses.items()}
     for name, value in values.items():
-        if value - value != 0:  # infinite or not a number
-            raise UserError(
-                f"{name} is {value} on the first step on made-up images: check the weights and "
-                "INPUT.FORMAT, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD."
-            )
+        if not math.isfinite(value):
+            raise FloatingPointError(f"{name} is {value}")
     return values

@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from dpk_det.data import dataset_sizes
+
 from .report import PLOT, method_table, plot_prior
 from .runs import Run, train_all
+from .train import parse_args, setup
 
 # a method's config file in the folder of configs -> its row in the table
 TITLES = {
@@ -51,6 +54,8 @@ def demo(configs: Path, folder: Path, seeds: Sequence[int], workers: int, thread
             )
             for seed in seeds
         ]
+    # drawn here, where the progress bar can be seen, and not by the first two trainings
+    dataset_sizes(setup(parse_args(teacher.arguments)))
     train_all([run for runs in methods.values() for run in runs], workers, threads)
 
     table = method_table({title: methods[name] for name, title in TITLES.items()})

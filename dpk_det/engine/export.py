@@ -7,8 +7,7 @@ import torch
 from detectron2.modeling import build_model
 
 from dpk_det.checkpoint import load_weights_strictly
-from dpk_det.config import load_config
-from dpk_det.modeling import plain_architecture
+from dpk_det.config import load_config, plain_architecture
 
 from .trainer import count_parameters
 

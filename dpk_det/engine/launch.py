@@ -38,8 +38,8 @@ def launch(main: Callable[..., Any], args: argparse.Namespace, *main_args: Any) 
         with exit_on_user_error():
             if "RANK" in os.environ:
                 return _join_group(main, args, *main_args)
-            num_gpus = _count_processes(args.num_gpus)
-            if num_gpus * args.num_machines == 1:
+            num_gpus = _count_gpus(args.num_gpus)
+            if num_gpus == 0 or num_gpus * args.num_machines == 1:
                 return main(args, *main_args)
             return spawn(
                 _guarded,
@@ -59,7 +59,7 @@ def exit_on_user_error() -> Iterator[None]:
     try:
         yield
     except UserError as e:
-        if comm.is_main_process():
+        if not dist.is_initialized() or comm.get_local_rank() == 0:
             print(f"error: {e}", file=sys.stderr)
         sys.exit(2)
 
@@ -70,9 +70,9 @@ def _guarded(main: Callable[..., Any], *args: Any) -> Any:
         return main(*args)
 
 
-def _count_processes(num_gpus: int) -> int:
+def _count_gpus(num_gpus: int) -> int:
     if not torch.cuda.is_available():
-        return 1
+        return 0
     if num_gpus > torch.cuda.device_count():
         raise UserError(
             f"--num-gpus asks for {num_gpus} GPUs but this machine has "
@@ -92,7 +92,7 @@ def _join_group(main: Callable[..., Any], *args: Any) -> Any:
     dist.init_process_group("nccl" if has_gpu else "gloo")
     try:
         _create_local_group(local_size)
-        return main(*args)
+        return _guarded(main, *args)  # while it is known which rank may speak
     finally:
         dist.destroy_process_group()
 

@@ -7,14 +7,15 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import print_csv_format
-from detectron2.modeling import build_model
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from dpk_det.checkpoint import load_weights
-from dpk_det.config import load_config
+from dpk_det.checkpoint import load_weights_strictly
+from dpk_det.config import load_config, plain_architecture
 from dpk_det.data import check_datasets, register_json_datasets
-from dpk_det.modeling import plain_architecture
+from dpk_det.distill.registry import find
+from dpk_det.errors import UserError
 
 from .check import check
 from .launch import launch, use_device
@@ -37,9 +38,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """The config that a command line describes, its datasets registered and found.
 
     Raises:
-        UserError: for an unknown key or dataset, or a missing file.
+        UserError: for an unknown key, architecture or dataset, or a missing file.
     """
     cfg = load_config(args.config_file, args.opts)
+    find(dict(META_ARCH_REGISTRY), cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
     register_json_datasets(cfg)
     check_datasets(cfg)
     use_device(cfg)
@@ -50,7 +52,14 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def main(args: argparse.Namespace) -> Any:
-    """Do in one process what the command line asks for; returns the evaluation's results."""
+    """Do in one process what the command line asks for.
+
+    Returns:
+        The results, where only an evaluation was asked for.
+
+    Raises:
+        UserError: for a user's mistake, or when a loss became infinite or NaN.
+    """
     cfg = setup(args)
     default_setup(cfg, args)
     logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="dpk_det")
@@ -61,14 +70,22 @@ def main(args: argparse.Namespace) -> Any:
         return None
     if args.eval_only:
         model = build_model(cfg)
-        load_weights(model, cfg.MODEL.WEIGHTS)
+        if not cfg.MODEL.WEIGHTS:
+            raise UserError("MODEL.WEIGHTS is empty: name the checkpoint to evaluate.")
+        load_weights_strictly(model, cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
         results = DistillTrainer.test(cfg, model)
         if comm.is_main_process():
             print_csv_format(results)
         return results
     trainer = DistillTrainer(cfg)
     trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    try:
+        return trainer.train()
+    except FloatingPointError as e:
+        raise UserError(
+            f"Training stopped: {' '.join(str(e).split())}; the last checkpoint in "
+            f"{cfg.OUTPUT_DIR} is kept: resume from it with a lower SOLVER.BASE_LR or loss weight."
+        ) from e
 
 
 def run(argv: Sequence[str] | None = None) -> Any:

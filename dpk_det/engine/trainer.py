@@ -77,10 +77,22 @@ class DistillTrainer(DefaultTrainer):
 
     def train(self) -> Any:
         """Train, evaluate, and leave the figures in ``OUTPUT_DIR/results.json``."""
+        if comm.is_main_process():  # an earlier run's, if this one fails
+            (Path(self.cfg.OUTPUT_DIR) / RESULTS).unlink(missing_ok=True)
         results = super().train()
         if comm.is_main_process():
             self._write_results()
         return results
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the model: the optimizer too, which 0.6 leaves out."""
+        return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up a checkpoint's state."""
+        super().load_state_dict(state_dict)
+        if "_trainer" in state_dict:
+            self._trainer.load_state_dict(state_dict["_trainer"])
 
     def _write_results(self) -> None:
         model = unwrap(self._trainer.model)

@@ -10,6 +10,8 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, ResNet
 from torch import nn
 
+from dpk_det.errors import UserError
+
 
 @BACKBONE_REGISTRY.register()
 def build_small_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
@@ -19,8 +21,16 @@ def build_small_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN
     from ``MODEL.RESNETS.NORM`` and ``MODEL.FPN``, as there; but "GN" has groups of four channels,
     32 groups at most. With res5 among ``MODEL.FPN.IN_FEATURES`` the maps are p2 to p6, as usual;
     without it there is no p6 either.
+
+    Raises:
+        UserError: when widths and blocks do not go together.
     """
     widths, blocks = cfg.MODEL.SMALL_RESNET.WIDTHS, cfg.MODEL.SMALL_RESNET.BLOCKS
+    if len(widths) != len(blocks) or len(set(widths)) < len(widths):
+        raise UserError(
+            f"MODEL.SMALL_RESNET has WIDTHS {widths} and BLOCKS {blocks}: give as many of "
+            "either, and each stage another width."
+        )  # Detectron2's basic block has no shortcut to stride in where the width stays
     norm = _norm(cfg.MODEL.RESNETS.NORM)
     stem = BasicStem(input_shape.channels, widths[0], norm)
     stages = [

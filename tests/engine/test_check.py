@@ -81,7 +81,8 @@ def test_a_loss_that_is_not_finite_is_an_error_that_names_it(tiny, command, tmp_
     with pytest.raises(SystemExit) as stop:
         command("--config-file", tiny.dpk, "--check", "OUTPUT_DIR", tmp_path, *opts)
     assert stop.value.code == 2
-    assert capsys.readouterr().err.startswith("error: loss_dpk is nan on the first step")
+    error = capsys.readouterr().err
+    assert error.startswith("error: The first step on made-up images failed (loss_dpk is nan)")
 
 
 def test_it_tries_as_many_images_as_a_process_will_get_two_at_most(tiny, monkeypatch):

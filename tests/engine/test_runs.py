@@ -66,7 +66,7 @@ def test_a_run_waits_for_those_it_comes_after(stand_in):
         stand_in.run("plain", finish_late),
     ]
     said = []
-    train_all(todo, workers=2, threads=3, report=said.append)
+    train_all(todo, workers=3, threads=3, report=said.append)  # one is free for the student
     events = stand_in.events()
     assert len(events) == 6
     assert events.index("student starts") > events.index("teacher ends")
@@ -163,13 +163,14 @@ def write_metrics(folder: Path, *lines):
 
 
 def test_metrics_are_in_order_and_the_later_line_of_a_step_counts(tmp_path):
-    # stopped after step 60, resumed from a checkpoint at 20
-    steps = [(19, 5), (39, 4), (59, 3), (39, 4.5), (59, 3.5), (79, 2)]
+    # stopped after step 60, resumed from a checkpoint at 25
+    steps = [(19, 5), (39, 4), (59, 3), (29, 4.8), (39, 4.5), (59, 3.5), (79, 2)]
     write_metrics(
         tmp_path, *(json.dumps({"iteration": i, "total_loss": loss}) for i, loss in steps)
     )
     assert read_metrics(tmp_path) == [
         {"iteration": 19, "total_loss": 5},
+        {"iteration": 29, "total_loss": 4.8},
         {"iteration": 39, "total_loss": 4.5},
         {"iteration": 59, "total_loss": 3.5},
         {"iteration": 79, "total_loss": 2},

@@ -174,3 +174,64 @@ def test_absent_weights_for_evaluation(tiny, tmp_path, fails):
 @pytest.mark.parametrize("flag", ["--check", "--eval-only"])
 def test_mistakes_end_alike_whatever_the_command_was_to_do(tiny, fails, flag):
     assert "SOLVER.BASE_LR" in fails("--config-file", tiny.dpk, flag, "SOLVER.BASE_RL", "1.0")
+
+
+def test_an_unknown_architecture(tiny, tmp_path, fails):
+    error = fails(
+        "--config-file", tiny.dpk, "OUTPUT_DIR", tmp_path, "MODEL.META_ARCHITECTURE", "DistilRCNN"
+    )
+    assert "did you mean 'DistillRCNN'?" in error
+
+
+def test_no_method_at_all(tiny, tmp_path, fails):
+    error = fails("--config-file", tiny.dpk, "OUTPUT_DIR", tmp_path, "DISTILL.METHODS", "[]")
+    assert "No method is named" in error
+
+
+@pytest.mark.parametrize("text", ["MODEL: {", '_BASE_: "gone.yaml"', "DISTILL: 3"])
+def test_a_config_file_that_cannot_be_read(tmp_path, fails, text):
+    (tmp_path / "broken.yaml").write_text(text)
+    assert "broken.yaml" in fails("--config-file", tmp_path / "broken.yaml")
+
+
+def test_teacher_weights_that_are_no_checkpoint(tiny, tmp_path, fails):
+    (tmp_path / "text.pth").write_text("not weights")
+    error = fails(
+        *("--config-file", tiny.dpk, "OUTPUT_DIR", tmp_path),
+        *("DISTILL.TEACHER.WEIGHTS", tmp_path / "text.pth"),
+    )
+    assert "text.pth is no checkpoint" in error
+    assert "DISTILL.TEACHER.WEIGHTS" in error
+
+
+def test_evaluating_without_weights(tiny, tmp_path, fails):
+    assert "MODEL.WEIGHTS is empty" in fails(
+        "--config-file", tiny.plain, "--eval-only", "OUTPUT_DIR", tmp_path
+    )
+
+
+def test_evaluating_weights_of_another_architecture(tiny, tmp_path, fails):
+    error = fails(
+        *("--config-file", tiny.plain, "--eval-only", "OUTPUT_DIR", tmp_path),
+        *("MODEL.WEIGHTS", tiny.weights),
+    )
+    assert "not of this architecture" in error
+
+
+def test_a_loss_that_becomes_nan_while_training(tiny, tmp_path, fails):
+    # a teacher that divides by nothing
+    error = fails(
+        *("--config-file", tiny.dpk, "OUTPUT_DIR", tmp_path),
+        *("DISTILL.TEACHER.OPTS", "['MODEL.PIXEL_STD', [0.0, 1.0, 1.0]]"),
+    )
+    assert "Training stopped" in error
+    assert "loss_dpk" in error
+
+
+def test_a_distilled_student_can_teach_without_its_own_teacher(tiny, trained, tmp_path, command):
+    (tmp_path / "distilled.yaml").write_text(
+        f'_BASE_: "{tiny.dpk}"\nDISTILL:\n  TEACHER:\n    CONFIG_FILE: "gone.yaml"\n'
+    )
+    opts = ("DISTILL.TEACHER.CONFIG_FILE", tmp_path / "distilled.yaml", "OUTPUT_DIR", tmp_path)
+    weights = ("DISTILL.TEACHER.WEIGHTS", trained / "model_final.pth")
+    assert command("--config-file", tiny.dpk, "--check", *opts, *weights) is None

@@ -6,8 +6,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, build_model
 from detectron2.utils.events import EventStorage
 
-from dpk_det.modeling import plain_architecture
-from dpk_det.modeling.meta_arch import PLAIN
+from dpk_det.config import PLAIN, plain_architecture
 
 
 def without_distiller(state):

@@ -6,6 +6,7 @@ from detectron2.modeling import build_backbone
 from torch import nn
 
 from dpk_det.config import load_config
+from dpk_det.errors import UserError
 
 
 def config(name, in_features, *opts):
@@ -92,11 +93,11 @@ def test_depths_are_blocks_a_stage():
     assert (len(trunk.res2), len(trunk.res3)) == (3, 2)
 
 
-def test_stages_of_equal_width_work_too():
+@pytest.mark.parametrize("widths, blocks", [("[8, 8]", "[1, 1]"), ("[8, 16]", "[1]")])
+def test_widths_that_do_not_grow_or_do_not_match_the_blocks_are_an_error(widths, blocks):
     # Detectron2's BasicBlock leaves the shortcut out where the width stays, whatever the stride
-    backbone = small(
-        ["res2", "res3"],
-        *("MODEL.SMALL_RESNET.WIDTHS", "[8, 8]", "MODEL.SMALL_RESNET.BLOCKS", "[1, 1]"),
-        *("MODEL.RESNETS.NORM", "GN"),
-    )
-    assert backbone(torch.randn(1, 3, 64, 64))["p3"].shape == (1, 16, 8, 8)
+    with pytest.raises(UserError, match=r"SMALL_RESNET has WIDTHS"):
+        small(
+            ["res2", "res3"],
+            *("MODEL.SMALL_RESNET.WIDTHS", widths, "MODEL.SMALL_RESNET.BLOCKS", blocks),
+        )
