@@ -30,6 +30,8 @@ setup(
         "tqdm",
         "tabulate",
         "yacs>=0.1.8",
+        "PyYAML",
+        "portalocker",
         "termcolor",
         # Detectron2 is needed as well, but the index does not have it, so pip could not install
         # dpk_det if it stood here: build it from upstream's sources, or let

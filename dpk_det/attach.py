@@ -26,9 +26,9 @@ class Distillation:
         self._maps: dict[str, Any] | None = None
         self._hooks = [
             model.backbone.register_forward_hook(self._see_maps),
-            model.register_forward_hook(self._add_losses),
+            model.register_forward_hook(self._add_losses, with_kwargs=True),
         ]
-        model.distiller = distiller
+        model.distiller = distiller.to(next(model.parameters()).device)
         model.distillation = self  # no module, so it adds nothing to the model's state
 
     def remove(self) -> None:
@@ -38,13 +38,17 @@ class Distillation:
         del self.model.distiller, self.model.distillation
 
     def _see_maps(self, backbone: nn.Module, inputs: Any, maps: dict[str, Any]) -> None:
-        if self.model.training:
+        if self._learns():
             self._maps = maps
 
-    def _add_losses(self, model: nn.Module, inputs: tuple, losses: Any) -> Any:
-        if not model.training:
+    def _learns(self) -> bool:
+        # without gradients a model in training mode is only being looked at, by PreciseBN say
+        return self.model.training and torch.is_grad_enabled()
+
+    def _add_losses(self, model: nn.Module, inputs: tuple, kwargs: dict, losses: Any) -> Any:
+        if not self._learns():
             return None
-        batched_inputs, maps = inputs[0], self._maps
+        batched_inputs, maps = (*inputs, *kwargs.values())[0], self._maps
         self._maps = None  # the graph must not outlive the step
         sizes = [tuple(x["image"].shape[-2:]) for x in batched_inputs]
         student = Features(maps, feature_strides(model.backbone), sizes)

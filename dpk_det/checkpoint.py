@@ -56,8 +56,9 @@ def load_weights(model: nn.Module, path: str, key: str = "MODEL.WEIGHTS") -> Any
     if not path:
         return None
     try:
-        # Detectron2's newest takes a query behind the path; its handlers for URLs know no exists()
-        found = PathManager.isfile(PathManager.get_local_path(path.partition("?")[0]))
+        # the suffix is for Detectron2's newest; its handlers for URLs know no exists()
+        file = path.removesuffix("?matching_heuristics=True")
+        found = PathManager.isfile(PathManager.get_local_path(file))
     except OSError as e:  # of the network as well
         raise UserError(f"The weights at {path} cannot be had ({e}): check {key}.") from e
     if not found:

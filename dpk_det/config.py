@@ -98,7 +98,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
         raise UserError(f"The overrides {list(opts)} are no pairs: write KEY VALUE KEY VALUE ...")
     try:
         if config_file:
-            cfg.merge_from_file(config_file)
+            cfg.merge_from_file(str(Path(config_file).expanduser()))
         cfg.merge_from_list(list(opts))
     except (KeyError, AssertionError) as e:
         raise UserError(_explain_key(str(e.args[0] if e.args else e), cfg, opts)) from e

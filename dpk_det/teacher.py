@@ -64,7 +64,7 @@ def load_teacher_config(config_file: str, opts: Sequence[Any] = ()) -> CfgNode:
         )
     path = Path(config_file).expanduser()
     if not path.is_file():
-        from detectron2 import model_zoo  # not at the top: upstream's needs an old setuptools
+        from detectron2 import model_zoo  # not at the top: older ones need an old setuptools
 
         try:
             path = model_zoo.get_config_file(config_file)
@@ -88,7 +88,13 @@ def find_teacher_weights(config_file: str, weights: str, teacher_cfg: CfgNode) -
     if not Path(config_file).expanduser().is_file():
         from detectron2 import model_zoo
 
-        return model_zoo.get_checkpoint_url(config_file)
+        try:
+            return model_zoo.get_checkpoint_url(config_file)
+        except RuntimeError as e:
+            raise UserError(
+                f"Detectron2's model zoo has no weights for the teacher {config_file}: name them "
+                "in DISTILL.TEACHER.WEIGHTS."
+            ) from e
     trained = Path(teacher_cfg.OUTPUT_DIR) / "model_final.pth"
     if trained.is_file():
         return str(trained)

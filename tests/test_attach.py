@@ -156,7 +156,7 @@ def test_every_weight_of_student_and_distiller_has_a_gradient(parties, batch):
     assert model.backbone.bottom_up.stem.conv1.weight.grad.abs().max() > 0
 
 
-def test_distil_does_what_the_config_says_and_returns_the_model(tiny):
+def test_attach_from_config_does_what_the_config_says_and_returns_the_model(tiny):
     cfg = tiny.cfg("dpk", "DISTILL.LEVELS", "['p3', 'p4']", "DISTILL.DPK.WEIGHT", "2.5")
     model = tiny.build("plain")
     assert attach_from_config(model, cfg) is model
@@ -169,3 +169,26 @@ def test_an_unknown_method_is_answered_with_the_nearest(tiny):
     cfg = tiny.cfg("dpk", "DISTILL.METHODS", "['DPK']")
     with pytest.raises(UserError, match="no distiller named 'DPK': did you mean 'dpk'"):
         attach_from_config(tiny.build("plain"), cfg)
+
+
+def test_the_distiller_goes_where_the_model_is(parties):
+    model, teacher, distiller = parties
+    attach_distiller(model.to("meta"), teacher, distiller)
+    assert {x.device.type for x in distiller.state_dict().values()} == {"meta"}
+
+
+def test_a_look_without_gradients_distils_nothing(parties, batch):
+    model, teacher, distiller = parties
+    attach_distiller(model, teacher, distiller)
+    with torch.no_grad():
+        assert "loss_dpk" not in train_step(model, batch)
+    assert not distiller.cka.terms.any()
+
+
+def test_the_batch_may_be_given_by_its_name(parties, batch):
+    model, teacher, distiller = parties
+    attach_distiller(model, teacher, distiller)
+    torch.manual_seed(0)
+    with EventStorage():
+        by_name = model.train()(batched_inputs=batch)
+    assert by_name.keys() == train_step(model, batch).keys()

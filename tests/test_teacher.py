@@ -278,3 +278,9 @@ def test_an_inheriting_student_sees_what_it_inherited(tiny):
         F.linear(x, student.state_dict()[name]), F.linear(x, teacher.state_dict()[name])
     )
     assert student.state_dict()[name].data_ptr() != teacher.state_dict()[name].data_ptr()
+
+
+def test_a_zoo_config_without_weights_is_an_error():
+    name = "Base-RCNN-FPN.yaml"
+    with pytest.raises(UserError, match=f"no weights for the teacher {name}: name them"):
+        find_teacher_weights(name, "", load_teacher_config(name))

@@ -5,6 +5,8 @@ Called again, it skips what is done and resumes what was interrupted.
 """
 
 import argparse
+import signal
+import sys
 from pathlib import Path
 
 from dpk_det.engine.demo import demo
@@ -23,6 +25,7 @@ if __name__ == "__main__":
     parser.add_argument("--workers", type=int, default=2, help="trainings at a time")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each training")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the trainings end as well
     with exit_on_user_error():
         print(demo(args.configs, args.output, args.seeds, args.workers, args.threads))
     print(f"\nThe report is in {args.output / 'report.md'}.")

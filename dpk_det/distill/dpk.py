@@ -56,6 +56,7 @@ class HybridCompletion(nn.Module):
     ) -> None:
         super().__init__()
         self.patch = patch
+        self.dim = dim
         self.mask = find(MASKS, mask, "mask")
         self.student_embed = PatchEmbed(level.student_channels, dim, patch)
         self.teacher_embed = PatchEmbed(level.teacher_channels, dim, patch)
@@ -88,7 +89,8 @@ class HybridCompletion(nn.Module):
             (B, Ct, H, W), the completed map; what stands at padding means nothing.
         """
         size = tuple(student.shape[-2:])
-        added = 0 if self.shortcut is None else self.shortcut(student)
+        # in float32: under autocast a small correction of a large map would be lost
+        added = 0.0 if self.shortcut is None else self.shortcut(student).float()
         h, w = token_grid(*size, self.patch)
         if h * w == 1:
             # One token cannot be both the student's and the teacher's: put padding beside it, so
@@ -98,7 +100,7 @@ class HybridCompletion(nn.Module):
                 len(student), 1, 2
             )
             w = 2
-        positions = sincos_positions(h, w, self.decoder.norm.normalized_shape[0], student.device)
+        positions = sincos_positions(h, w, self.dim, student.device)
         s = self.student_embed(student) + positions
         t = self.teacher_embed(teacher) + positions
 
@@ -116,7 +118,7 @@ class HybridCompletion(nn.Module):
         hybrid = _take(torch.cat(encoded, 1), order.argsort(1)) + positions
         completed = self.decoder(hybrid, valid if padded else None)
         expanded = self.expand(completed, (h * self.patch, w * self.patch))
-        return expanded[..., : size[0], : size[1]] + added
+        return expanded[..., : size[0], : size[1]].float() + added
 
 
 @register_distiller("dpk")
@@ -172,13 +174,17 @@ class DPK(Distiller):
         cka_momentum: float = 0.98,
     ) -> None:
         super().__init__(levels)
-        if dim % 4 or dim % heads:
+        if heads < 1 or dim % 4 or dim % heads:
             raise UserError(f"DPK's dim is {dim}: choose a multiple of 4 and of its {heads} heads.")
         if not 0 <= ratio_min <= ratio_max <= 1:
             raise UserError(
                 f"DPK's ratio_min is {ratio_min} and its ratio_max {ratio_max}: choose numbers "
                 "from 0 to 1, the smaller first."
             )
+        if not 0 <= ratio_fixed <= 1:
+            raise UserError(f"DPK's ratio_fixed is {ratio_fixed}: choose a number from 0 to 1.")
+        if token_stride < 1:
+            raise UserError(f"DPK's token_stride is {token_stride}: choose one of 1 pixel or more.")
         if not 0 <= cka_momentum < 1:
             raise UserError(f"DPK's cka_momentum is {cka_momentum}: choose a number below 1.")
         self.weight = weight
@@ -213,7 +219,7 @@ class DPK(Distiller):
         cka = self.cka.update([view.samples() for view in views])
         ratios = self.schedule(cka, **self.bounds)
         losses = []
-        # the step's one wait for the device: token counts are shapes, which the host must know
+        # waits for the device: token counts are shapes, which the host must know
         for view, ratio in zip(views, ratios.tolist(), strict=True):
             completion = self.completions[view.level.student]
             out = completion(view.student, view.teacher, ratio, view.tokens)

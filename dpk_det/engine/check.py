@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.utils import comm
@@ -83,7 +84,8 @@ def _describe_weights(cfg: CfgNode, model, found, has_teacher: bool) -> str:
 def _step(cfg: CfgNode, model, num_images: int) -> dict[str, float]:
     optimizer = DistillTrainer.build_optimizer(cfg, model)
     model.train()
-    with EventStorage():
+    amp = cfg.SOLVER.AMP.ENABLED  # never without a GPU
+    with EventStorage(), torch.autocast(cfg.MODEL.DEVICE.partition(":")[0], enabled=amp):
         losses = model(made_up_batch(cfg, num_images))
     sum(losses.values()).backward()
     optimizer.step()

@@ -28,7 +28,7 @@ def export_student(config_file: str, weights: str, output: str, opts: Sequence[s
     cfg = plain_architecture(load_config(config_file, opts))
     cfg.MODEL.DEVICE = "cpu"
     model = build_model(cfg)
-    load_weights_strictly(model, weights, "the checkpoint to export")
+    load_weights_strictly(model, weights, "WEIGHTS")
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     torch.save({"model": model.state_dict()}, output)
     num_parameters = count_parameters(model)

@@ -22,7 +22,7 @@ from dpk_det.errors import UserError
 def launch(main: Callable[..., Any], args: argparse.Namespace, *main_args: Any) -> Any:
     """Run ``main(args, *main_args)`` in each process, and end a user's mistake in one line.
 
-    Under torchrun (``RANK`` is set) this process joins its group (NCCL or gloo). Else
+    Under torchrun this process joins its group (NCCL or gloo). Else
     Detectron2's launcher starts ``args.num_gpus`` processes on each of ``args.num_machines``.
     Without a GPU that is one process.
 
@@ -36,9 +36,14 @@ def launch(main: Callable[..., Any], args: argparse.Namespace, *main_args: Any) 
     """
     try:
         with exit_on_user_error():
-            if "RANK" in os.environ:
+            if {"RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"} <= os.environ.keys():
                 return _join_group(main, args, *main_args)
             num_gpus = _count_gpus(args.num_gpus)
+            if num_gpus == 0 and args.num_machines > 1:
+                raise UserError(
+                    f"--num-machines is {args.num_machines} but this machine has no GPU to use: "
+                    "start CPU processes with torchrun."
+                )
             if num_gpus == 0 or num_gpus * args.num_machines == 1:
                 return main(args, *main_args)
             return spawn(
@@ -90,11 +95,11 @@ def _join_group(main: Callable[..., Any], *args: Any) -> Any:
         # Detectron2 hands DistributedDataParallel the rank as a GPU's number
         defaults.create_ddp_model = functools.partial(defaults.create_ddp_model, device_ids=None)
     dist.init_process_group("nccl" if has_gpu else "gloo")
-    try:
-        _create_local_group(local_size)
-        return _guarded(main, *args)  # while it is known which rank may speak
-    finally:
-        dist.destroy_process_group()
+    _create_local_group(local_size)
+    result = _guarded(main, *args)  # while it is known which rank may speak
+    # not after an exception: the others may be waiting in a collective, and torchrun ends them
+    dist.destroy_process_group()
+    return result
 
 
 def _create_local_group(local_size: int) -> None:

@@ -61,11 +61,14 @@ def train_all(
         report: gets a line at every start and end and, every half minute, how far each has come.
 
     Raises:
-        UserError: when a run failed, naming its log, or was made earlier with another config.
+        UserError: when a run failed, naming its log, or was made earlier with another config or
+            before a run that it needs.
     """
     waiting = []
+    by_name = {run.name: run for run in runs}
     for run in runs:
         _check_config(run)
+        _check_age(run, [by_name[name] for name in run.after])
         if run.results is None:
             waiting.append(run)
         else:
@@ -105,6 +108,17 @@ def _check_config(run: Run) -> None:
             f"{run.folder} was made with another configuration than {run.name} has now: remove or "
             "rename that folder, or give another one."
         )
+
+
+def _check_age(run: Run, needed: Sequence[Run]) -> None:
+    if run.results is None:
+        return
+    made = (run.folder / RESULTS).stat().st_mtime
+    for before in needed:
+        if before.results is None or made < (before.folder / RESULTS).stat().st_mtime:
+            raise UserError(
+                f"{run.folder} was made before the {before.name} it needs: remove or rename it."
+            )
 
 
 def _start(run: Run, threads: int) -> subprocess.Popen:

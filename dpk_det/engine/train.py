@@ -6,7 +6,6 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup
-from detectron2.evaluation import print_csv_format
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -41,12 +40,13 @@ def setup(args: argparse.Namespace) -> CfgNode:
         UserError: for an unknown key, architecture or dataset, or a missing file.
     """
     cfg = load_config(args.config_file, args.opts)
+    if args.eval_only:  # needs neither teacher nor training data
+        cfg = plain_architecture(cfg)
+        cfg.DATASETS.TRAIN = ()
     find(dict(META_ARCH_REGISTRY), cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
     register_json_datasets(cfg)
     check_datasets(cfg)
     use_device(cfg)
-    if args.eval_only:
-        cfg = plain_architecture(cfg)  # evaluation needs no teacher
     cfg.freeze()
     return cfg
 
@@ -61,8 +61,16 @@ def main(args: argparse.Namespace) -> Any:
         UserError: for a user's mistake, or when a loss became infinite or NaN.
     """
     cfg = setup(args)
-    default_setup(cfg, args)
-    logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="dpk_det")
+    # only a training writes log and config into OUTPUT_DIR: those of one must not be overwritten
+    trains = not (args.check or args.eval_only)
+    rank = comm.get_rank()
+    if trains:
+        default_setup(cfg, args)
+    else:
+        for name in ("fvcore", "detectron2"):
+            setup_logger(distributed_rank=rank, name=name)
+    folder = cfg.OUTPUT_DIR if trains else None
+    logger = setup_logger(folder, distributed_rank=rank, name="dpk_det")
     if cfg.MODEL.DEVICE == "cpu":
         logger.info("Running on the CPU, in float32.")
     if args.check:
@@ -73,18 +81,15 @@ def main(args: argparse.Namespace) -> Any:
         if not cfg.MODEL.WEIGHTS:
             raise UserError("MODEL.WEIGHTS is empty: name the checkpoint to evaluate.")
         load_weights_strictly(model, cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
-        results = DistillTrainer.test(cfg, model)
-        if comm.is_main_process():
-            print_csv_format(results)
-        return results
+        return DistillTrainer.test(cfg, model)
     trainer = DistillTrainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     try:
         return trainer.train()
     except FloatingPointError as e:
         raise UserError(
-            f"Training stopped: {' '.join(str(e).split())}; the last checkpoint in "
-            f"{cfg.OUTPUT_DIR} is kept: resume from it with a lower SOLVER.BASE_LR or loss weight."
+            f"Training stopped: {' '.join(str(e).split())}; what it saved is kept in "
+            f"{cfg.OUTPUT_DIR}: resume from there with a lower SOLVER.BASE_LR or loss weight."
         ) from e
 
 

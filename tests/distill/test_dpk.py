@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from dpk_det.distill import DPK, Features, Level, linear_cka
 from dpk_det.distill.dpk import TARGETS
 from dpk_det.distill.tokens import sincos_positions
+from dpk_det.errors import UserError
 
 CS, CT, STRIDE = 3, 5, 8
 P3 = Level("p3", "q3", STRIDE, CS, CT)
@@ -625,3 +626,19 @@ def test_depths_of_the_transformers(depth):
 def test_widths_that_do_not_fit_are_refused_when_built(dim, heads, message):
     with pytest.raises(ValueError, match=message):
         build(dim=dim, heads=heads)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"ratio_min": 0.6, "ratio_max": 0.4},
+        {"ratio_max": 1.5},
+        {"ratio_fixed": 5.0},
+        {"token_stride": 0},
+        {"heads": 0},
+        {"cka_momentum": 1.0},
+    ],
+)
+def test_numbers_that_cannot_be_are_an_error(wrong):
+    with pytest.raises(UserError, match=r"^DPK's \w+ is .*: choose"):
+        DPK([Level("p3", "p3", 8, 4, 4)], **wrong)

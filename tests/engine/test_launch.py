@@ -66,6 +66,14 @@ def test_without_a_gpu_it_is_this_process_whatever_is_asked_for(gpus, spawned, n
     assert spawned == []
 
 
+def test_several_machines_without_a_gpu_are_an_error(gpus, spawned, capsys):
+    gpus(0)
+    with pytest.raises(SystemExit) as stop:
+        launch(add, arguments(num_machines=2), 3, 4)
+    assert stop.value.code == 2
+    assert "start CPU processes with torchrun" in capsys.readouterr().err
+
+
 def test_one_gpu_is_this_process(gpus, spawned):
     gpus(8)
     assert launch(add, arguments(1), 3, 4) == (1, 7)

@@ -1,6 +1,7 @@
 """Experiments of several trainings. The trainings are stand-ins of one line, but for their end."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -93,6 +94,19 @@ def test_what_is_done_is_not_done_again(stand_in, tmp_path):
     assert said[0] == "done: done before"
     assert stand_in.events() == ["new starts", "new ends"]
     assert new.results == RESULTS
+
+
+def test_what_is_older_than_a_run_that_it_needs_is_refused(stand_in):
+    teacher, student = stand_in.run("teacher"), stand_in.run("student", after=("teacher",))
+    for run, seconds in ((student, 1000), (teacher, 2000)):
+        run.folder.mkdir()
+        (run.folder / "results.json").write_text(json.dumps(RESULTS))
+        os.utime(run.folder / "results.json", (seconds, seconds))
+    with pytest.raises(UserError, match="student was made before the teacher it needs"):
+        train_all([teacher, student], workers=1, threads=1, report=lambda line: None)
+    os.utime(student.folder / "results.json", (3000, 3000))
+    train_all([teacher, student], workers=1, threads=1, report=lambda line: None)
+    assert stand_in.events() == []
 
 
 # ------------------------------------------------------------------ failures

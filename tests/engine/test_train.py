@@ -235,3 +235,20 @@ def test_a_distilled_student_can_teach_without_its_own_teacher(tiny, trained, tm
     opts = ("DISTILL.TEACHER.CONFIG_FILE", tmp_path / "distilled.yaml", "OUTPUT_DIR", tmp_path)
     weights = ("DISTILL.TEACHER.WEIGHTS", trained / "model_final.pth")
     assert command("--config-file", tiny.dpk, "--check", *opts, *weights) is None
+
+
+def test_evaluation_needs_no_training_data(tiny, trained, tmp_path, command):
+    (tmp_path / "evaluate.yaml").write_text(
+        f'_BASE_: "{tiny.dpk}"\nDATASETS:\n  JSON:\n    absent: ["gone.json", "gone"]\n'
+        '  TRAIN: ("absent",)\n'
+    )
+    opts = ("MODEL.WEIGHTS", trained / "model_final.pth", "OUTPUT_DIR", tmp_path)
+    assert command("--config-file", tmp_path / "evaluate.yaml", "--eval-only", *opts)["bbox"]
+
+
+@pytest.mark.parametrize("flag", ["--check", "--eval-only"])
+def test_only_a_training_writes_its_config(tiny, trained, tmp_path, command, flag):
+    opts = ("MODEL.WEIGHTS", trained / "model_final.pth", "OUTPUT_DIR", tmp_path)
+    command("--config-file", tiny.dpk, flag, *opts)
+    assert not (tmp_path / "config.yaml").exists()
+    assert (trained / "config.yaml").exists()
