@@ -1,12 +1,12 @@
 # `make demo` is the place to start. Every target makes .venv and installs what is missing first;
 # once that is done, a stamp file says so and the next call starts at once.
 #
-#   make demo         train a small teacher and a student on generated images
+#   make demo         train a small teacher and its students on generated images
 #   make test         run the tests
 #   make lint         check style; `make format` mends what can be mended by a tool
 #   make wheelhouse   wheels of all but torch, torchvision and their needs, for a machine without
 #                     a network: there, `pip install --no-index --find-links wheelhouse detectron2`
-#   make clean        remove what the other targets made, .venv included
+#   make clean        remove .venv, the wheelhouse and caches; trainings and datasets stay
 #
 # Variables: PYTHON, the interpreter that makes .venv (default python3); JOBS, processes for the
 # tests; PYTHON_VERSION, the Python of the machine that the wheelhouse is for (default that of
