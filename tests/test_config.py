@@ -21,7 +21,11 @@ TWINS = {
     "configs/dpk_frcnn_r101_r18.yaml": ["configs/plain_frcnn_r18.yaml"],
     "configs/dpk_frcnn_r101_r50.yaml": ["configs/plain_frcnn_r50.yaml"],
     "configs/dpk_mrcnn_r101_r50.yaml": ["configs/plain_mrcnn_r50.yaml"],
-    "configs/bccd/dpk.yaml": ["configs/bccd/plain.yaml"],
+    "configs/bccd/dpk.yaml": ["configs/bccd/plain.yaml", "configs/bccd/inherit.yaml"],
+    "configs/bccd_small/dpk.yaml": [
+        "configs/bccd_small/plain.yaml",
+        "configs/bccd_small/inherit.yaml",
+    ],
     "configs/shapes/dpk.yaml": ["configs/shapes/plain.yaml", "configs/shapes/inherit.yaml"],
 }
 
