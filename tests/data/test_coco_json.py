@@ -107,7 +107,9 @@ def test_an_entry_that_is_not_two_paths_is_a_user_error(cfg, entry):
 
 
 def test_a_config_without_the_node_registers_nothing():
+    before = DatasetCatalog.list()
     register_json_datasets(CfgNode({"DATASETS": {"TRAIN": ()}}))
+    assert DatasetCatalog.list() == before
 
 
 def test_classes_are_read_in_detectron2s_order(tmp_path):
