@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from dpk_det.errors import UserError
 
-# Anchors and pixel statistics come from the config; what is counted or distilled is no weight of
-# the detector.
-_NO_WEIGHT = re.compile(r"num_batches_tracked$|anchor_generator|^pixel_(mean|std)$|^distiller\.")
+# Anchors and pixel statistics come from the config; what is counted is no weight.
+_NO_WEIGHT = re.compile(r"num_batches_tracked$|anchor_generator|^pixel_(mean|std)$")
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -37,6 +36,9 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         self.incompatible = super()._load_model(checkpoint)
+        for keys in (self.incompatible.missing_keys, self.incompatible.unexpected_keys):
+            # weights that come or go with distilling are no news worth a screenful of log
+            keys[:] = [key for key in keys if not key.startswith("distiller.")]
         return self.incompatible
 
 

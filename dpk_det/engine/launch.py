@@ -22,9 +22,8 @@ from dpk_det.errors import UserError
 def launch(main: Callable[..., Any], args: argparse.Namespace, *main_args: Any) -> Any:
     """Run ``main(args, *main_args)`` in each process, and end a user's mistake in one line.
 
-    Under torchrun this process joins its group (NCCL or gloo). Else
-    Detectron2's launcher starts ``args.num_gpus`` processes on each of ``args.num_machines``.
-    Without a GPU that is one process.
+    Under torchrun this process joins its group (NCCL or gloo). Else Detectron2's launcher starts
+    ``args.num_gpus`` processes on each of ``args.num_machines``; without a GPU it is this process.
 
     Args:
         main: must be importable, because it is sent to other processes.
