@@ -4,12 +4,13 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.utils.events import get_event_storage
+from detectron2.utils.events import EventStorage, get_event_storage
 from torch import nn
 
 from dpk_det.config import method_arguments
-from dpk_det.distill import Distiller, Features, build_distiller
+from dpk_det.distill import Distiller, Features, Targets, build_distiller
 from dpk_det.errors import UserError
+from dpk_det.heads import ComparedHeads
 from dpk_det.pairing import pair_levels
 from dpk_det.teacher import Teacher, build_teacher, feature_strides
 
@@ -19,11 +20,19 @@ class Distillation:
 
     Attributes:
         model, teacher, distiller: the three parties.
+        max_iter: steps of the training, by which ``distiller.progress`` is told from Detectron2's
+            event storage; None: left to the caller.
     """
 
-    def __init__(self, model: nn.Module, teacher: Teacher, distiller: Distiller) -> None:
+    def __init__(
+        self, model: nn.Module, teacher: Teacher, distiller: Distiller, max_iter: int | None = None
+    ) -> None:
         self.model, self.teacher, self.distiller = model, teacher, distiller
+        self.max_iter = max_iter
         self._maps: dict[str, Any] | None = None
+        self._heads = None
+        if distiller.heads:
+            self._heads = ComparedHeads(model, teacher.model, distiller.heads)
         self._hooks = [
             model.backbone.register_forward_hook(self._see_maps),
             model.register_forward_hook(self._add_losses, with_kwargs=True),
@@ -35,6 +44,8 @@ class Distillation:
         """Take hooks and distiller off: what is left is the plain model."""
         for hook in self._hooks:
             hook.remove()
+        if self._heads:
+            self._heads.remove()
         del self.model.distiller, self.model.distillation
 
     def _see_maps(self, backbone: nn.Module, inputs: Any, maps: dict[str, Any]) -> None:
@@ -52,16 +63,19 @@ class Distillation:
         self._maps = None  # the graph must not outlive the step
         sizes = [tuple(x["image"].shape[-2:]) for x in batched_inputs]
         student = Features(maps, feature_strides(model.backbone), sizes)
-        distilled = self.distiller(student, self.teacher(batched_inputs), batched_inputs)
-        self._log()
+        teacher = self.teacher(batched_inputs)
+        if self._heads:
+            student.logits, teacher.logits = self._heads.compare(teacher.maps, sizes)
+        storage = _event_storage()
+        if storage and self.max_iter:
+            self.distiller.progress = storage.iter / self.max_iter
+        distilled = self.distiller(student, teacher, _targets(batched_inputs, maps))
+        if storage:
+            self._log(storage)
         return {**losses, **distilled}
 
-    def _log(self) -> None:
+    def _log(self, storage: EventStorage) -> None:
         if not self.distiller.metrics:
-            return
-        try:
-            storage = get_event_storage()
-        except AssertionError:  # a loop of somebody's own, without Detectron2's event storage
             return
         names, values = zip(*self.distiller.metrics.items(), strict=True)
         storage.put_scalars(
@@ -69,7 +83,27 @@ class Distillation:
         )
 
 
-def attach_distiller(model: nn.Module, teacher: Teacher, distiller: Distiller) -> Distillation:
+def _event_storage() -> EventStorage | None:
+    try:
+        return get_event_storage()
+    except AssertionError:  # a loop of somebody's own, without Detectron2's event storage
+        return None
+
+
+def _targets(batched_inputs: list[dict[str, Any]], maps: dict[str, Any]) -> Targets | None:
+    if not all("instances" in x for x in batched_inputs):
+        return None
+    device = next(iter(maps.values())).device
+    instances = [x["instances"] for x in batched_inputs]
+    return Targets(
+        [x.gt_boxes.tensor.to(device) for x in instances],
+        [x.gt_classes.to(device) for x in instances],
+    )
+
+
+def attach_distiller(
+    model: nn.Module, teacher: Teacher, distiller: Distiller, max_iter: int | None = None
+) -> Distillation:
     """Make a model distil: its training forward returns the distiller's losses beside its own.
 
     Evaluation is untouched. The distiller becomes ``model.distiller``, so that optimizer,
@@ -81,9 +115,12 @@ def attach_distiller(model: nn.Module, teacher: Teacher, distiller: Distiller) -
             dicts and returns a dict of losses.
         teacher: from :func:`~dpk_det.teacher.build_teacher`.
         distiller: on the levels that :func:`~dpk_det.pairing.pair_levels` found.
+        max_iter: steps of the training, for schedules that follow its progress; without it, or
+            without Detectron2's event storage, set ``distiller.progress`` yourself.
 
     Raises:
-        UserError: when the model distils already or has no backbone.
+        UserError: when the model distils already or has no backbone, or its heads and the
+            teacher's cannot be compared but the distiller needs it.
     """
     if hasattr(model, "distillation"):
         raise UserError(f"This {type(model).__name__} distils already: remove() that one first.")
@@ -91,7 +128,7 @@ def attach_distiller(model: nn.Module, teacher: Teacher, distiller: Distiller) -
         raise UserError(
             f"{type(model).__name__} has no 'backbone' to see features of: attach to one that has."
         )
-    return Distillation(model, teacher, distiller)
+    return Distillation(model, teacher, distiller, max_iter)
 
 
 def attach_from_config(model: nn.Module, cfg: CfgNode) -> nn.Module:
@@ -104,5 +141,6 @@ def attach_from_config(model: nn.Module, cfg: CfgNode) -> nn.Module:
     levels = pair_levels(
         model.backbone.output_shape(), teacher.model.backbone.output_shape(), cfg.DISTILL.LEVELS
     )
-    attach_distiller(model, teacher, build_distiller(method_arguments(cfg), levels))
+    distiller = build_distiller(method_arguments(cfg), levels)
+    attach_distiller(model, teacher, distiller, cfg.SOLVER.MAX_ITER)
     return model

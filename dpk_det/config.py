@@ -20,6 +20,10 @@ def add_dpk_config(cfg: CN) -> None:
     # can then stand in DATASETS.TRAIN and .TEST. Relative paths start at the working directory.
     cfg.DATASETS.JSON = CN(new_allowed=True)
 
+    # Weights that only the backbone's bottom-up network starts from, after MODEL.WEIGHTS: another
+    # detector's checkpoint, or a file of such a network alone.
+    cfg.MODEL.BACKBONE_WEIGHTS = ""
+
     # Stem and residual widths of build_small_resnet_fpn_backbone, and residual blocks a stage.
     cfg.MODEL.SMALL_RESNET = CN()
     cfg.MODEL.SMALL_RESNET.WIDTHS = [16, 32, 64, 128]
@@ -45,38 +49,105 @@ def add_dpk_config(cfg: CN) -> None:
     # Overrides of the teacher's config, as on the command line: ["MODEL.ROI_HEADS.NUM_CLASSES", 3].
     cfg.DISTILL.TEACHER.OPTS = []
 
-    cfg.DISTILL.DPK = CN()
+    _add_dpk(cfg.DISTILL)
+    _add_rivals(cfg.DISTILL)
+
+
+def _add_dpk(node: CN) -> None:
+    node.DPK = CN()
     # Weight of loss_dpk in the total loss.
-    cfg.DISTILL.DPK.WEIGHT = 1.0
+    node.DPK.WEIGHT = 1.0
+    # Each level's weight within it, finest level first ([1.0, 1.0, 0.5]); none: 1 each.
+    node.DPK.LEVEL_WEIGHTS = []
     # Pixels of the image along a token's side. A level of stride s has tokens of
     # max(1, TOKEN_STRIDE // s) cells a side.
-    cfg.DISTILL.DPK.TOKEN_STRIDE = 32
+    node.DPK.TOKEN_STRIDE = 32
     # Width of the transformers: a multiple of 4 and of HEADS.
-    cfg.DISTILL.DPK.DIM = 256
+    node.DPK.DIM = 256
     # Attention heads.
-    cfg.DISTILL.DPK.HEADS = 8
+    node.DPK.HEADS = 8
     # Hidden width of the transformers' MLPs, as a multiple of DIM.
-    cfg.DISTILL.DPK.MLP_RATIO = 2.0
+    node.DPK.MLP_RATIO = 2.0
     # Transformer blocks of the student's and of the teacher's encoder, and of the decoder. A strong
     # decoder can do the student's work for it.
-    cfg.DISTILL.DPK.ENCODER_DEPTH = 1
-    cfg.DISTILL.DPK.DECODER_DEPTH = 1
-    # Schedule of the prior ratio: "gap" (1 - CKA) or "fixed".
-    cfg.DISTILL.DPK.RATIO = "gap"
-    # Bounds of the gap schedule.
-    cfg.DISTILL.DPK.RATIO_MIN = 0.0
-    cfg.DISTILL.DPK.RATIO_MAX = 1.0
+    node.DPK.ENCODER_DEPTH = 1
+    node.DPK.DECODER_DEPTH = 1
+    # Give the teacher's tokens as prior knowledge. False: learned blanks stand in their place and
+    # the student completes itself (the paper's ablation).
+    node.DPK.PRIOR = True
+    # Schedule of the prior ratio: "gap" (1 - CKA), "fixed", or falling with the training's progress
+    # from RATIO_MAX to RATIO_MIN: "linear", "cosine", "exponential".
+    node.DPK.RATIO = "gap"
+    # Bounds of the schedules.
+    node.DPK.RATIO_MIN = 0.0
+    node.DPK.RATIO_MAX = 1.0
     # The ratio of the fixed schedule.
-    cfg.DISTILL.DPK.RATIO_FIXED = 0.5
-    # Which tokens take the prior: "random".
-    cfg.DISTILL.DPK.MASK = "random"
+    node.DPK.RATIO_FIXED = 0.5
+    # Which tokens take the prior: "random", "block" (a square of neighbours), "grid" (an even
+    # spread).
+    node.DPK.MASK = "random"
     # What the completed map is compared with: the teacher's map "raw"; "relative", the same with
     # the error over the map's variance; "standard", each channel brought to mean 0, deviation 1.
-    cfg.DISTILL.DPK.TARGET = "relative"
+    node.DPK.TARGET = "relative"
+    # The cells whose error counts: "all", or "student", where no prior was given.
+    node.DPK.POSITIONS = "all"
     # Add the student's own map to what the transformer makes (not in the paper).
-    cfg.DISTILL.DPK.SHORTCUT = True
-    # Share of the old average in the running CKA.
-    cfg.DISTILL.DPK.CKA_MOMENTUM = 0.98
+    node.DPK.SHORTCUT = True
+    # What a sample of CKA is: "tokens", or "images" (needs 4 images a process).
+    node.DPK.CKA_OF = "tokens"
+    # Its kernel: "linear", or "rbf" (cost grows with the square of the number of samples).
+    node.DPK.CKA_KERNEL = "linear"
+    # Steps that the running CKA looks back on; 1: each step stands alone.
+    node.DPK.CKA_WINDOW = 50
+
+
+def _add_rivals(node: CN) -> None:
+    # FitNets: weight; what the map is compared with, as DPK.TARGET ("raw" is the paper's).
+    node.FITNETS = CN()
+    node.FITNETS.WEIGHT = 1.0
+    node.FITNETS.TARGET = "raw"
+
+    # CWD: weight, and the temperature of the softmax over cells.
+    node.CWD = CN()
+    node.CWD.WEIGHT = 10.0
+    node.CWD.TEMPERATURE = 1.0
+
+    # PKD: weight.
+    node.PKD = CN()
+    node.PKD.WEIGHT = 6.0
+
+    # MGD: weight (2e-5 for one-stage detectors, 5e-7 for two-stage ones), and the share of cells
+    # that are blanked (0.65 and 0.45).
+    node.MGD = CN()
+    node.MGD.WEIGHT = 5e-7
+    node.MGD.MASK_RATIO = 0.45
+
+    # FGD: weights of objects, background, attention and the global part (one-stage detectors:
+    # 1e-3, 5e-4, 5e-4, 5e-6), and the temperature of the attention.
+    node.FGD = CN()
+    node.FGD.ALPHA = 5e-5
+    node.FGD.BETA = 2.5e-5
+    node.FGD.GAMMA = 5e-5
+    node.FGD.LAMBDA_ = 5e-7
+    node.FGD.TEMPERATURE = 0.5
+
+    # ReviewKD: weight, and the channels of the fused maps.
+    node.REVIEWKD = CN()
+    node.REVIEWKD.WEIGHT = 1.0
+    node.REVIEWKD.MID = 256
+
+    # KD on logits: weight of the heads that classify (regions, dense heads), weight of the
+    # proposals' objectness (0: left out), temperature.
+    node.KD = CN()
+    node.KD.WEIGHT = 1.0
+    node.KD.RPN_WEIGHT = 0.0
+    node.KD.TEMPERATURE = 1.0
+
+    # DKD on logits: weights of the target class's and of the other classes' part, temperature.
+    node.DKD = CN()
+    node.DKD.ALPHA = 1.0
+    node.DKD.BETA = 0.25
+    node.DKD.TEMPERATURE = 1.0
 
 
 def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:

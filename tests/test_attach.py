@@ -1,12 +1,14 @@
 """Making a built model distil, and letting it go again."""
 
+import json
+
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
 from torch import nn
 
 from dpk_det.attach import attach_distiller, attach_from_config
-from dpk_det.distill import DPK, Distiller
+from dpk_det.distill import DISTILLERS, DPK, Distiller, build_distiller
 from dpk_det.errors import UserError
 from dpk_det.pairing import pair_levels
 from dpk_det.teacher import build_teacher
@@ -84,16 +86,28 @@ def test_a_model_without_a_backbone_is_an_error(parties):
         attach_distiller(nn.Linear(1, 1), *parties[1:])
 
 
+class Headless(nn.Module):
+    """A detector's backbone alone: Detectron2's heads want a storage and instances themselves."""
+
+    def __init__(self, detector):
+        super().__init__()
+        self.backbone, self.preprocess = detector.backbone, detector.preprocess_image
+
+    def forward(self, batched_inputs):
+        maps = self.backbone(self.preprocess(batched_inputs).tensor)
+        return {"loss": maps["p2"].mean()}
+
+
+class Spy(Distiller):
+    """Keeps what it is shown."""
+
+    def forward(self, student, teacher, targets=None):
+        self.seen = student, teacher, targets
+        self.saw_progress = self.progress
+        return {"loss_spy": student.maps["p2"].sum() * 0}
+
+
 def test_it_works_without_an_event_storage(parties, batch):
-    class Headless(nn.Module):  # Detectron2's heads want a storage themselves
-        def __init__(self, detector):
-            super().__init__()
-            self.backbone, self.preprocess = detector.backbone, detector.preprocess_image
-
-        def forward(self, batched_inputs):
-            maps = self.backbone(self.preprocess(batched_inputs).tensor)
-            return {"loss": maps["p2"].mean()}
-
     model = Headless(parties[0])
     attach_distiller(model, *parties[1:])
     losses = model.train()(batch)
@@ -115,11 +129,6 @@ def test_metrics_go_to_the_storage_unsmoothed(parties, batch):
 
 
 def test_the_distiller_sees_the_maps_the_heads_see_and_the_sizes_before_padding(parties, batch):
-    class Spy(Distiller):
-        def forward(self, student, teacher, targets=None):
-            self.seen = student, teacher, targets
-            return {"loss_spy": student.maps["p2"].sum() * 0}
-
     model, teacher, _ = parties
     spy = Spy([])
     attach_distiller(model, teacher, spy)
@@ -131,7 +140,12 @@ def test_the_distiller_sees_the_maps_the_heads_see_and_the_sizes_before_padding(
     assert student.strides == {"p2": 4, "p3": 8, "p4": 16}
     assert student.image_sizes == [(64, 64), (64, 96)]
     assert set(teacher_sees.maps) == {"p2", "p3", "p4", "p5", "p6"}
-    assert targets is batch
+    for i, x in enumerate(batch):  # as the student sees them, in its own order
+        assert torch.equal(targets.boxes[i], x["instances"].gt_boxes.tensor)
+        assert torch.equal(targets.classes[i], x["instances"].gt_classes)
+    assert [tuple(x.shape) for x in targets.boxes] == [(2, 4)] * 2
+    assert sorted(targets.classes[0].tolist()) == [0, 1]
+    assert student.logits == teacher_sees.logits == {}
     assert "loss_spy" in losses and "loss_rpn_cls" in losses
 
 
@@ -192,3 +206,115 @@ def test_the_batch_may_be_given_by_its_name(parties, batch):
     with EventStorage():
         by_name = model.train()(batched_inputs=batch)
     assert by_name.keys() == train_step(model, batch).keys()
+
+
+# ------------------------------------------------------------------ targets and progress
+
+
+@pytest.mark.parametrize("which", [(), (0,), (1,)])
+def test_a_batch_that_lacks_instances_has_no_targets(parties, batch, which):
+    spy = Spy([])
+    model = Headless(parties[0])
+    attach_distiller(model, parties[1], spy)
+    batch = [x if i in which else {"image": x["image"]} for i, x in enumerate(batch)]
+    model.train()(batch)
+    assert spy.seen[2] is None
+
+
+def test_an_image_without_objects_has_targets_without_boxes(parties, batch):
+    spy = Spy([])
+    model = Headless(parties[0])
+    attach_distiller(model, parties[1], spy)
+    batch[1]["instances"] = batch[1]["instances"][:0]
+    model.train()(batch)
+    assert [len(x) for x in spy.seen[2].boxes] == [2, 0] == [len(x) for x in spy.seen[2].classes]
+
+
+def test_a_method_of_boxes_says_what_it_lacks(parties, batch):
+    model, teacher, distiller = parties
+    model = Headless(model)
+    attach_distiller(model, teacher, build_distiller({"fgd": {}}, distiller.levels))
+    with pytest.raises(UserError, match="FGD tells objects by their boxes"):
+        model.train()([{"image": x["image"]} for x in batch])
+
+
+def test_progress_is_the_share_of_steps_that_are_done(parties, batch):
+    model, teacher, distiller = parties
+    combined = build_distiller(
+        {"dpk": {"ratio": "linear", "dim": 16, "heads": 2, "token_stride": 16}}, distiller.levels
+    )
+    attach_distiller(model, teacher, combined, max_iter=40)
+    for iteration in (0, 10, 30, 39):
+        with EventStorage(iteration) as storage:
+            model.train()(batch)
+            ratio = storage.latest()["dpk/ratio_p2"][0]
+        assert combined.progress == iteration / 40
+        assert ratio == pytest.approx(1 - iteration / 40)
+
+
+@pytest.mark.parametrize("max_iter", [None, 40])
+def test_progress_is_the_callers_where_nobody_counts_steps(parties, batch, max_iter):
+    spy = Spy([])
+    model = Headless(parties[0])
+    attach_distiller(model, parties[1], spy, max_iter)
+    spy.progress = 0.3
+    model.train()(batch)  # no event storage
+    assert spy.saw_progress == 0.3
+    if max_iter is None:
+        with EventStorage(5):
+            model(batch)
+        assert spy.saw_progress == 0.3
+
+
+def test_the_config_tells_how_long_the_training_is(tiny):
+    model = attach_from_config(tiny.build("plain"), tiny.cfg("dpk", "SOLVER.MAX_ITER", 77))
+    assert model.distillation.max_iter == 77
+
+
+# ------------------------------------------------------------------ several methods
+
+
+def test_methods_side_by_side_from_the_config(tiny, batch):
+    cfg = tiny.cfg("dpk", "DISTILL.METHODS", "['dpk', 'fgd']", "DISTILL.FGD.GAMMA", "0.5")
+    model = attach_from_config(tiny.build("plain"), cfg)
+    assert list(model.distiller.methods) == ["dpk", "fgd"]
+    assert model.distiller.methods["fgd"].gamma == 0.5
+    losses = train_step(model, batch)
+    ours = {name for name in losses if name.startswith(("loss_dpk", "loss_fgd"))}
+    assert ours == {"loss_dpk", "loss_fgd_focal", "loss_fgd_attention", "loss_fgd_global"}
+    sum(losses.values()).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("name", sorted(set(DISTILLERS) - {"dpk"}))
+def test_every_rival_trains_a_detector(tiny, batch, name):
+    cfg = tiny.cfg("dpk", "DISTILL.METHODS", [name], "DISTILL.REVIEWKD.MID", 8)
+    model = attach_from_config(tiny.build("plain"), cfg)
+    losses = train_step(model, batch)
+    ours = [loss for key, loss in losses.items() if key.startswith(f"loss_{name}")]
+    assert ours and all(loss.isfinite() and loss > 0 for loss in ours)
+    sum(ours).backward()
+    assert model.backbone.bottom_up.stem.conv1.weight.grad.abs().max() > 0
+    keys = {key for key, _ in model.named_parameters() if key.startswith("distiller.")}
+    assert all(key.startswith(f"distiller.methods.{name}.") for key in keys)
+
+
+def test_training_with_several_methods_by_the_command_stops_and_resumes(tiny, tmp_path, command):
+    opts = ("--config-file", tiny.dpk, "DISTILL.METHODS", "['dpk', 'fgd', 'kd']")
+    opts += ("DISTILL.DPK.RATIO", "linear", "OUTPUT_DIR", tmp_path, "SOLVER.MAX_ITER", 4)
+    opts += ("DATASETS.TEST", "()", "SOLVER.CHECKPOINT_PERIOD", 2)
+    command(*opts)
+    for name in ("model_0000003.pth", "model_final.pth"):
+        (tmp_path / name).unlink()
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    before = torch.load(tmp_path / "model_0000001.pth", weights_only=False)
+    assert before["iteration"] == 1
+    (tmp_path / "metrics.json").unlink()
+    command(*opts[:2], "--resume", *opts[2:])
+    after = torch.load(tmp_path / "model_final.pth", weights_only=False)["model"]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert {"loss_dpk", "loss_fgd_focal", "loss_kd_roi", "loss_rpn_cls"} <= set(lines[-1])
+    assert lines[-1]["iteration"] == 3 and lines[-1]["dpk/ratio_p2"] == pytest.approx(1 - 3 / 4)
+    learnt = [key for key in after if key.startswith("distiller.methods.")]
+    assert {key.split(".")[2] for key in learnt} == {"dpk", "fgd"}  # KD has nothing to learn
+    assert any(not torch.equal(after[key], before["model"][key]) for key in learnt)

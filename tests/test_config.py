@@ -1,6 +1,7 @@
 """The config: keys, errors that name the nearest one, and every file below configs/."""
 
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -8,14 +9,16 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_backbone
 
+from dpk_det import config
 from dpk_det.config import PLAIN, add_dpk_config, load_config, method_arguments
-from dpk_det.distill import DPK, build_distiller
+from dpk_det.distill import DISTILLERS, Level, build_distiller
 from dpk_det.errors import UserError
 from dpk_det.pairing import pair_levels
 from dpk_det.teacher import find_teacher_weights, load_teacher_config
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml"))
+FILES = (ROOT / "configs").rglob("*.yaml")  # those in compare/ are suites, no training configs
+CONFIGS = sorted(str(f.relative_to(ROOT)) for f in FILES if f.parent.name != "compare")
 # distilling config -> its plain twins
 TWINS = {
     "configs/dpk_frcnn_r101_r18.yaml": ["configs/plain_frcnn_r18.yaml"],
@@ -55,26 +58,58 @@ def test_adding_our_keys_changes_none_of_detectron2s():
     before, after = flatten(get_cfg()), flatten(cfg)
     assert {key: after[key] for key in before} == before
     new = set(after) - set(before)
-    assert all(key.startswith(("DISTILL.", "MODEL.SMALL_RESNET.")) for key in new)
+    ours = ("DISTILL.", "MODEL.SMALL_RESNET.", "MODEL.BACKBONE_WEIGHTS")
+    assert all(key.startswith(ours) for key in new)
 
 
-def test_the_node_of_dpk_holds_the_constructors_arguments_and_defaults():
-    parameters = inspect.signature(DPK).parameters.values()
+@pytest.mark.parametrize("name", sorted(DISTILLERS))
+def test_the_node_of_a_method_holds_the_constructors_arguments_and_defaults(name):
+    parameters = inspect.signature(DISTILLERS[name]).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    assert method_arguments(load_config("")) == {"dpk": defaults}
+    defaults = {key: [] if value == () else value for key, value in defaults.items()}
+    cfg = load_config("", ["DISTILL.METHODS", f"['{name}']"])
+    assert method_arguments(cfg) == {name: defaults}
+    assert defaults
 
 
-def test_overrides_win_over_the_file_and_reach_the_method(tmp_path):
-    path = tmp_path / "c.yaml"
-    path.write_text("VERSION: 2\nDISTILL:\n  DPK:\n    DIM: 32\n    HEADS: 2\n")
-    cfg = load_config(str(path), ["DISTILL.DPK.HEADS", "4"])
-    arguments = method_arguments(cfg)["dpk"]
-    assert (arguments["dim"], arguments["heads"]) == (32, 4)
+@pytest.mark.parametrize("name", sorted(DISTILLERS))
+def test_every_method_builds_from_the_config_by_its_name(name):
+    cfg = load_config("", ["DISTILL.METHODS", f"['{name}']", "DISTILL.DPK.DIM", "16"])
+    levels = [Level("p3", "q3", 8, 4, 6)]
+    (method,) = build_distiller(method_arguments(cfg), levels).methods.values()
+    assert type(method) is DISTILLERS[name] and method.levels == levels
 
 
-def test_a_method_without_a_node_has_no_arguments():
-    cfg = load_config("", ["DISTILL.METHODS", "['dpk', 'mine']"])
-    assert method_arguments(cfg)["mine"] == {}
+def test_several_methods_take_their_arguments_each_from_its_own_node():
+    cfg = load_config("", ["DISTILL.METHODS", "['kd', 'cwd']", "DISTILL.CWD.TEMPERATURE", "4.0"])
+    arguments = method_arguments(cfg)
+    assert list(arguments) == ["kd", "cwd"]
+    assert arguments["cwd"]["temperature"] == 4 and arguments["kd"]["temperature"] == 1
+
+
+def test_every_method_has_a_node_and_every_node_a_method():
+    nodes = {
+        key.lower() for key, value in load_config("").DISTILL.items() if hasattr(value, "items")
+    }
+    assert nodes == set(DISTILLERS) | {"teacher"}
+
+
+def test_every_key_stands_below_a_comment():
+    assignment = re.compile(r"    (?:cfg|node)\.(?:DISTILL\.|MODEL\.)?([A-Z_.]+) = ")
+    lines = inspect.getsource(config).partition("\ndef load_config")[0].splitlines()
+    found = []
+    for i, line in enumerate(lines):
+        if not assignment.match(line) or line.endswith(" CN()"):
+            continue
+        found.append(assignment.match(line)[1])
+        while assignment.match(lines[i]):
+            i -= 1
+        assert lines[i].startswith("    #"), line
+    cfg = get_cfg()
+    add_dpk_config(cfg)
+    new = set(flatten(cfg)) - set(flatten(get_cfg()))
+    wanted = {key.removeprefix("DISTILL.").removeprefix("MODEL.") for key in new}
+    assert set(found) - {"DATASETS.JSON"} == wanted  # none is set in a way that is not seen here
 
 
 # ------------------------------------------------------------------ mistakes

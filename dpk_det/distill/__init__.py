@@ -1,5 +1,6 @@
 """What is learned: distillation methods on feature maps. Needs torch only, knows no detector."""
 
+from . import baselines  # noqa: F401  (they register themselves)
 from .cka import MinibatchCKA, linear_cka
 from .dpk import DPK
 from .registry import (
@@ -7,6 +8,8 @@ from .registry import (
     Distiller,
     Features,
     Level,
+    Logits,
+    Targets,
     build_distiller,
     register_distiller,
 )
@@ -17,7 +20,9 @@ __all__ = [
     "Distiller",
     "Features",
     "Level",
+    "Logits",
     "MinibatchCKA",
+    "Targets",
     "build_distiller",
     "linear_cka",
     "register_distiller",

@@ -1,13 +1,14 @@
-"""Linear CKA from unbiased HSIC, in O(n d^2) time and without an n x n matrix.
+"""CKA from unbiased HSIC; with a linear kernel in O(n d^2) time and without an n x n matrix.
 
 HSIC is the unbiased estimator of Song et al. 2012 in the form of Nguyen, Raghu and Kornblith (ICLR
-2021, equation 3). It does not change when a constant is added to every row of an input, so the rows
-are centred first. That makes ``X'1 = 0``, hence ``K~1 = -k`` with ``k_i = |x_i|^2``, and the three
-terms of the equation shrink to
+2021, equation 3). With a linear kernel it does not change when a constant is added to every row of
+an input, so the rows are centred first. That makes ``X'1 = 0``, hence ``K~1 = -k`` with
+``k_i = |x_i|^2``, and the three terms of the equation shrink to
 
     HSIC(K, L) = [ |X'Y|_F^2 - n/(n-2) sum_i k_i l_i + sum(k) sum(l) / ((n-1)(n-2)) ] / (n (n-3))
 
-Centring also keeps float32 from cancelling large means against one another.
+Centring also keeps float32 from cancelling large means against one another. Where rows are fewer
+than features (whole images) and for the RBF kernel the n x n matrices are made after all.
 
 Shapes: n samples, d features of X, e features of Y, L levels.
 """
@@ -18,14 +19,22 @@ from torch import Tensor, nn
 MIN_SAMPLES = 4  # the estimator divides by n - 3
 
 
-def hsic_terms(x: Tensor, y: Tensor, valid: Tensor | None = None, n: int | None = None) -> Tensor:
-    """HSIC(K, L), HSIC(K, K) and HSIC(L, L) of the linear kernels K = X X' and L = Y Y'.
+def hsic_terms(
+    x: Tensor,
+    y: Tensor,
+    valid: Tensor | None = None,
+    n: int | None = None,
+    kernel: str = "linear",
+) -> Tensor:
+    """HSIC(K, L), HSIC(K, K) and HSIC(L, L) of the kernels K of X and L of Y.
 
     Args:
         x: (n, d) samples; computed in float32 (float64 is kept), whatever autocast says.
         y: (n, e) the same samples, seen by the other network.
         valid: (n,) bool, the rows that count; all when None.
         n: how many rows count, if the caller knows it; saves a device synchronisation.
+        kernel: "linear", K = X X'; or "rbf", whose bandwidth is the median distance of two
+            samples (Kornblith et al., ICML 2019), so that scale does not matter; O(n^2 d).
 
     Returns:
         (3,) tensor of the three estimates, each of which may be negative by chance.
@@ -39,6 +48,10 @@ def hsic_terms(x: Tensor, y: Tensor, valid: Tensor | None = None, n: int | None 
         raise ValueError(f"CKA needs at least {MIN_SAMPLES} samples but got {n}: give it more.")
     with torch.autocast(x.device.type, enabled=False):
         x, y = (_centre(z, valid, n) for z in (x, y))
+        if kernel == "rbf":
+            return _gram_terms(_rbf(x, valid), _rbf(y, valid), n)
+        if len(x) <= min(x.shape[1], y.shape[1]):
+            return _gram_terms(x @ x.T, y @ y.T, n)
         return torch.stack([_hsic(x, y, n), _hsic(x, x, n), _hsic(y, y, n)])
 
 
@@ -84,12 +97,15 @@ class MinibatchCKA(nn.Module):
 
     Args:
         num_levels: L.
-        momentum: share of the old average in the new one, in [0, 1).
+        window: steps that the average looks back on: each step weighs ``1 - 1/window`` of the next.
+            With 1 each step stands alone.
+        kernel: as for :func:`hsic_terms`.
     """
 
-    def __init__(self, num_levels: int, momentum: float) -> None:
+    def __init__(self, num_levels: int, window: int, kernel: str = "linear") -> None:
         super().__init__()
-        self.momentum = momentum
+        self.window = window
+        self.kernel = kernel
         self.register_buffer("terms", torch.zeros(num_levels, 3))
 
     @torch.no_grad()
@@ -107,7 +123,7 @@ class MinibatchCKA(nn.Module):
         news = self.terms.new_zeros(len(samples), 4)  # three terms, and how many ranks saw them
         for new, sample, ok in zip(news, samples, enough, strict=True):
             if ok:
-                terms = hsic_terms(*sample)
+                terms = hsic_terms(*sample, kernel=self.kernel)
                 finite = terms.isfinite().all()  # a step that overflowed is not counted
                 new[:3] = torch.where(finite, terms, 0)
                 new[3] = finite
@@ -115,9 +131,7 @@ class MinibatchCKA(nn.Module):
             torch.distributed.all_reduce(news)
         ranks = news[:, 3:]
         mean = news[:, :3] / ranks.clamp(min=1)
-        self.terms.copy_(
-            torch.where(ranks > 0, self.terms.lerp(mean, 1 - self.momentum), self.terms)
-        )
+        self.terms.copy_(torch.where(ranks > 0, self.terms.lerp(mean, 1 / self.window), self.terms))
         return cka_from_terms(self.terms)
 
 
@@ -139,3 +153,28 @@ def _hsic(x: Tensor, y: Tensor, n: int) -> Tensor:
     trace = n / (n - 2) * (x_norms * y_norms).sum()
     sums = x_norms.sum() * y_norms.sum() / ((n - 1) * (n - 2))
     return (cross - trace + sums) / (n * (n - 3))
+
+
+def _rbf(z: Tensor, valid: Tensor | None) -> Tensor:
+    """The (n, n) kernel matrix less 1 (HSIC takes no notice), zero where a row does not count."""
+    squared = torch.cdist(z, z).square()
+    n = len(z)
+    counts = ~torch.eye(n, dtype=torch.bool, device=z.device)
+    if valid is not None:
+        counts = counts & valid & valid.unsqueeze(1)
+    # equal rows have no median distance: then every kernel value is 1, and HSIC 0 without rounding
+    scale = squared.where(counts, torch.nan).nanmedian().clamp(min=torch.finfo(z.dtype).tiny)
+    return (-squared / (2 * scale)).expm1().where(counts, 0)
+
+
+def _gram_terms(k: Tensor, l: Tensor, n: int) -> Tensor:  # noqa: E741 (the paper's name)
+    k, l = (z - z.diag().diag() for z in (k, l))  # noqa: E741
+    return torch.stack([_gram_hsic(k, l, n), _gram_hsic(k, k, n), _gram_hsic(l, l, n)])
+
+
+def _gram_hsic(k: Tensor, l: Tensor, n: int) -> Tensor:  # noqa: E741
+    """Equation 3 itself, of matrices with zero diagonal."""
+    k_sums, l_sums = k.sum(1), l.sum(1)
+    trace = (k * l).sum()
+    sums = k_sums.sum() * l_sums.sum() / ((n - 1) * (n - 2))
+    return (trace + sums - 2 / (n - 2) * (k_sums * l_sums).sum()) / (n * (n - 3))

@@ -7,7 +7,7 @@ the teacher's map. The share follows the feature gap, ``1 - CKA``. docs/method.m
 Shapes: B images, Cs and Ct channels, H x W cells, k x k cells a token, h x w = N tokens, D width.
 """
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,19 @@ from torch.nn import functional as F
 
 from dpk_det.errors import UserError
 
-from .cka import MinibatchCKA
-from .mask import MASKS, prior_count
+from .cka import MIN_SAMPLES, MinibatchCKA
+from .mask import MASKS, prior_count, take_prior
 from .ratio import RATIOS
-from .registry import Distiller, Features, Level, PairedMaps, find, register_distiller
+from .registry import (
+    Distiller,
+    Features,
+    Level,
+    PairedMaps,
+    Targets,
+    find,
+    register_distiller,
+)
+from .regression import TARGETS, channel_adapter, masked_mse, standardise
 from .tokens import (
     PatchEmbed,
     PatchExpand,
@@ -29,6 +38,8 @@ from .tokens import (
 )
 from .transformer import Transformer
 
+KERNELS = {"linear": "linear", "rbf": "rbf"}
+
 
 class HybridCompletion(nn.Module):
     """Completes a map of one level from the student's tokens and a part of the teacher's.
@@ -38,7 +49,10 @@ class HybridCompletion(nn.Module):
         patch: k, cells a token side.
         dim, heads, mlp_ratio: of the transformers. encoder_depth, decoder_depth: their blocks.
         mask: which tokens take the prior, a name in :data:`~dpk_det.distill.mask.MASKS`.
+        prior: whether those take the teacher's tokens; else a learned token stands there, as in
+            masked autoencoders, and the student completes itself.
         shortcut: add the student's map to the result; see :class:`DPK`.
+        standard: bring that map's channels to mean 0 and deviation 1 first, as the target's are.
     """
 
     def __init__(
@@ -52,45 +66,55 @@ class HybridCompletion(nn.Module):
         encoder_depth: int,
         decoder_depth: int,
         mask: str,
+        prior: bool,
         shortcut: bool,
+        standard: bool,
     ) -> None:
         super().__init__()
         self.patch = patch
         self.dim = dim
         self.mask = find(MASKS, mask, "mask")
         self.student_embed = PatchEmbed(level.student_channels, dim, patch)
-        self.teacher_embed = PatchEmbed(level.teacher_channels, dim, patch)
         self.student_encoder = Transformer(dim, encoder_depth, heads, mlp_ratio)
-        self.teacher_encoder = Transformer(dim, encoder_depth, heads, mlp_ratio)
+        self.has_prior = prior
+        if prior:
+            self.teacher_embed = PatchEmbed(level.teacher_channels, dim, patch)
+            self.teacher_encoder = Transformer(dim, encoder_depth, heads, mlp_ratio)
+        else:
+            self.blank = nn.Parameter(torch.zeros(dim))
         self.decoder = Transformer(dim, decoder_depth, heads, mlp_ratio)
         self.expand = PatchExpand(dim, level.teacher_channels, patch)
-        self.shortcut = None
+        self.shortcut = channel_adapter(level) if shortcut else None
+        self.standard = standard
         if shortcut:
-            same = level.student_channels == level.teacher_channels
-            self.shortcut = (
-                nn.Identity()
-                if same
-                else nn.Conv2d(level.student_channels, level.teacher_channels, 1)
-            )
             nn.init.zeros_(self.expand.weight)  # at first the student's map is all there is
             nn.init.zeros_(self.expand.bias)
 
     def forward(
-        self, student: Tensor, teacher: Tensor, ratio: float, valid: Tensor | None
-    ) -> Tensor:
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        ratio: float,
+        valid: Tensor | None,
+        cells: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Complete the hybrid map.
 
         Args:
             student: (B, Cs, H, W). teacher: (B, Ct, H, W). Both zero where not valid.
             ratio: share of tokens that take the prior.
             valid: (B, h, w) bool, tokens that are not padding; None: all.
+            cells: (B, H, W) bool, cells that are not padding; None: all.
 
         Returns:
-            (B, Ct, H, W), the completed map; what stands at padding means nothing.
+            (B, Ct, H, W), the completed map; what stands at padding means nothing. And (B, H, W)
+            bool, true in the cells of tokens that took the prior.
         """
         size = tuple(student.shape[-2:])
         # in float32: under autocast a small correction of a large map would be lost
         added = 0.0 if self.shortcut is None else self.shortcut(student).float()
+        if self.standard and self.shortcut is not None:
+            added = standardise(added, cells)
         h, w = token_grid(*size, self.patch)
         if h * w == 1:
             # One token cannot be both the student's and the teacher's: put padding beside it, so
@@ -100,57 +124,86 @@ class HybridCompletion(nn.Module):
                 len(student), 1, 2
             )
             w = 2
-        positions = sincos_positions(h, w, self.dim, student.device)
-        s = self.student_embed(student) + positions
-        t = self.teacher_embed(teacher) + positions
-
         padded = valid is not None
-        valid = valid.flatten(1) if padded else s.new_ones(s.shape[:2], dtype=torch.bool)
-        order = (~self.mask(valid, ratio)).byte().argsort(1)  # the prior's first
-        prior, own = order.tensor_split([prior_count(ratio, h * w)], 1)
-        encoded = [
-            encoder(_take(x, at), valid.gather(1, at) if padded else None)
-            for encoder, x, at in (
-                (self.teacher_encoder, t, prior),
-                (self.student_encoder, s, own),
-            )
-        ]
-        hybrid = _take(torch.cat(encoded, 1), order.argsort(1)) + positions
-        completed = self.decoder(hybrid, valid if padded else None)
+        valid = valid if padded else student.new_ones(len(student), h, w, dtype=torch.bool)
+        takes_prior = take_prior(self.mask(valid), valid.flatten(1), ratio)
+        positions = sincos_positions(h, w, self.dim, student.device)
+        completed = self.decoder(
+            self._mix(student, teacher, takes_prior, ratio, positions, valid if padded else None)
+            + positions,
+            valid.flatten(1) if padded else None,
+        )
         expanded = self.expand(completed, (h * self.patch, w * self.patch))
-        return expanded[..., : size[0], : size[1]].float() + added
+        given = takes_prior.unflatten(1, (h, w))
+        for axis in (1, 2):
+            given = given.repeat_interleave(self.patch, axis)
+        return expanded[..., : size[0], : size[1]].float() + added, given[:, : size[0], : size[1]]
+
+    def _mix(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        takes_prior: Tensor,
+        ratio: float,
+        positions: Tensor,
+        valid: Tensor | None,
+    ) -> Tensor:
+        """(B, N, D), encoded tokens: the student's, and the teacher's or blanks at the prior."""
+        order = (~takes_prior).byte().argsort(1)  # the prior's first
+        prior, own = order.tensor_split([prior_count(ratio, order.shape[1])], 1)
+
+        def encode(embed: nn.Module, encoder: nn.Module, x: Tensor, at: Tensor) -> Tensor:
+            tokens = _take(embed(x) + positions, at)
+            return encoder(tokens, None if valid is None else valid.flatten(1).gather(1, at))
+
+        encoded = encode(self.student_embed, self.student_encoder, student, own)
+        if self.has_prior:
+            given = encode(self.teacher_embed, self.teacher_encoder, teacher, prior)
+        else:
+            given = self.blank.to(encoded.dtype).expand(*prior.shape, -1)
+        return _take(torch.cat([given, encoded], 1), order.argsort(1))
 
 
 @register_distiller("dpk")
 class DPK(Distiller):
     """The DPK distiller.
 
-    Losses: ``loss_dpk``, the mean over levels of the mean squared error over valid cells, weighted.
+    Losses: ``loss_dpk``, the weighted mean over levels of the mean squared error over valid cells.
     Metrics, per level: ``dpk/ratio_NAME``, ``dpk/cka_NAME`` and ``dpk/loss_NAME`` (unweighted).
 
     Args:
         levels: what to distil.
         weight: of the loss.
+        level_weights: of each level's share in it, finest level first; none: 1 each.
         token_stride: pixels of the image along a token's side. A level of stride s has tokens of
             ``k = max(1, token_stride // s)`` cells a side, so that levels below that stride share
             one grid of tokens.
         dim: D, a multiple of 4 and of heads. heads: attention heads. mlp_ratio: MLP width over D.
         encoder_depth, decoder_depth: blocks of the encoders and of the decoder.
+        prior: whether the teacher's tokens are given; False is the paper's ablation (its Table 7):
+            the student completes itself.
         ratio: schedule of the prior ratio, a name in :data:`~dpk_det.distill.ratio.RATIOS`.
-        ratio_min, ratio_max: bounds of the gap schedule. ratio_fixed: of the fixed one.
+        ratio_min, ratio_max: its bounds. ratio_fixed: the ratio of the fixed one.
         mask: which tokens take the prior, a name in :data:`~dpk_det.distill.mask.MASKS`.
-        target: what the completed map is compared with. "raw": the teacher's map; "relative": the
+        target: what the completed map is compared with, a name in
+            :data:`~dpk_det.distill.regression.TARGETS`. "raw": the teacher's map; "relative": the
             same, and the error is divided by the map's variance over the batch, so that the loss is
             alike for all teachers and levels; "standard": the map with each channel brought to
-            mean 0 and deviation 1 over the batch.
+            mean 0 and deviation 1 over the batch, and so is the student's map in the shortcut,
+            which leaves the student its own scale.
+        positions: the cells whose error counts: "all", or "student": those of tokens that did not
+            take the prior.
         shortcut: add the student's map to what the transformer makes, as it is where both have the
             same channels and else through a 1 x 1 convolution. The transformer then learns what the
             student's map lacks, and the student is drawn to the teacher's very channels, which
             inherited heads understand. Not in the paper.
-        cka_momentum: share of the old average in the running HSIC terms.
+        cka_of: what a sample of CKA is: "tokens", or "images" (all tokens of one; the batch of each
+            process must have 4).
+        cka_kernel: "linear" or "rbf".
+        cka_window: steps that the running CKA looks back on.
 
     Raises:
-        UserError: for an unknown schedule, mask or target, or numbers that do not fit.
+        UserError: for an unknown name, or numbers that do not fit.
     """
 
     def __init__(
@@ -158,20 +211,25 @@ class DPK(Distiller):
         levels: list[Level],
         *,
         weight: float = 1.0,
+        level_weights: Sequence[float] = (),
         token_stride: int = 32,
         dim: int = 256,
         heads: int = 8,
         mlp_ratio: float = 2.0,
         encoder_depth: int = 1,
         decoder_depth: int = 1,
+        prior: bool = True,
         ratio: str = "gap",
         ratio_min: float = 0.0,
         ratio_max: float = 1.0,
         ratio_fixed: float = 0.5,
         mask: str = "random",
         target: str = "relative",
+        positions: str = "all",
         shortcut: bool = True,
-        cka_momentum: float = 0.98,
+        cka_of: str = "tokens",
+        cka_kernel: str = "linear",
+        cka_window: int = 50,
     ) -> None:
         super().__init__(levels)
         if heads < 1 or dim % 4 or dim % heads:
@@ -185,13 +243,23 @@ class DPK(Distiller):
             raise UserError(f"DPK's ratio_fixed is {ratio_fixed}: choose a number from 0 to 1.")
         if token_stride < 1:
             raise UserError(f"DPK's token_stride is {token_stride}: choose one of 1 pixel or more.")
-        if not 0 <= cka_momentum < 1:
-            raise UserError(f"DPK's cka_momentum is {cka_momentum}: choose a number below 1.")
+        if cka_window < 1:
+            raise UserError(f"DPK's cka_window is {cka_window}: choose one of 1 step or more.")
+        if level_weights and len(level_weights) != len(levels):
+            raise UserError(
+                f"DPK has {len(level_weights)} level_weights but learns on {len(levels)} levels "
+                f"({', '.join(level.student for level in levels)}): give one each, or none."
+            )
         self.weight = weight
+        self.level_weights = tuple(level_weights) or (1.0,) * len(levels)
         self.schedule = find(RATIOS, ratio, "ratio schedule")
-        self.bounds = {"low": ratio_min, "high": ratio_max, "fixed": ratio_fixed}
+        self.low, self.high = ratio_min, ratio_max
+        if ratio == "fixed":
+            self.low = self.high = ratio_fixed
         self.target = find(TARGETS, target, "target")
-        self.cka = MinibatchCKA(len(levels), cka_momentum)
+        self.errs_at_student = find(POSITIONS, positions, "choice of positions")
+        self.sample = find(SAMPLES, cka_of, "sample of CKA")
+        self.cka = MinibatchCKA(len(levels), cka_window, find(KERNELS, cka_kernel, "kernel of CKA"))
         self.completions = nn.ModuleDict(
             {
                 level.student: HybridCompletion(
@@ -203,108 +271,89 @@ class DPK(Distiller):
                     encoder_depth=encoder_depth,
                     decoder_depth=decoder_depth,
                     mask=mask,
+                    prior=prior,
                     shortcut=shortcut,
+                    standard=target == "standard",
                 )
                 for level in levels
             }
         )
 
     def forward(
-        self, student: Features, teacher: Features, targets: Any = None
+        self, student: Features, teacher: Features, targets: Targets | None = None
     ) -> dict[str, Tensor]:
         """See the class and :class:`~dpk_det.distill.registry.Distiller`; targets are not used."""
         views = [
             _View(p, self.completions[p.level.student].patch) for p in self.pairs(student, teacher)
         ]
-        cka = self.cka.update([view.samples() for view in views])
-        ratios = self.schedule(cka, **self.bounds)
+        cka = self.cka.update([self.sample(view) for view in views])
+        ratios = self.schedule(cka, self.progress, self.low, self.high)
         losses = []
         # waits for the device: token counts are shapes, which the host must know
         for view, ratio in zip(views, ratios.tolist(), strict=True):
-            completion = self.completions[view.level.student]
-            out = completion(view.student, view.teacher, ratio, view.tokens)
-            target, scale = self.target(view.teacher.float(), view.cells)
-            losses.append(scale * _masked_mse(out.float(), target, view.cells))
+            pair = view.pair
+            out, given = self.completions[pair.level.student](
+                pair.student, pair.teacher, ratio, view.tokens, pair.cells
+            )
+            target, scale = self.target(pair.teacher.float(), pair.cells)
+            cells = pair.cells
+            if self.errs_at_student:
+                cells = ~given if cells is None else cells & ~given
+            losses.append(scale * masked_mse(out, target, cells))
+        losses = torch.stack(losses)
         self.metrics = {
-            f"dpk/{what}_{view.level.student}": value.detach()
+            f"dpk/{what}_{view.pair.level.student}": value.detach()
             for what, values in (("ratio", ratios), ("cka", cka), ("loss", losses))
             for view, value in zip(views, values, strict=True)
         }
-        return {"loss_dpk": self.weight * torch.stack(losses).mean()}
+        return {"loss_dpk": self.weight * (losses * losses.new_tensor(self.level_weights)).mean()}
 
 
 class _View:
-    """One level as the method sees it: maps cleared of padding, and masks of cells and tokens."""
+    """One level as the method sees it: its maps, and which tokens are valid."""
 
     def __init__(self, pair: PairedMaps, patch: int) -> None:
-        size = tuple(pair.student.shape[-2:])
-        device = pair.student.device
-        grid = token_grid(*size, patch)
-        self.level = pair.level
+        grid = token_grid(*pair.student.shape[-2:], patch)
+        self.pair = pair
         self.patch = patch
         self.extents = [token_grid(h, w, patch) for h, w in pair.extents]
-        self.cells = valid_mask(pair.extents, size, device)
-        self.tokens = valid_mask(self.extents, grid, device)
-        self.student, self.teacher = (
-            x if self.cells is None else x.where(self.cells.unsqueeze(1), 0)
-            for x in (pair.student, pair.teacher)
-        )
+        self.tokens = valid_mask(self.extents, grid, pair.student.device)
 
-    def samples(self) -> tuple[Tensor, Tensor, Tensor | None, int]:
-        """Each token's mean feature in either network, as :func:`~.cka.hsic_terms` takes them."""
-        cells = (
-            self.student.new_ones(1, 1, *self.student.shape[-2:])
-            if self.cells is None
-            else self.cells.unsqueeze(1)
-        )
+    def means(self) -> tuple[Tensor, Tensor]:
+        """Each token's mean feature in either network, (B, Cs, h, w) and (B, Ct, h, w)."""
+        student, cells = self.pair.student, self.pair.cells
+        cells = student.new_ones(1, 1, *student.shape[-2:]) if cells is None else cells.unsqueeze(1)
         x, y, share = (
             F.avg_pool2d(pad_to_tokens(z.detach().float(), self.patch), self.patch)
-            for z in (self.student, self.teacher, cells)
+            for z in (student, self.pair.teacher, cells)
         )
         # a token at the border is the mean of its valid cells only: with the zeros around them both
         # networks would shrink alike there, which CKA takes for likeness
-        x, y = ((z / share.clamp(min=1e-6)).permute(0, 2, 3, 1).flatten(0, 2) for z in (x, y))
-        valid = None if self.tokens is None else self.tokens.flatten()
-        return x, y, valid, sum(h * w for h, w in self.extents)
+        share = share.clamp(min=1e-6)
+        return x / share, y / share
 
 
-Target = tuple[Tensor, Tensor | float]  # what to compare with, and the factor of the error
+Samples = tuple[Tensor, Tensor, Tensor | None, int]  # as hsic_terms takes them
 
 
-def _raw(teacher: Tensor, cells: Tensor | None) -> Target:
-    return teacher, 1.0
+def _token_samples(view: _View) -> Samples:
+    x, y = (z.permute(0, 2, 3, 1).flatten(0, 2) for z in view.means())
+    valid = None if view.tokens is None else view.tokens.flatten()
+    return x, y, valid, sum(h * w for h, w in view.extents)
 
 
-def _relative(teacher: Tensor, cells: Tensor | None) -> Target:
-    mean, var = _channel_moments(teacher, cells)
-    # a map of one cell, or a dead one, has no variance: then its size is what counts
-    return teacher, 1 / (var.mean().clamp(min=0.01 * mean.square().mean()) + EPS)
+def _image_samples(view: _View) -> Samples:
+    x, y = (z.flatten(1) for z in view.means())
+    if len(x) < MIN_SAMPLES:
+        raise UserError(
+            f"CKA of images needs {MIN_SAMPLES} images a process but got {len(x)}: raise "
+            "SOLVER.IMS_PER_BATCH or choose DISTILL.DPK.CKA_OF tokens."
+        )
+    return x, y, None, len(x)
 
 
-def _standard(teacher: Tensor, cells: Tensor | None) -> Target:
-    mean, var = _channel_moments(teacher, cells)
-    return (teacher - mean) * (var + EPS).rsqrt(), 1.0
-
-
-TARGETS = {"raw": _raw, "relative": _relative, "standard": _standard}
-EPS = 1e-6
-
-
-def _channel_moments(x: Tensor, cells: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each channel over the valid cells of the batch, (1, C, 1, 1) each."""
-    if cells is None:
-        var, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
-        return mean, var
-    w, n = cells.unsqueeze(1).float(), cells.sum()
-    mean = (x * w).sum((0, 2, 3), keepdim=True) / n
-    return mean, ((x - mean).square() * w).sum((0, 2, 3), keepdim=True) / n
-
-
-def _masked_mse(out: Tensor, target: Tensor, cells: Tensor | None) -> Tensor:
-    if cells is None:
-        return F.mse_loss(out, target)
-    error = (out - target).square().mean(1)
-    return error.where(cells, 0).sum() / cells.sum()
+SAMPLES = {"tokens": _token_samples, "images": _image_samples}
+POSITIONS = {"all": False, "student": True}
 
 
 def _take(tokens: Tensor, at: Tensor) -> Tensor:

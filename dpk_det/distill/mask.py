@@ -1,10 +1,51 @@
 """Which tokens take the prior.
 
-Shapes: B images, N tokens an image (padding included).
+A layout gives each token a place in line, smaller first, drawn anew for every image; the first in
+line take the prior, as many as the ratio says.
+
+Shapes: B images, h x w = N tokens an image (padding included).
 """
 
 import torch
 from torch import Tensor
+
+# thresholds of ordered dithering (Bayer 1973): the first 4 of 16 are a regular grid of every other
+# token in both directions, the first 8 a checkerboard
+BAYER = ((0, 8, 2, 10), (12, 4, 14, 6), (3, 11, 1, 9), (15, 7, 13, 5))
+
+
+def random(valid: Tensor) -> Tensor:
+    """Any set of tokens is as likely as any other; of all layouts the paper's choice."""
+    return torch.rand(valid.shape, device=valid.device).flatten(1)
+
+
+def block(valid: Tensor) -> Tensor:
+    """A square of neighbours around a random valid token, cut where the image ends."""
+    _, h, w = valid.shape
+    rows, cols = torch.meshgrid(
+        torch.arange(h, device=valid.device), torch.arange(w, device=valid.device), indexing="ij"
+    )
+    noise = torch.rand(valid.shape, device=valid.device)
+    centre = (noise + valid).flatten(1).argmax(1)[:, None, None]
+    distance = torch.maximum((rows - centre // w).abs(), (cols - centre % w).abs())
+    return (distance + 0.5 * torch.rand_like(noise)).flatten(1)  # equally far ones by chance
+
+
+def grid(valid: Tensor) -> Tensor:
+    """As even a spread as the ratio allows, shifted at random.
+
+    At a quarter it is the regular grid of MAE (He et al. 2022): one token of each square of four.
+    """
+    batch, h, w = valid.shape
+    device = valid.device
+    shift = torch.randint(len(BAYER), (2, batch, 1, 1), device=device)
+    rows = (torch.arange(h, device=device).view(1, -1, 1) + shift[0]) % len(BAYER)
+    cols = (torch.arange(w, device=device).view(1, 1, -1) + shift[1]) % len(BAYER)
+    order = torch.tensor(BAYER, device=device)[rows, cols]
+    return (order + 0.5 * torch.rand(valid.shape, device=device)).flatten(1)
+
+
+MASKS = {"random": random, "block": block, "grid": grid}
 
 
 def prior_count(ratio: float, n: int) -> int:
@@ -12,13 +53,14 @@ def prior_count(ratio: float, n: int) -> int:
     return min(max(round(ratio * n), 1), n - 1)
 
 
-def random_mask(valid: Tensor, ratio: float) -> Tensor:
-    """Draw, for each image, a random set of tokens that take the prior.
+def take_prior(line: Tensor, valid: Tensor, ratio: float) -> Tensor:
+    """Say which tokens take the prior.
 
     Of an image's V valid tokens, ``prior_count(ratio, V)`` take it. Padding tokens fill up the
     rows, so that every image has the same number in all and the batch stays one tensor.
 
     Args:
+        line: (B, N), each token's place in line, from one of :data:`MASKS`.
         valid: (B, N) bool, false where a token lies in padding. N is at least 2.
         ratio: share of tokens that take the prior, in [0, 1].
 
@@ -26,9 +68,9 @@ def random_mask(valid: Tensor, ratio: float) -> Tensor:
         (B, N) bool with exactly ``prior_count(ratio, N)`` true in each row.
     """
     n = valid.shape[1]
-    # A random order with the valid tokens first: its first ones take the prior, and behind the
-    # valid ones as many padding tokens as are missing to the row's count.
-    order = (torch.rand(valid.shape, device=valid.device) + (~valid).float()).argsort(1)
+    # The valid tokens in line: the first take the prior, and behind the valid ones as many padding
+    # tokens as are missing to the row's count.
+    order = line.masked_fill(~valid, torch.inf).argsort(1)
     rank = torch.empty_like(order).scatter_(1, order, _arange_like(order))
     num_valid = valid.sum(1, keepdim=True)
     count = prior_count(ratio, n)
@@ -41,6 +83,3 @@ def random_mask(valid: Tensor, ratio: float) -> Tensor:
 
 def _arange_like(x: Tensor) -> Tensor:
     return torch.arange(x.shape[1], device=x.device).expand_as(x)
-
-
-MASKS = {"random": random_mask}

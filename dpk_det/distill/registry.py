@@ -3,13 +3,43 @@
 import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
 
 from dpk_det.errors import UserError
 
-from .tokens import valid_cells
+from .tokens import valid_cells, valid_mask
+
+
+@dataclass
+class Logits:
+    """What one head says of n places: regions, or the cells that a dense head looks at.
+
+    Attributes:
+        values: (n, K). exclusive: the K are classes of which one is true (softmax); else each is a
+            yes or no of its own (sigmoid), of an anchor or of an anchor and a class.
+        labels: (n,) the true class of each place, where classes exclude one another; the student's
+            only.
+    """
+
+    values: Tensor
+    exclusive: bool
+    labels: Tensor | None = None
+
+
+@dataclass
+class Targets:
+    """Ground truth, an entry an image.
+
+    Attributes:
+        boxes: (n, 4) pixels of the image as the student sees it: left, top, right, bottom.
+        classes: (n,) class numbers.
+    """
+
+    boxes: list[Tensor]
+    classes: list[Tensor]
 
 
 @dataclass
@@ -20,13 +50,14 @@ class Features:
         maps: name to feature map, (B, C, H, W).
         strides: name to pixels a cell.
         image_sizes: (height, width) of each image in pixels before padding; None: none is padded.
-        logits: name to logits, for methods that need them.
+        logits: head to what it says, for methods that need it; student and teacher of the same
+            places.
     """
 
     maps: dict[str, Tensor]
     strides: dict[str, int]
     image_sizes: list[tuple[int, int]] | None = None
-    logits: dict[str, Tensor] = field(default_factory=dict)
+    logits: dict[str, Logits] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,7 +78,7 @@ class Level:
 
 @dataclass
 class PairedMaps:
-    """The maps of one level, cut to the same size.
+    """The maps of one level, cut to the same size and zero where images are padded.
 
     Attributes:
         level: which. student: (B, Cs, H, W). teacher: (B, Ct, H, W), detached.
@@ -59,6 +90,16 @@ class PairedMaps:
     teacher: Tensor
     extents: list[tuple[int, int]]
 
+    def __post_init__(self) -> None:
+        if self.cells is not None:
+            cells = self.cells.unsqueeze(1)
+            self.student, self.teacher = (x.where(cells, 0) for x in (self.student, self.teacher))
+
+    @cached_property
+    def cells(self) -> Tensor | None:
+        """(B, H, W) bool, false where a cell lies in padding; None where none does."""
+        return valid_mask(self.extents, tuple(self.student.shape[-2:]), self.student.device)
+
 
 class Distiller(nn.Module):
     """Base of all methods: features of student and teacher in, named losses out.
@@ -66,21 +107,26 @@ class Distiller(nn.Module):
     Attributes:
         levels: what is distilled.
         metrics: scalars of the last step that deserve a curve, name to 0-d tensor. The caller logs.
+        progress: share of the training that is done, in [0, 1], for schedules. The caller sets it.
+        heads: those whose logits the caller must fill in, as far as the detectors have them: "roi"
+            (regions), "rpn" (proposals), "dense" (detectors without regions).
     """
+
+    heads: frozenset[str] = frozenset()
 
     def __init__(self, levels: list[Level]) -> None:
         super().__init__()
         self.levels = levels
         self.metrics: dict[str, Tensor] = {}
+        self.progress = 0.0
 
     def forward(
-        self, student: Features, teacher: Features, targets: Any = None
+        self, student: Features, teacher: Features, targets: Targets | None = None
     ) -> dict[str, Tensor]:
         """Compute the losses of one step, weights included.
 
         Args:
-            student: with gradients. teacher: without. targets: ground truth, as the
-                detector has it.
+            student: with gradients. teacher: without. targets: ground truth, where there is any.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say what it learns.")
 
@@ -105,14 +151,16 @@ class Combined(Distiller):
     def __init__(self, methods: dict[str, Distiller]) -> None:
         super().__init__([])
         self.methods = nn.ModuleDict(methods)
+        self.heads = frozenset().union(*(method.heads for method in methods.values()))
 
     def forward(
-        self, student: Features, teacher: Features, targets: Any = None
+        self, student: Features, teacher: Features, targets: Targets | None = None
     ) -> dict[str, Tensor]:
         """The union of the methods' losses."""
         losses: dict[str, Tensor] = {}
         self.metrics = {}
         for method in self.methods.values():
+            method.progress = self.progress
             losses.update(method(student, teacher, targets))
             self.metrics.update(method.metrics)
         return losses

@@ -1,6 +1,7 @@
 """CKA against the literal n x n formula, its statistics, and its running average."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import dpk_det
+from dpk_det.distill import cka as cka_module
 from dpk_det.distill.cka import MinibatchCKA, cka_from_terms, hsic_terms, linear_cka
 
 
@@ -179,7 +181,7 @@ def test_autocast_leaves_cka_in_float32(dtype):
     with torch.autocast("cpu", torch.bfloat16):
         assert (x.T @ y).dtype == torch.bfloat16  # autocast is at work
         inside = linear_cka(x, y)
-        running = MinibatchCKA(1, 0.5).update([(x, y, None, 60)])
+        running = MinibatchCKA(1, 2).update([(x, y, None, 60)])
     assert before.dtype == inside.dtype == running.dtype == torch.float32
     assert torch.equal(before, inside)
     torch.testing.assert_close(running[0], before)
@@ -197,7 +199,7 @@ def steps(num, seed=0):
 
 
 def test_running_cka_is_the_ratio_of_averaged_terms():
-    module = MinibatchCKA(2, 0.9)
+    module = MinibatchCKA(2, 10)
     average = [[0.0] * 3, [0.0] * 3]
     for step in steps(6):
         got = module.update(step)
@@ -214,12 +216,12 @@ def test_running_cka_is_the_ratio_of_averaged_terms():
 
 def test_first_step_of_running_cka_is_the_plain_cka():
     x, y = related(30, 5, 5)
-    got = MinibatchCKA(1, 0.98).update([(x, y, None, 30)])
+    got = MinibatchCKA(1, 50).update([(x, y, None, 30)])
     assert got.item() == pytest.approx(direct_cka(x, y), rel=1e-4)
 
 
 def test_running_cka_resumes_from_its_state_dict():
-    whole, first, second = (MinibatchCKA(2, 0.7) for _ in range(3))
+    whole, first, second = (MinibatchCKA(2, 4) for _ in range(3))
     all_steps = steps(6)
     wants = [whole.update(s) for s in all_steps]
     for s in all_steps[:3]:
@@ -233,14 +235,14 @@ def test_running_cka_resumes_from_its_state_dict():
 
 def test_running_cka_carries_no_gradient():
     x, y = (z.requires_grad_() for z in related(20, 4, 4))
-    module = MinibatchCKA(1, 0.5)
+    module = MinibatchCKA(1, 2)
     assert not module.update([(x, y, None, 20)]).requires_grad
     assert not module.terms.requires_grad
     assert list(module.parameters()) == []
 
 
 def test_step_with_too_few_samples_keeps_the_average():
-    module = MinibatchCKA(2, 0.5)
+    module = MinibatchCKA(2, 2)
     few = (torch.randn(3, 4), torch.randn(3, 4), None, 3)
     enough = (*related(10, 4, 4), None, 10)
     assert module.update([few, few]).tolist() == [0, 0]  # never had any
@@ -253,11 +255,138 @@ def test_step_with_too_few_samples_keeps_the_average():
 
 
 def test_constant_features_leave_running_cka_finite():
-    module = MinibatchCKA(1, 0.5)
+    module = MinibatchCKA(1, 2)
     constant = torch.full((10, 4), 3.0)
     assert module.update([(constant, constant, None, 10)]).tolist() == [0]
     x, y = related(10, 4, 4)
     assert module.update([(x, y, None, 10)]).isfinite().all()
+
+
+# ------------------------------------------------------------------ whole matrices, other kernels
+
+
+def direct_rbf_terms(x, y):
+    """The same estimates with RBF kernels whose bandwidth is the median distance, in float64."""
+    kernels = []
+    for z in (x.double(), y.double()):
+        n = len(z)
+        distances = [[((a - b) ** 2).sum().sqrt().item() for b in z] for a in z]
+        pairs = sorted(distances[i][j] for i in range(n) for j in range(i))
+        sigma = pairs[(len(pairs) - 1) // 2]
+        kernel = [
+            [
+                0.0 if i == j else math.exp(-(distances[i][j] ** 2) / (2 * sigma**2))
+                for j in range(n)
+            ]
+            for i in range(n)
+        ]
+        kernels.append(torch.tensor(kernel, dtype=torch.float64))
+
+    def hsic(k, l):  # noqa: E741
+        n, one = len(k), torch.ones(len(k), 1, dtype=torch.float64)
+        trace = torch.trace(k @ l)
+        sums = (one.T @ k @ one) * (one.T @ l @ one) / ((n - 1) * (n - 2))
+        return ((trace + sums - 2 / (n - 2) * (one.T @ k @ l @ one)) / (n * (n - 3))).item()
+
+    k, l = kernels  # noqa: E741
+    return torch.tensor([hsic(k, l), hsic(k, k), hsic(l, l)], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("mean", [0.0, 100.0])
+@pytest.mark.parametrize(("n", "d", "e"), [(4, 3, 5), (5, 40, 2), (17, 8, 8), (40, 3, 12)])
+def test_rbf_terms_equal_the_literal_formula(n, d, e, mean):
+    x, y = related(n, d, e, mean)
+    want = direct_rbf_terms(x, y)
+    torch.testing.assert_close(hsic_terms(x, y, kernel="rbf").double(), want, rtol=1e-3, atol=2e-5)
+    doubles = hsic_terms(x.double(), y.double(), kernel="rbf")
+    torch.testing.assert_close(doubles, want, rtol=1e-6, atol=1e-9)
+
+
+def test_rows_that_are_not_valid_do_not_count_for_rbf():
+    for seed in range(5):
+        x, y = related(30, 6, 9, 100.0, seed)
+        valid = torch.rand(30, generator=torch.Generator().manual_seed(seed)) < 0.6
+        want = direct_rbf_terms(x[valid], y[valid])
+        x[~valid] = torch.nan
+        y[~valid] = torch.inf
+        got = hsic_terms(x, y, valid, kernel="rbf").double()
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=2e-5)
+
+
+def test_rbf_cka_ignores_rotation_shift_and_scale_but_sees_bends():
+    x, y = related(60, 12, 7)
+    rotation = torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(4)))[0]
+
+    def cka(a, b):
+        return cka_from_terms(hsic_terms(a, b, kernel="rbf")).item()
+
+    before = cka(x, y)
+    assert 0.1 < before < 0.95
+    for moved in (x @ rotation, x + torch.arange(12.0), 0.01 * x, -300 * x):
+        assert cka(moved, y) == pytest.approx(before, rel=1e-3)
+    # a parabola: no line fits it, but neighbours stay neighbours
+    line = torch.linspace(-1, 1, 80).unsqueeze(1)
+    assert abs(linear_cka(line, line.square()).item()) < 0.05
+    assert cka(line, line.square()) > 0.3
+
+
+# at some n the estimate of a kernel of ones rounds above 0, which would pass for likeness
+@pytest.mark.parametrize("n", [4, 7, 21, 43, 63, 84, 96])
+@pytest.mark.parametrize("value", [0.0, 0.1, 100.1])
+@pytest.mark.parametrize("padded", [False, True])
+def test_constant_features_have_rbf_cka_zero(n, value, padded):
+    x, _ = related(n + 10 * padded, 5, 1)
+    constant = torch.full((len(x), 3), value)
+    valid = torch.arange(len(x)) >= 10 if padded else None
+    for pair in ((x, constant), (constant, x), (constant, 2.7 * constant)):
+        assert cka_from_terms(hsic_terms(*pair, valid, kernel="rbf")).item() == 0
+
+
+def test_features_that_are_mostly_equal_leave_rbf_cka_finite():
+    # the median distance of dead tokens is 0
+    x, y = related(30, 5, 4)
+    x[:25] = 0.0
+    terms = hsic_terms(x, y, kernel="rbf")
+    assert terms.isfinite().all() and cka_from_terms(terms).isfinite()
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(("n", "d", "e"), [(12, 12, 40), (20, 33, 20), (8, 200, 9)])
+def test_few_samples_of_many_features_give_what_many_samples_would(monkeypatch, n, d, e, padded):
+    x, y = related(n, d, e, 10.0)
+    valid = torch.arange(n) != 2 if padded else None
+    few = hsic_terms(x, y, valid)  # by n x n matrices
+    monkeypatch.setattr(cka_module, "_gram_terms", None)
+    # columns of zeros change no inner product, more rows that do not count change no estimate
+    rows = torch.nn.functional.pad
+    more = max(d, e)
+    valid = torch.arange(n + more) < n if valid is None else rows(valid, (0, more))
+    many = hsic_terms(rows(x, (0, 0, 0, more)), rows(y, (0, 0, 0, more)), valid)
+    torch.testing.assert_close(few, many, rtol=1e-3, atol=1e-4 * many.abs().max().item())
+
+
+def test_whole_matrices_are_made_only_where_samples_are_few(monkeypatch):
+    calls, gram = [], cka_module._gram_terms
+    monkeypatch.setattr(cka_module, "_gram_terms", lambda *z: calls.append(len(z[0])) or gram(*z))
+    for n, d, e in ((20, 20, 30), (20, 30, 20), (21, 20, 30), (21, 30, 20), (500, 4, 600)):
+        hsic_terms(*related(n, d, e))
+    assert calls == [20, 20]
+
+
+def test_a_window_of_one_step_is_that_step_alone():
+    module = MinibatchCKA(1, 1)
+    for seed in range(3):
+        x, y = related(30, 5, 5, seed=seed)
+        got = module.update([(x, y, None, 30)])
+        assert torch.equal(got[0], linear_cka(x, y))
+
+
+def test_running_cka_uses_the_kernel_that_it_is_given():
+    x, y = related(30, 5, 5)
+    got = MinibatchCKA(1, 50, "rbf").update([(x, y, None, 30)])
+    want = cka_from_terms(direct_rbf_terms(x, y)).item()
+    assert got.item() == pytest.approx(want, rel=1e-3)
+    assert abs(want - linear_cka(x, y).item()) > 0.01
 
 
 RANK = """
@@ -268,7 +397,7 @@ from dpk_det.distill.cka import MinibatchCKA
 torch.set_num_threads(1)
 rank, init, data, out = int(sys.argv[1]), *sys.argv[2:]
 torch.distributed.init_process_group("gloo", init, rank=rank, world_size=2)
-module = MinibatchCKA(3, 0.9)
+module = MinibatchCKA(3, 10)
 ckas = [module.update(step).tolist() for step in torch.load(data)[rank]]
 with open(out, "w") as f:
     json.dump({"ckas": ckas, "terms": module.terms.tolist()}, f)

@@ -9,7 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from dpk_det.distill import DPK, Features, Level, linear_cka
-from dpk_det.distill.dpk import TARGETS
+from dpk_det.distill.cka import cka_from_terms, hsic_terms
+from dpk_det.distill.mask import MASKS, take_prior
+from dpk_det.distill.regression import TARGETS
 from dpk_det.distill.tokens import sincos_positions
 from dpk_det.errors import UserError
 
@@ -40,14 +42,16 @@ def maps(batch, height, width, cs=CS, ct=CT, seed=0):
 
 
 def watch_mask(completion):
-    """Let the mask draw as ever, and note what it was given and drew."""
-    seen, draw = [], completion.mask
+    """Let the mask draw as ever, and note what it was given, the ratio, and what took the prior."""
+    seen, ratios, draw = [], [], completion.mask
 
-    def mask(valid, ratio):
-        seen.append((valid, ratio, draw(valid, ratio)))
-        return seen[-1][2]
+    def mask(valid):
+        line = draw(valid)
+        seen.append((valid, ratios[-1], take_prior(line, valid.flatten(1), ratios[-1])))
+        return line
 
     completion.mask = mask
+    completion.register_forward_pre_hook(lambda _, args: ratios.append(args[2]))
     return seen
 
 
@@ -77,30 +81,45 @@ def encode(encoder, tokens):
     return dict(zip(tokens, out, strict=True))
 
 
+def slow_shortcut(dpk, students):
+    """What the shortcut adds to each image's completed map."""
+    (completion,) = dpk.completions.values()
+    if completion.shortcut is None:
+        return [0] * len(students)
+    added = students
+    if not isinstance(completion.shortcut, nn.Identity):
+        weight, bias = completion.shortcut.weight[:, :, 0, 0], completion.shortcut.bias
+        added = [torch.einsum("ts,shw->thw", weight, s) + bias[:, None, None] for s in students]
+    if dpk.target is TARGETS["standard"]:
+        cells = torch.cat([x.flatten(1) for x in added], 1)
+        mean = cells.mean(1)
+        var = (cells - mean[:, None]).square().mean(1)
+        added = [(x - mean[:, None, None]) / (var + 1e-6).sqrt()[:, None, None] for x in added]
+    return added
+
+
 def slow_complete(completion, student, teacher, takes_prior):
-    """Complete one image's maps, cut to what is not padding."""
+    """Complete one image's maps, cut to what is not padding; without the shortcut."""
     k, (height, width) = completion.patch, student.shape[1:]
     w = math.ceil(width / k)
     own = embed(completion.student_embed, student, k)
-    prior = embed(completion.teacher_embed, teacher, k)
+    if completion.has_prior:
+        prior = embed(completion.teacher_embed, teacher, k)
+        prior = {at: x for at, x in prior.items() if takes_prior[at]}
+        prior = encode(completion.teacher_encoder, prior)
+    else:
+        prior = {at: completion.blank for at in own if takes_prior[at]}
     own = {at: x for at, x in own.items() if not takes_prior[at]}
-    prior = {at: x for at, x in prior.items() if takes_prior[at]}
-    hybrid = encode(completion.student_encoder, own) | encode(completion.teacher_encoder, prior)
+    hybrid = encode(completion.student_encoder, own) | prior
     codes = sincos_positions(math.ceil(height / k), w, completion.decoder.norm.bias.numel(), "cpu")
     hybrid = {(r, c): x + codes[r * w + c] for (r, c), x in hybrid.items()}
     out = teacher.new_empty(teacher.shape)
     weight, bias = completion.expand.weight, completion.expand.bias
-    added = 0
-    if isinstance(completion.shortcut, nn.Identity):
-        added = student
-    elif completion.shortcut is not None:
-        added = torch.einsum("ts,shw->thw", completion.shortcut.weight[:, :, 0, 0], student)
-        added = added + completion.shortcut.bias[:, None, None]
     for (r, c), token in encode(completion.decoder, hybrid).items():
         for u in range(min(k, height - r * k)):
             for v in range(min(k, width - c * k)):
                 out[:, r * k + u, c * k + v] = token @ weight[:, :, u, v] + bias
-    return out + added
+    return out
 
 
 def channel_moments(teacher, extents):
@@ -117,7 +136,7 @@ def standardise(teacher, extents):
 
 
 def slow_loss(dpk, student, teacher, extents, drawn):
-    """Mean squared error over all valid cells of a batch, image by image."""
+    """Mean squared error over all valid cells of a batch that count, image by image."""
     (completion,) = dpk.completions.values()
     target, scale = teacher, 1
     if dpk.target is TARGETS["standard"]:
@@ -126,12 +145,20 @@ def slow_loss(dpk, student, teacher, extents, drawn):
         scale = 1 / (channel_moments(teacher, extents)[1].mean() + 1e-6)
     grid = [math.ceil(x / completion.patch) for x in student.shape[2:]]
     total, cells = 0.0, 0
-    for s, t, y, (h, w), row in zip(student, teacher, target, extents, drawn, strict=True):
+    shortcut = [s[:, :h, :w] for s, (h, w) in zip(student, extents, strict=True)]
+    shortcut = slow_shortcut(dpk, shortcut)
+    images = zip(student, teacher, target, extents, drawn, shortcut, strict=True)
+    for s, t, y, (h, w), row, added in images:
         # a map of one token is completed beside a token of padding
         row = row[:1] if grid == [1, 1] else row
-        out = slow_complete(completion, s[:, :h, :w], t[:, :h, :w], row.view(*grid))
-        total = total + (out - y[:, :h, :w]).square().mean(0).sum()
-        cells += h * w
+        out = added + slow_complete(completion, s[:, :h, :w], t[:, :h, :w], row.view(*grid))
+        error = (out - y[:, :h, :w]).square().mean(0)
+        for r in range(h):
+            for c in range(w):
+                taken = row.view(*grid)[r // completion.patch, c // completion.patch]
+                if not (dpk.errs_at_student and taken):
+                    total = total + error[r, c]
+                    cells += 1
     return scale * total / cells
 
 
@@ -154,25 +181,35 @@ REFERENCES = {
 
 
 SETTINGS = [
-    ("raw", 0.4, False, CS),
-    ("raw", 1.0, True, CT),
-    ("relative", 0.0, True, CS),
-    ("relative", 0.4, True, CT),
-    ("standard", 0.4, True, CS),
-    ("standard", 1.0, False, CT),
+    ("raw", 0.4, False, CS, {}),
+    ("raw", 1.0, True, CT, {}),
+    ("relative", 0.0, True, CS, {}),
+    ("relative", 0.4, True, CT, {}),
+    ("standard", 0.4, True, CS, {}),
+    ("standard", 1.0, False, CT, {}),
 ]
+OPTIONS = [
+    ("raw", 0.4, True, CS, {"prior": False}),
+    ("raw", 0.4, True, CS, {"positions": "student"}),
+    ("relative", 1.0, False, CT, {"positions": "student", "prior": False, "mask": "block"}),
+    ("raw", 0.25, False, CS, {"positions": "student", "mask": "grid"}),
+]
+HARD = ["odd", "one token", "one cell, padded", "two tokens", "padded", "padded to one cell"]
 
 
-@pytest.mark.parametrize(("target", "ratio", "shortcut", "cs"), SETTINGS)
-@pytest.mark.parametrize("case", REFERENCES)
-def test_loss_and_gradients_equal_the_slow_reference(case, target, ratio, shortcut, cs):
+@pytest.mark.parametrize(
+    ("case", "target", "ratio", "shortcut", "cs", "more"),
+    [(case, *setting) for setting in SETTINGS for case in REFERENCES]
+    + [(case, *setting) for setting in OPTIONS for case in HARD],
+)
+def test_loss_and_gradients_equal_the_slow_reference(case, target, ratio, shortcut, cs, more):
     batch, height, width, sizes, token_stride = REFERENCES[case]
     if target == "relative" and batch * height * width == 1:
         pytest.skip("one cell has no variance to be relative to")
     dpk = build(
         [Level("p3", "q3", STRIDE, cs, CT)],
         **{"ratio": "fixed", "ratio_fixed": ratio, "weight": 2.5, "token_stride": token_stride},
-        **{"target": target, "shortcut": shortcut},
+        **{"target": target, "shortcut": shortcut, **more},
     )
     seen = watch_mask(dpk.completions["p3"])
     student, teacher = maps(batch, height, width, cs)
@@ -194,32 +231,6 @@ def test_loss_and_gradients_equal_the_slow_reference(case, target, ratio, shortc
 
 
 # ------------------------------------------------------------------ targets
-
-
-@pytest.mark.parametrize("sizes", [None, [(5, 4), (2, 6)]])
-def test_standard_target_equals_numpy(sizes):
-    _, teacher = maps(2, 5, 6)
-    teacher = teacher * torch.arange(1, 6).view(5, 1, 1) + 100
-    teacher[:, 2] = 7  # a dead channel has no deviation
-    cells, extents = None, [(5, 6)] * 2
-    if sizes:
-        extents = sizes
-        cells = torch.zeros(2, 5, 6, dtype=torch.bool)
-        for mask, (h, w) in zip(cells, extents, strict=True):
-            mask[:h, :w] = True
-    got, scale = TARGETS["standard"](teacher, cells)
-    want = standardise(teacher, extents)
-    assert scale == 1
-    where = torch.ones(2, 5, 6, dtype=torch.bool) if cells is None else cells
-    for g, w, c in zip(got, want, where, strict=True):
-        torch.testing.assert_close(g[:, c], w[:, c], rtol=1e-3, atol=1e-3)
-    assert got[:, 2].abs().max() < 1e-3
-
-
-def test_raw_target_is_the_map_itself():
-    _, teacher = maps(2, 5, 6)
-    target, scale = TARGETS["raw"](teacher, None)
-    assert torch.equal(target, teacher) and scale == 1
 
 
 def test_relative_loss_is_alike_for_teachers_of_any_scale_and_mean():
@@ -286,15 +297,13 @@ def test_padding_to_a_larger_batch_keeps_the_loss_and_cka():
     for s, t, sizes in ((student, teacher, None), (*wide, [(32, 48)])):
         dpk = build(target="raw")
 
-        def fixed(valid, ratio):
-            row = torch.zeros(valid.shape, dtype=torch.bool).flatten()
-            at = valid.flatten().nonzero()[[0, 3, 4], 0]
-            row[at] = True
-            row[(~valid).flatten().nonzero()[: round(ratio * row.numel()) - 3, 0]] = True
-            return row.view(valid.shape)
+        def first_in_line(valid):
+            line = torch.ones(1, valid.numel())
+            line[0, valid.flatten().nonzero()[[0, 3, 4], 0]] = 0
+            return line
 
-        dpk.completions["p3"].mask = fixed
-        dpk.schedule = lambda cka, **_: cka.new_full(cka.shape, 0.5)
+        dpk.completions["p3"].mask = first_in_line
+        dpk.schedule = lambda cka, *_: cka.new_full(cka.shape, 0.5)
         losses.append(dpk(*one_level(s, t, sizes))["loss_dpk"])
         ckas.append(dpk.metrics["dpk/cka_p3"])
     torch.testing.assert_close(losses[0], losses[1])
@@ -304,13 +313,31 @@ def test_padding_to_a_larger_batch_keeps_the_loss_and_cka():
 # ------------------------------------------------------------------ gradients
 
 
-@pytest.mark.parametrize("ratio", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("size", [(1, 1), (2, 1), (2, 2), (3, 4), (7, 5), (16, 16)])
-@pytest.mark.parametrize(("batch", "padded"), [(1, False), (2, False), (2, True)])
-@pytest.mark.parametrize("shortcut", [False, True])
-def test_every_parameter_has_a_gradient_at_every_ratio(shortcut, batch, padded, size, ratio):
+RATIOS_AND_SHAPES = [
+    (ratio, size, *batch)
+    for ratio in (0.0, 0.3, 1.0)
+    for size in ((1, 1), (2, 1), (2, 2), (3, 4), (7, 5), (16, 16))
+    for batch in ((1, False), (2, False), (2, True))
+]
+
+
+@pytest.mark.parametrize(
+    ("more", "ratio", "size", "batch", "padded"),
+    [({"shortcut": x}, *shape) for x in (False, True) for shape in RATIOS_AND_SHAPES]
+    + [
+        (more, ratio, size, 2, True)
+        for more in (
+            {"prior": False},
+            {"mask": "block", "positions": "student", "target": "standard", "shortcut": False},
+            {"mask": "grid", "prior": False, "positions": "student"},
+        )
+        for ratio in (0.0, 1.0)
+        for size in ((1, 1), (2, 2), (7, 5))
+    ],
+)
+def test_every_parameter_has_a_gradient_at_every_ratio(more, batch, padded, size, ratio):
     # DistributedDataParallel waits for each
-    dpk = build(ratio="fixed", ratio_fixed=ratio, shortcut=shortcut)
+    dpk = build(ratio="fixed", ratio_fixed=ratio, **more)
     student, teacher = maps(batch, *size)
     student.requires_grad_(), teacher.requires_grad_()
     height, width = (STRIDE * x for x in size)
@@ -332,8 +359,9 @@ def test_the_only_token_of_a_map_is_the_students():
     out = [
         dpk.completions["p3"](student, t, 1.0, None) for t in (teacher, torch.randn_like(teacher))
     ]
-    assert out[0].shape == teacher.shape
-    assert torch.equal(out[0], out[1])
+    assert out[0][0].shape == teacher.shape
+    assert torch.equal(out[0][0], out[1][0])
+    assert out[0][1].shape == (2, 2, 2) and not out[0][1].any()
 
 
 def test_prior_tokens_take_nothing_from_the_student():
@@ -341,10 +369,23 @@ def test_prior_tokens_take_nothing_from_the_student():
     seen = watch_mask(dpk.completions["p3"])
     student, teacher = maps(2, 8, 8)
     student.requires_grad_()
-    dpk.completions["p3"](student, teacher, 0.4, None).square().sum().backward()
+    out, given = dpk.completions["p3"](student, teacher, 0.4, None)
+    out.square().sum().backward()
     drawn = seen[0][2].view(2, 4, 4).repeat_interleave(2, 1).repeat_interleave(2, 2)
     used = student.grad.any(1)
     assert torch.equal(used, ~drawn)
+    assert torch.equal(given, drawn)
+
+
+def test_the_cells_of_given_tokens_are_told_at_any_size():
+    dpk = build()
+    seen = watch_mask(dpk.completions["p3"])
+    valid = torch.ones(3, 3, 4, dtype=torch.bool)
+    valid[1, 2:] = valid[2, :, 1:] = False
+    _, given = dpk.completions["p3"](*maps(3, 5, 7), 0.4, valid)
+    taken = seen[0][2].view(3, 3, 4)
+    want = [[[taken[i, r // 2, c // 2] for c in range(7)] for r in range(5)] for i in range(3)]
+    assert torch.equal(given, torch.tensor(want))
 
 
 @pytest.mark.parametrize("cs", [CS, CT])
@@ -352,7 +393,7 @@ def test_shortcut_starts_from_the_students_map(cs):
     dpk = build([Level("p3", "q3", STRIDE, cs, CT)], fresh=True)
     completion = dpk.completions["p3"]
     student, teacher = maps(2, 5, 7, cs)
-    out = completion(student, teacher, 0.4, None)
+    out, _ = completion(student, teacher, 0.4, None)
     if cs == CT:
         assert torch.equal(out, student)
         assert dpk(*one_level(student, student))["loss_dpk"] == 0
@@ -363,15 +404,27 @@ def test_shortcut_starts_from_the_students_map(cs):
     assert completion.expand.weight.grad.any()
 
 
+@pytest.mark.parametrize("sizes", [None, [(64, 40), (25, 64)]])
+def test_the_standard_target_leaves_the_student_its_own_scale_and_mean(sizes):
+    dpk = build([Level("p3", "q3", STRIDE, CT, CT)], fresh=True, target="standard")
+    student, _ = maps(2, 8, 8, CT)
+    scale, offset = torch.tensor([0.1, 1, 2, 5, 30]).view(CT, 1, 1), torch.ones(CT, 1, 1)
+    teacher = scale * student + 10 * offset
+    assert dpk(*one_level(student, teacher, sizes))["loss_dpk"].item() == pytest.approx(0, abs=1e-4)
+    assert dpk(*one_level(student, -teacher, sizes))["loss_dpk"].item() == pytest.approx(
+        4, abs=0.01
+    )
+
+
 def test_without_shortcut_the_student_comes_in_through_its_tokens_alone():
     completion = build(shortcut=False, fresh=True).completions["p3"]
     assert completion.shortcut is None and completion.expand.weight.any()
     student, teacher = maps(1, 8, 8)
-    completion.mask = lambda valid, ratio: torch.arange(16)[None] > 0  # all but one are prior's
+    completion.mask = lambda valid: -torch.arange(16.0)[None]  # all but the first are prior's
     outs = []
     for s in (student, student.clone()):
         s[:, :, 2:] += len(outs)  # outside the one token
-        outs.append(completion(s, teacher, 1.0, None))
+        outs.append(completion(s, teacher, 1.0, None)[0])
     assert torch.equal(*outs)
 
 
@@ -398,6 +451,84 @@ def test_a_tiny_optimisation_lowers_the_loss(args):
         optimizer.step()
         losses.append(loss.item())
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:2])
+
+
+# ------------------------------------------------------------------ without a prior
+
+
+def test_without_prior_the_student_completes_itself():
+    dpk = build(prior=False, ratio="fixed")
+    completion = dpk.completions["p3"]
+    assert not [name for name, _ in dpk.named_parameters() if "teacher" in name]
+    assert completion.blank.shape == (16,)
+    student, teacher = maps(2, 8, 8)
+    outs = []
+    for t in (teacher, torch.randn_like(teacher)):
+        torch.manual_seed(3)
+        outs.append(completion(student, t, 0.5, None)[0])
+    assert torch.equal(*outs)
+    losses = []
+    for t in (teacher, torch.randn_like(teacher)):
+        losses.append(dpk(*one_level(student, t))["loss_dpk"])
+    assert losses[0] != losses[1]  # it is the teacher's map all the same that is to be had
+
+
+def test_with_prior_the_teacher_shows_and_there_is_no_blank():
+    completion = build().completions["p3"]
+    assert not hasattr(completion, "blank")
+    student, teacher = maps(2, 8, 8)
+    outs = []
+    for t in (teacher, torch.randn_like(teacher)):
+        torch.manual_seed(3)
+        outs.append(completion(student, t, 0.5, None)[0])
+    assert not torch.equal(*outs)
+
+
+@pytest.mark.parametrize("prior", [True, False])
+def test_mixed_precision_without_prior_is_finite(prior):
+    dpk = build(prior=prior)
+    student, teacher = maps(2, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = dpk(*one_level(student, teacher, [(64, 50), (30, 64)]))["loss_dpk"]
+    loss.backward()
+    assert loss.isfinite() and all(p.grad.isfinite().all() for p in dpk.parameters())
+
+
+# ------------------------------------------------------------------ positions
+
+
+@pytest.mark.parametrize("sizes", [None, [(64, 48), (33, 64)]])
+def test_positions_of_the_student_count_only_cells_without_prior(sizes):
+    student, teacher = maps(2, 8, 8)
+    dpk = build(target="raw", positions="student", ratio="fixed", ratio_fixed=0.25)
+    line = torch.arange(16.0).flip(0).expand(2, 16)  # the last valid tokens are the first in line
+    dpk.completions["p3"].mask = lambda valid: line
+    cells = torch.zeros(2, 8, 8, dtype=torch.bool)
+    if sizes:  # 4 x 3 and 3 x 4 tokens: the last three of each
+        cells[0, :, :6] = cells[1, :5] = True
+        cells[0, 6:, :] = False
+        cells[1, 4:, 2:] = False
+    else:
+        cells[:, :6] = True
+    out, _ = dpk.completions["p3"](
+        *(x.where(dpk_cells(sizes), 0) for x in (student, teacher)), 0.25, dpk_tokens(sizes)
+    )
+    want = (out - teacher).square().mean(1)[cells].mean()
+    loss = dpk(*one_level(student, teacher, sizes))["loss_dpk"]
+    assert loss.item() == pytest.approx(want.item(), rel=1e-5)
+
+
+def dpk_cells(sizes):
+    """(2, 1, 8, 8) bool, the cells that are not padding."""
+    cells = torch.ones(2, 1, 8, 8, dtype=torch.bool)
+    for i, (h, w) in enumerate(sizes or []):
+        cells[i, :, math.ceil(h / 8) :] = cells[i, :, :, math.ceil(w / 8) :] = False
+    return cells
+
+
+def dpk_tokens(sizes):
+    """(2, 4, 4) bool, the tokens of 2 x 2 cells that are not padding."""
+    return F.max_pool2d(dpk_cells(sizes).float(), 2)[:, 0].bool() if sizes else None
 
 
 # ------------------------------------------------------------------ the gap
@@ -455,13 +586,13 @@ def test_cka_is_that_of_each_valid_tokens_mean_feature(sizes):
 
 
 def test_cka_runs_over_steps_and_resumes_from_the_state_dict():
-    whole, fresh = build(cka_momentum=0.5), build(cka_momentum=0.5)
+    whole, fresh = build(cka_window=2), build(cka_window=2)
     whole(*one_level(*maps(2, 8, 8, seed=1)))
     fresh.load_state_dict(whole.state_dict())
     assert "cka.terms" in whole.state_dict()
     for dpk in (whole, fresh):
         dpk(*one_level(*maps(2, 8, 8, seed=2)))
-    alone = build(cka_momentum=0.5)
+    alone = build(cka_window=2)
     alone(*one_level(*maps(2, 8, 8, seed=2)))
     cka = [m.metrics["dpk/cka_p3"].item() for m in (whole, fresh, alone)]
     assert cka[0] == cka[1] != cka[2]
@@ -502,6 +633,82 @@ def test_too_few_tokens_for_cka_are_given_the_most_prior():
     assert loss.isfinite() and dpk.metrics["dpk/ratio_p3"] == 1
 
 
+@pytest.mark.parametrize("sizes", [None, [(64, 48), (33, 64), (64, 64), (1, 1), (64, 20)]])
+def test_cka_of_images_takes_each_images_tokens_for_one_sample(sizes):
+    student, teacher = maps(5, 8, 8)
+    teacher = teacher + torch.einsum("tc,bchw->bthw", torch.randn(CT, CS), student)
+    rows = []
+    for i, (s, t) in enumerate(zip(student, teacher, strict=True)):
+        h, w = (math.ceil(x / STRIDE) for x in sizes[i]) if sizes else (8, 8)
+        row = [[], []]
+        for own, x in zip(row, (s, t), strict=True):
+            for r in range(0, 8, 2):
+                for c in range(0, 8, 2):
+                    part = x[:, r : min(r + 2, h), c : min(c + 2, w)].flatten(1)
+                    own.append(part.mean(1) if part.numel() else x.new_zeros(len(x)))
+        rows.append([torch.cat(x) for x in row])
+    x, y = (torch.stack(z).double() for z in zip(*rows, strict=True))
+    dpk = build(cka_of="images")
+    dpk(*one_level(student, teacher, sizes))
+    want = linear_cka(x, y).item()
+    assert dpk.metrics["dpk/cka_p3"].item() == pytest.approx(want, abs=1e-4)
+    assert want > 0.1
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_cka_of_fewer_than_four_images_is_an_error(batch):
+    dpk = build(cka_of="images")
+    with pytest.raises(
+        UserError,
+        match=rf"CKA of images needs 4 images a process but got {batch}: raise "
+        r"SOLVER\.IMS_PER_BATCH or choose DISTILL\.DPK\.CKA_OF tokens",
+    ):
+        dpk(*one_level(*maps(batch, 8, 8)))
+
+
+def test_the_kernel_of_cka_is_the_one_that_is_named():
+    student, teacher = maps(2, 8, 8)
+    teacher = teacher + 2 * torch.einsum("tc,bchw->bthw", torch.randn(CT, CS), student)
+    dpk = build(cka_kernel="rbf")
+    dpk(*one_level(student, teacher))
+    rows = (F.avg_pool2d(x, 2).permute(0, 2, 3, 1).flatten(0, 2) for x in (student, teacher))
+    want = cka_from_terms(hsic_terms(*rows, kernel="rbf")).item()
+    assert dpk.metrics["dpk/cka_p3"].item() == pytest.approx(want, abs=1e-4)
+
+
+def test_a_window_of_one_step_forgets_the_steps_before():
+    dpk, alone = build(cka_window=1), build(cka_window=1)
+    for seed in (1, 2):
+        dpk(*one_level(*maps(2, 8, 8, seed=seed)))
+    alone(*one_level(*maps(2, 8, 8, seed=2)))
+    assert dpk.metrics["dpk/cka_p3"] == alone.metrics["dpk/cka_p3"]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "half"),
+    [("linear", 0.5), ("cosine", 0.5), ("exponential", 0.2 + 0.6 * math.exp(-2.5))],
+)
+def test_schedules_follow_progress_within_their_bounds(ratio, half):
+    dpk = build(ratio=ratio, ratio_min=0.2, ratio_max=0.8)
+    seen = watch_mask(dpk.completions["p3"])
+    for progress, want in ((0.0, 0.8), (0.5, half), (1.0, 0.2)):
+        dpk.progress = progress
+        dpk(*one_level(*maps(2, 8, 8)))
+        assert dpk.metrics["dpk/ratio_p3"].item() == pytest.approx(want, abs=0.005)
+        assert seen[-1][1] == dpk.metrics["dpk/ratio_p3"].item()
+
+
+def test_the_fixed_ratio_ignores_the_bounds_of_the_others():
+    dpk = build(ratio="fixed", ratio_fixed=0.3, ratio_min=0.5, ratio_max=0.6)
+    dpk(*one_level(*maps(2, 8, 8)))
+    assert dpk.metrics["dpk/ratio_p3"].item() == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("mask", ["random", "block", "grid"])
+def test_the_layout_is_the_one_that_is_named(mask):
+    assert build(mask=mask).completions["p3"].mask is MASKS[mask]
+
+
 # ------------------------------------------------------------------ several levels
 
 
@@ -520,6 +727,23 @@ def test_loss_is_the_weighted_mean_over_levels():
     each = [dpk.metrics["dpk/loss_p3"].item(), dpk.metrics["dpk/loss_p4"].item()]
     assert set(losses) == {"loss_dpk"} and each[0] != each[1]
     assert losses["loss_dpk"].item() == pytest.approx(7 * sum(each) / 2, rel=1e-5)
+
+
+def test_level_weights_are_shares_of_the_loss_finest_level_first():
+    levels, student, teacher = two_levels()
+    dpk = build(levels, weight=7.0, level_weights=[0.5, 3.0])
+    loss = dpk(student, teacher)["loss_dpk"]
+    each = [dpk.metrics["dpk/loss_p3"].item(), dpk.metrics["dpk/loss_p4"].item()]
+    assert loss.item() == pytest.approx(7 * (0.5 * each[0] + 3 * each[1]) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 1.0, 0.5]])
+def test_level_weights_that_are_not_one_a_level_are_an_error(weights):
+    with pytest.raises(
+        UserError,
+        match=rf"DPK has {len(weights)} level_weights but learns on 2 levels \(p3, p4\): give one",
+    ):
+        build(two_levels()[0], level_weights=weights)
 
 
 def test_metrics_are_ratio_cka_and_loss_of_each_level():
@@ -622,12 +846,6 @@ def test_depths_of_the_transformers(depth):
     assert all(p.grad is not None for p in dpk.parameters())
 
 
-@pytest.mark.parametrize(("dim", "heads", "message"), [(16, 3, "heads"), (6, 2, "multiple of 4")])
-def test_widths_that_do_not_fit_are_refused_when_built(dim, heads, message):
-    with pytest.raises(ValueError, match=message):
-        build(dim=dim, heads=heads)
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -636,7 +854,11 @@ def test_widths_that_do_not_fit_are_refused_when_built(dim, heads, message):
         {"ratio_fixed": 5.0},
         {"token_stride": 0},
         {"heads": 0},
-        {"cka_momentum": 1.0},
+        {"dim": 16, "heads": 3},
+        {"dim": 6, "heads": 2},
+        {"ratio_min": -0.1},
+        {"ratio_fixed": -0.1},
+        {"cka_window": 0},
     ],
 )
 def test_numbers_that_cannot_be_are_an_error(wrong):

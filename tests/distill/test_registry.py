@@ -59,6 +59,14 @@ def features(channels, name):
         ({"dpk": {"ratio": "Fixd"}}, "no ratio schedule named 'Fixd': did you mean 'fixed'"),
         ({"dpk": {"target": "standart"}}, "no target named 'standart': did you mean 'standard'"),
         ({"dpk": {"target": ""}}, "no target named '': choose from raw, relative, standard"),
+        ({"dpk": {"positions": "alll"}}, "no choice of positions named 'alll': .*'all'"),
+        ({"dpk": {"cka_of": "token"}}, "no sample of CKA named 'token': did you mean 'tokens'"),
+        ({"dpk": {"cka_kernel": "rfb"}}, "no kernel of CKA named 'rfb': did you mean 'rbf'"),
+        ({"dpk": {"mask": "blok"}}, "no mask named 'blok': did you mean 'block'"),
+        ({"dpk": {"ratio": "cosin"}}, "no ratio schedule named 'cosin': did you mean 'cosine'"),
+        ({"fitnets": {"target": "rew"}}, "no target named 'rew': did you mean 'raw'"),
+        ({"fitnet": {}}, "no distiller named 'fitnet': did you mean 'fitnets'"),
+        ({}, "No method is named: choose from .*cwd.*dpk"),
     ],
 )
 def test_unknown_names_are_user_errors_that_name_the_nearest(methods, message):
@@ -107,6 +115,48 @@ def test_combined_merges_losses_metrics_and_parameters(constant):
     assert {k.split(".")[1] for k in combined.state_dict()} == {"dpk", "constant"}
 
 
+def test_progress_reaches_every_method_before_it_is_asked(constant):
+    combined = build_distiller(
+        {"dpk": {"dim": 8, "heads": 2, "ratio": "linear"}, "constant": {}}, LEVELS
+    )
+    assert combined.progress == combined.methods["dpk"].progress == 0
+    for progress in (0.25, 1.0):
+        combined.progress = progress
+        combined(features(3, "p4"), features(5, "q4"))
+        assert combined.methods["constant"].progress == progress
+        assert combined.metrics["dpk/ratio_p4"] == 1 - progress
+
+
+@pytest.mark.parametrize(
+    ("names", "want"),
+    [(["dpk"], set()), (["fgd", "cwd"], set()), (["dpk", "kd"], {"roi", "dense"})],
+)
+def test_logits_are_asked_for_when_any_method_uses_them(names, want):
+    assert build_distiller({name: {} for name in names}, LEVELS).heads == want
+
+
+def test_methods_side_by_side_give_what_each_gives_alone():
+    methods = {"dpk": {"dim": 8, "heads": 2}, "cwd": {}, "fitnets": {"weight": 2.0}}
+    student, teacher = features(5, "p4"), features(5, "q4")
+    levels = [Level("p4", "q4", 16, 5, 5)]
+    torch.manual_seed(0)
+    combined = build_distiller(methods, levels)
+    torch.manual_seed(1)
+    together = combined(student, teacher)
+    assert list(together) == ["loss_dpk", "loss_cwd", "loss_fitnets"]
+    fresh = combined.methods["dpk"].cka.terms.zero_()
+    assert not fresh.any()
+    torch.manual_seed(1)
+    for name, method in combined.methods.items():
+        (loss,) = method(student, teacher).values()
+        assert torch.equal(loss, together[f"loss_{name}"])
+
+
+def test_the_known_methods():
+    rivals = {"fitnets", "cwd", "pkd", "mgd", "fgd", "reviewkd", "kd", "dkd"}
+    assert set(DISTILLERS) == {"dpk"} | rivals
+
+
 def test_base_distiller_says_that_it_has_no_loss():
     with pytest.raises(NotImplementedError, match="Distiller"):
         Distiller(LEVELS)(features(3, "p4"), features(5, "q4"))
@@ -117,9 +167,34 @@ def test_pairs_detach_the_teacher_and_cut_both_maps_to_what_they_share():
     teacher = Features({"q4": torch.randn(2, 5, 7, 8, requires_grad=True)}, {"q4": 16})
     (pair,) = Distiller(LEVELS).pairs(student, teacher)
     assert pair.level is LEVELS[0] and not pair.teacher.requires_grad
-    assert torch.equal(pair.student, student.maps["p4"][..., :8])
-    assert torch.equal(pair.teacher, teacher.maps["q4"][..., :6, :])
+    cut = student.maps["p4"][..., :8], teacher.maps["q4"][..., :6, :]
     assert pair.extents == [(6, 8), (4, 8)]
+    for got, want in zip((pair.student, pair.teacher), cut, strict=True):
+        assert torch.equal(got[0], want[0]) and torch.equal(got[1, :, :4], want[1, :, :4])
+        assert not got[1, :, 4:].any()  # padding is cleared
+    assert pair.cells.shape == (2, 6, 8) and pair.cells[0].all()
+    assert pair.cells[1, :4].all() and not pair.cells[1, 4:].any()
+
+
+def test_clearing_the_padding_leaves_the_networks_own_maps_alone():
+    maps = [torch.randn(1, c, 6, 6) for c in (3, 5)]
+    before = [x.clone() for x in maps]
+    student, teacher = (
+        Features({name: x}, {name: 16}, [(30, 96)])
+        for name, x in zip(("p4", "q4"), maps, strict=True)
+    )
+    (pair,) = Distiller(LEVELS).pairs(student, teacher)
+    assert not pair.student[:, :, 2:].any()
+    assert all(torch.equal(x, y) for x, y in zip(maps, before, strict=True))
+
+
+@pytest.mark.parametrize("sizes", [None, [(96, 96)] * 2, [(81, 200), (96, 96)]])
+def test_maps_without_padding_have_no_mask_of_cells(sizes):
+    student, teacher = features(3, "p4"), features(5, "q4")
+    student.image_sizes = sizes
+    (pair,) = Distiller(LEVELS).pairs(student, teacher)
+    assert pair.cells is None and pair.extents == [(6, 6)] * 2
+    assert torch.equal(pair.student, student.maps["p4"])
 
 
 WITHOUT_DETECTRON2 = """

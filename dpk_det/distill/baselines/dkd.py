@@ -1,0 +1,93 @@
+"""Decoupled knowledge distillation, DKD (Zhao et al., CVPR 2022, arXiv:2203.08679), on the heads
+of a detector.
+
+Shapes: n places, K classes.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dpk_det.errors import UserError
+
+from ..registry import Distiller, Features, Level, Logits, Targets, register_distiller
+from .kd import softened_kl
+
+
+@register_distiller("dkd")
+class DKD(Distiller):
+    """KD's loss in two parts with weights of their own.
+
+    ``alpha TCKD + beta NCKD`` (equation 7 of the paper), times the temperature's square and
+    averaged over regions: the target class against all others, and the others among themselves.
+    A yes or no (dense heads) has one other class only, hence no NCKD: what is left is alpha times
+    KD's loss. Losses: ``loss_dkd_HEAD`` for each head that classifies.
+
+    Args:
+        levels: not used, logits are not paired by level.
+        alpha, beta: weights; 1 and 0.25 in the authors' detectors.
+        temperature: T.
+
+    Raises:
+        UserError: when the temperature is not positive.
+    """
+
+    heads = frozenset({"roi", "dense"})
+
+    def __init__(
+        self,
+        levels: list[Level],
+        *,
+        alpha: float = 1.0,
+        beta: float = 0.25,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__(levels)
+        if temperature <= 0:
+            raise UserError(f"DKD's temperature is {temperature}: choose one above 0.")
+        self.alpha, self.beta = alpha, beta
+        self.temperature = temperature
+
+    def forward(
+        self, student: Features, teacher: Features, targets: Targets | None = None
+    ) -> dict[str, Tensor]:
+        """See the class; targets are not used, regions bring their labels along."""
+        return {
+            f"loss_dkd_{head}": self._loss(student.logits[head], teacher.logits[head])
+            for head in sorted(self.heads & student.logits.keys())
+        }
+
+    def _loss(self, student: Logits, teacher: Logits) -> Tensor:
+        if not student.exclusive:
+            return self.alpha * softened_kl(student, teacher, self.temperature)
+        target_part, other_part = decouple(
+            student.values.float(), teacher.values.float(), student.labels, self.temperature
+        )
+        loss = self.alpha * target_part + self.beta * other_part
+        return self.temperature**2 * loss.sum() / max(len(loss), 1)
+
+
+def decouple(
+    student: Tensor, teacher: Tensor, labels: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """TCKD and NCKD of each place (equations 3 to 6 of the paper).
+
+    Args:
+        student, teacher: (n, K) logits. labels: (n,) the target classes.
+
+    Returns:
+        (n,) each.
+    """
+    target = F.one_hot(labels, student.shape[1]).bool()
+    log_s, log_t = (F.log_softmax(x / temperature, 1) for x in (student, teacher))
+    two_s, two_t = (
+        torch.stack([x[target], x.masked_fill(target, -torch.inf).logsumexp(1)], 1)
+        for x in (log_s, log_t)
+    )
+    others_s, others_t = (
+        F.log_softmax(x.masked_fill(target, -torch.inf), 1).masked_fill(target, 0)
+        for x in (log_s, log_t)
+    )
+    target_part = F.kl_div(two_s, two_t, reduction="none", log_target=True).sum(1)
+    others = F.kl_div(others_s, others_t, reduction="none", log_target=True)
+    return target_part, others.masked_fill(target, 0).sum(1)

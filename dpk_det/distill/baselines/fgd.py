@@ -1,0 +1,186 @@
+"""Focal and global distillation, FGD (Yang et al., CVPR 2022, arXiv:2111.11837).
+
+Shapes: B images, Cs and Ct channels, H x W cells.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from dpk_det.errors import UserError
+
+from ..registry import (
+    Distiller,
+    Features,
+    Level,
+    PairedMaps,
+    Targets,
+    register_distiller,
+)
+from ..regression import channel_adapters
+
+
+@register_distiller("fgd")
+class FGD(Distiller):
+    """Objects and background apart, where the teacher attends, and how pixels relate.
+
+    Losses, each summed over cells, channels and levels and averaged over images:
+    ``loss_fgd_focal`` (equation 8 of the paper: squared error in objects and in the background,
+    weighted by the teacher's attention), ``loss_fgd_attention`` (equation 9: the student's
+    attention maps are to be the teacher's), ``loss_fgd_global`` (equation 10: the squared
+    error of what GcNet's block makes of both maps).
+
+    Args:
+        levels: what to distil.
+        alpha: weight of objects. beta: of the background. gamma: of attention. lambda_: of the
+            global part. The paper's: 5e-5, 2.5e-5, 5e-5 and 5e-7 for two-stage detectors,
+            1e-3, 5e-4, 5e-4 and 5e-6 for one-stage ones, in the authors' configs.
+        temperature: of the attention.
+
+    Raises:
+        UserError: when the temperature is not positive; in training, when images have no boxes to
+            tell objects by.
+    """
+
+    def __init__(
+        self,
+        levels: list[Level],
+        *,
+        alpha: float = 5e-5,
+        beta: float = 2.5e-5,
+        gamma: float = 5e-5,
+        lambda_: float = 5e-7,
+        temperature: float = 0.5,
+    ) -> None:
+        super().__init__(levels)
+        if temperature <= 0:
+            raise UserError(f"FGD's temperature is {temperature}: choose one above 0.")
+        self.alpha, self.beta, self.gamma, self.lambda_ = alpha, beta, gamma, lambda_
+        self.temperature = temperature
+        self.adapters = channel_adapters(levels)
+        self.student_context, self.teacher_context = (
+            nn.ModuleDict(
+                {level.student: GlobalContext(level.teacher_channels) for level in levels}
+            )
+            for _ in range(2)
+        )
+
+    def forward(
+        self, student: Features, teacher: Features, targets: Targets | None = None
+    ) -> dict[str, Tensor]:
+        """See the class."""
+        if targets is None:
+            raise UserError("FGD tells objects by their boxes, but these images have none.")
+        sums = [torch.stack(self._level(pair, targets)) for pair in self.pairs(student, teacher)]
+        focal, attention, context = torch.stack(sums).sum(0) / len(targets.boxes)
+        return {
+            "loss_fgd_focal": focal,
+            "loss_fgd_attention": self.gamma * attention,
+            "loss_fgd_global": self.lambda_ * context,
+        }
+
+    def _level(self, pair: PairedMaps, targets: Targets) -> tuple[Tensor, Tensor, Tensor]:
+        name = pair.level.student
+        s, t = self.adapters[name](pair.student).float(), pair.teacher.float()
+        if pair.cells is not None:
+            s = s.where(pair.cells.unsqueeze(1), 0)  # an adapter's bias stands in the padding too
+        (s_cells, s_channels), (t_cells, t_channels) = (
+            attention(x, pair.cells, self.temperature) for x in (s, t)
+        )
+        weight = self._object_weights(pair, targets)
+        error = (s - t).square() * t_channels[:, :, None, None]
+        focal = (error.sum(1) * t_cells * weight).sum()
+        likeness = (s_cells - t_cells).abs().sum() + (s_channels - t_channels).abs().sum()
+        context = (
+            self.student_context[name](s, pair.cells) - self.teacher_context[name](t, pair.cells)
+        ).square()
+        if pair.cells is not None:
+            context = context.where(pair.cells.unsqueeze(1), 0)
+        return focal, likeness, context.sum()
+
+    def _object_weights(self, pair: PairedMaps, targets: Targets) -> Tensor:
+        """(B, H, W): alpha over its area in an object, beta over the background's elsewhere.
+
+        Equations 3 and 4; a cell in several objects counts for the smallest.
+        """
+        weights = []
+        size = pair.student.shape[-2:]
+        for boxes, (rows, cols) in zip(targets.boxes, pair.extents, strict=True):
+            inside = box_shares(boxes, pair.level.stride, size)
+            valid = inside.new_zeros(size)
+            valid[:rows, :cols] = 1
+            background = (inside == 0) * valid
+            weights.append(
+                self.alpha * inside + self.beta * background / background.sum().clamp(min=1)
+            )
+        return torch.stack(weights)
+
+
+def attention(x: Tensor, cells: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
+    """Where and in which channels a map is strong (equations 5 to 7 of the paper).
+
+    Args:
+        x: (B, C, H, W), zero where not valid. cells: (B, H, W) bool, which are; None: all.
+
+    Returns:
+        (B, H, W), whose sum over valid cells is their number, and (B, C), whose sum is C.
+    """
+    channels = x.shape[1]
+    strength = x.abs().mean(1).flatten(1) / temperature
+    if cells is None:
+        num_cells = strength.new_full((len(x), 1), strength.shape[1])
+    else:
+        strength = strength.masked_fill(~cells.flatten(1), -torch.inf)
+        num_cells = cells.flatten(1).sum(1, keepdim=True)
+    means = x.abs().sum((2, 3)) / num_cells
+    where = (num_cells * strength.softmax(1)).view(len(x), *x.shape[2:])
+    return where, channels * (means / temperature).softmax(1)
+
+
+def box_shares(boxes: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
+    """(H, W): 1 over the number of its cells in the smallest box that covers a cell, else 0.
+
+    A box covers the cells that its edges, rounded outwards, enclose.
+
+    Args:
+        boxes: (n, 4) in pixels. stride: pixels a cell. size: (H, W).
+    """
+    left, top = (boxes[:, :2] / stride).floor().unbind(1)
+    right, bottom = (boxes[:, 2:] / stride).ceil().unbind(1)
+    rows = torch.arange(size[0], device=boxes.device).view(1, -1, 1)
+    cols = torch.arange(size[1], device=boxes.device).view(1, 1, -1)
+    left, top, right, bottom = (x.view(-1, 1, 1) for x in (left, top, right, bottom))
+    covered = (rows >= top) & (rows < bottom) & (cols >= left) & (cols < right)
+    area = ((right - left) * (bottom - top)).clamp(min=1)
+    shares = torch.zeros((1, *size), device=boxes.device)
+    return torch.cat([shares, covered / area]).amax(0)
+
+
+class GlobalContext(nn.Module):
+    """The block of GcNet (Cao et al. 2019), its bottleneck half as wide as the map.
+
+    One attention map pools the whole image to a vector, which a small bottleneck turns into what is
+    added to every cell. At first nothing is added.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.attend = nn.Conv2d(channels, 1, 1)
+        hidden = max(channels // 2, 1)
+        self.transform = nn.Sequential(
+            nn.Linear(channels, hidden),
+            nn.LayerNorm(hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, channels),
+        )
+        nn.init.kaiming_normal_(self.attend.weight)
+        nn.init.zeros_(self.attend.bias)
+        nn.init.zeros_(self.transform[-1].weight)
+        nn.init.zeros_(self.transform[-1].bias)
+
+    def forward(self, x: Tensor, cells: Tensor | None) -> Tensor:
+        """Add the image's context to every cell; cells: (B, H, W) bool, which are not padding."""
+        logits = self.attend(x).flatten(1)
+        if cells is not None:
+            logits = logits.masked_fill(~cells.flatten(1), -torch.inf)
+        context = torch.einsum("bcn,bn->bc", x.flatten(2), logits.softmax(1))
+        return x + self.transform(context)[:, :, None, None]

@@ -1,0 +1,84 @@
+"""Logit distillation, KD (Hinton et al. 2015, arXiv:1503.02531), on the heads of a detector.
+
+Shapes: n places, K classes.
+"""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from dpk_det.errors import UserError
+
+from ..registry import Distiller, Features, Level, Logits, Targets, register_distiller
+
+
+@register_distiller("kd")
+class KD(Distiller):
+    """The student's class probabilities are brought to the teacher's.
+
+    Regions (softmax): the divergence KL(teacher, student) of softened probabilities times the
+    temperature's square, averaged over regions. Dense heads and proposals (sigmoid): the same of
+    each yes or no, summed, over the number of places that the teacher expects to hold an object, as
+    dense heads divide their own loss by the true number.
+    Losses: ``loss_kd_HEAD`` for each head that there is.
+
+    Args:
+        levels: not used, logits are not paired by level.
+        weight: of the heads that classify. rpn_weight: of the proposals' objectness; 0 leaves it
+            out.
+        temperature: T.
+
+    Raises:
+        UserError: when the temperature is not positive.
+    """
+
+    def __init__(
+        self,
+        levels: list[Level],
+        *,
+        weight: float = 1.0,
+        rpn_weight: float = 0.0,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__(levels)
+        if temperature <= 0:
+            raise UserError(f"KD's temperature is {temperature}: choose one above 0.")
+        self.weight, self.rpn_weight = weight, rpn_weight
+        self.temperature = temperature
+        self.heads = frozenset({"roi", "dense", "rpn"} if rpn_weight else {"roi", "dense"})
+
+    def forward(
+        self, student: Features, teacher: Features, targets: Targets | None = None
+    ) -> dict[str, Tensor]:
+        """See the class; targets are not used."""
+        losses = {}
+        for head in sorted(self.heads & student.logits.keys()):
+            weight = self.rpn_weight if head == "rpn" else self.weight
+            loss = softened_kl(student.logits[head], teacher.logits[head], self.temperature)
+            losses[f"loss_kd_{head}"] = weight * loss
+        return losses
+
+
+def softened_kl(student: Logits, teacher: Logits, temperature: float) -> Tensor:
+    """``T^2 KL(teacher, student)`` of softened probabilities, normalised as :class:`KD` says."""
+    s, t = (x.values.float() for x in (student, teacher))
+    if student.exclusive:
+        log_s, log_t = (F.log_softmax(x / temperature, 1) for x in (s, t))
+        return (
+            temperature**2
+            * F.kl_div(log_s, log_t, reduction="sum", log_target=True)
+            / max(len(s), 1)
+        )
+    return temperature**2 * binary_kl(s / temperature, t / temperature).sum() / expected_objects(t)
+
+
+def binary_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher, student) of each yes or no, from logits of any shape."""
+    p = teacher.sigmoid()
+    return p * (F.logsigmoid(teacher) - F.logsigmoid(student)) + (1 - p) * (
+        F.logsigmoid(-teacher) - F.logsigmoid(-student)
+    )
+
+
+def expected_objects(teacher: Tensor) -> Tensor:
+    """How many of the n cells the teacher expects to hold an object of some kind; 1 at least."""
+    return teacher.amax(1).sigmoid().sum().clamp(min=1)

@@ -1,0 +1,65 @@
+"""Masked generative distillation, MGD (Yang et al., ECCV 2022, arXiv:2205.01529).
+
+Shapes: B images, Cs and Ct channels, H x W cells.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from dpk_det.errors import UserError
+
+from ..registry import Distiller, Features, Level, Targets, register_distiller
+from ..regression import channel_adapters
+
+
+@register_distiller("mgd")
+class MGD(Distiller):
+    """Cells of the student's map are blanked, and two convolutions must restore the teacher's map.
+
+    Equations 2 to 5 of the paper: the squared error is summed over cells and channels and averaged
+    over images. Loss: ``loss_mgd``, the sum over levels.
+
+    Args:
+        levels: what to distil.
+        weight: the paper's alpha: 2e-5 for one-stage detectors, 5e-7 for two-stage ones.
+        mask_ratio: share of cells that are blanked, the paper's lambda; 0.65 for one-stage
+            detectors, 0.45 for two-stage ones in the authors' configs.
+
+    Raises:
+        UserError: when mask_ratio is no share.
+    """
+
+    def __init__(
+        self, levels: list[Level], *, weight: float = 5e-7, mask_ratio: float = 0.45
+    ) -> None:
+        super().__init__(levels)
+        if not 0 <= mask_ratio < 1:
+            raise UserError(f"MGD's mask_ratio is {mask_ratio}: choose one from 0 to below 1.")
+        self.weight = weight
+        self.mask_ratio = mask_ratio
+        self.adapters = channel_adapters(levels)
+        self.generators = nn.ModuleDict(
+            {
+                level.student: nn.Sequential(
+                    nn.Conv2d(level.teacher_channels, level.teacher_channels, 3, padding=1),
+                    nn.ReLU(),
+                    nn.Conv2d(level.teacher_channels, level.teacher_channels, 3, padding=1),
+                )
+                for level in levels
+            }
+        )
+
+    def forward(
+        self, student: Features, teacher: Features, targets: Targets | None = None
+    ) -> dict[str, Tensor]:
+        """See the class; targets are not used."""
+        losses = []
+        for pair in self.pairs(student, teacher):
+            out = self.adapters[pair.level.student](pair.student)
+            kept = torch.rand(len(out), 1, *out.shape[2:], device=out.device) >= self.mask_ratio
+            out = self.generators[pair.level.student](out * kept)
+            error = (out.float() - pair.teacher.float()).square().sum(1)
+            if pair.cells is not None:
+                error = error.where(pair.cells, 0)
+            losses.append(error.sum() / len(error))
+        return {"loss_mgd": self.weight * torch.stack(losses).sum()}

@@ -1,0 +1,71 @@
+"""What a map is compared with, and how: shared by the methods that regress the teacher's map.
+
+Shapes: B images, C channels, H x W cells; ``cells`` is (B, H, W) bool, true where a cell counts, or
+None where all do.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .registry import Level
+
+EPS = 1e-6
+
+Target = tuple[Tensor, Tensor | float]  # what to compare with, and the factor of the error
+
+
+def raw(teacher: Tensor, cells: Tensor | None) -> Target:
+    """The teacher's map as it is."""
+    return teacher, 1.0
+
+
+def relative(teacher: Tensor, cells: Tensor | None) -> Target:
+    """The map as it is, and the error over the map's variance: alike for all teachers."""
+    mean, var = channel_moments(teacher, cells)
+    # a map of one cell, or a dead one, has no variance: then its size is what counts
+    return teacher, 1 / (var.mean().clamp(min=0.01 * mean.square().mean()) + EPS)
+
+
+def standard(teacher: Tensor, cells: Tensor | None) -> Target:
+    """The map with each channel brought to mean 0 and deviation 1 over the batch."""
+    return standardise(teacher, cells), 1.0
+
+
+TARGETS = {"raw": raw, "relative": relative, "standard": standard}
+
+
+def standardise(x: Tensor, cells: Tensor | None) -> Tensor:
+    """Bring each channel to mean 0 and deviation 1 over the valid cells of the batch."""
+    mean, var = channel_moments(x, cells)
+    return (x - mean) * (var + EPS).rsqrt()
+
+
+def channel_moments(x: Tensor, cells: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel over the valid cells of the batch, (1, C, 1, 1) each."""
+    if cells is None:
+        var, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
+        return mean, var
+    w, n = cells.unsqueeze(1).float(), cells.sum()
+    mean = (x * w).sum((0, 2, 3), keepdim=True) / n
+    return mean, ((x - mean).square() * w).sum((0, 2, 3), keepdim=True) / n
+
+
+def masked_mse(out: Tensor, target: Tensor, cells: Tensor | None) -> Tensor:
+    """Mean squared error over channels and valid cells."""
+    if cells is None:
+        return F.mse_loss(out, target)
+    error = (out - target).square().mean(1)
+    return error.where(cells, 0).sum() / cells.sum().clamp(min=1)
+
+
+def channel_adapter(level: Level) -> nn.Module:
+    """The student's channels to the teacher's: a 1 x 1 convolution, or nothing where they agree."""
+    if level.student_channels == level.teacher_channels:
+        return nn.Identity()
+    return nn.Conv2d(level.student_channels, level.teacher_channels, 1)
+
+
+def channel_adapters(levels: list[Level]) -> nn.ModuleDict:
+    """A :func:`channel_adapter` for each level, by the student's name of it."""
+    return nn.ModuleDict({level.student: channel_adapter(level) for level in levels})

@@ -1,0 +1,194 @@
+"""What detectors' heads say: the student's are watched, the teacher's are asked the same.
+
+Shapes: B images, H x W cells, A anchors a cell, K classes.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpk_det.distill import Logits
+from dpk_det.distill.tokens import valid_cells, valid_mask
+from dpk_det.errors import UserError
+from dpk_det.teacher import feature_strides
+
+
+@dataclass
+class DenseHead:
+    """A head that is run on every cell: of proposals (``rpn``), or of a detector without regions.
+
+    Attributes:
+        name: "rpn" or "dense". module: takes a list of maps, returns a list of logits
+            (B, A K, H, W) first. maps: names of the maps, in order. strides: of each.
+    """
+
+    name: str
+    module: nn.Module
+    maps: list[str]
+    strides: list[int]
+
+    @staticmethod
+    def of(model: nn.Module) -> "DenseHead | None":
+        """A model's, or None."""
+        strides = feature_strides(model.backbone)
+        proposals = getattr(model, "proposal_generator", None)
+        if hasattr(proposals, "rpn_head"):
+            name, module, maps = "rpn", proposals.rpn_head, proposals.in_features
+        elif hasattr(model, "head_in_features"):
+            name, module, maps = "dense", model.head, model.head_in_features
+        else:
+            return None
+        return DenseHead(name, module, list(maps), [strides[x] for x in maps])
+
+
+@dataclass
+class BoxHead:
+    """The head that classifies regions; of a cascade its first stage.
+
+    Attributes:
+        heads: the model's ``roi_heads``. predictor: returns logits (n, K + 1) first.
+    """
+
+    name = "roi"
+    heads: nn.Module
+    features: nn.Module
+    predictor: nn.Module
+
+    @staticmethod
+    def of(model: nn.Module) -> "BoxHead | None":
+        """A model's, or None."""
+        heads = getattr(model, "roi_heads", None)
+        if not hasattr(heads, "box_pooler"):
+            return None
+        stages = [heads.box_head, heads.box_predictor]
+        return BoxHead(heads, *(x[0] if isinstance(x, nn.ModuleList) else x for x in stages))
+
+    def classify(self, maps: Mapping[str, Tensor], boxes: list[Any]) -> Tensor:
+        """Logits (n, K + 1) of the boxes of each image."""
+        pooled = self.heads.box_pooler([maps[x] for x in self.heads.box_in_features], boxes)
+        return self.predictor(self.features(pooled))[0]
+
+
+class ComparedHeads:
+    """Heads that student and teacher share, compared on the same places.
+
+    Args:
+        student: is watched by forward hooks. teacher: is asked.
+        names: of the heads to compare, see :attr:`dpk_det.distill.Distiller.heads`.
+
+    Raises:
+        UserError: when they share none of these heads, or one classifies into other classes.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, names: Collection[str]) -> None:
+        self._hooks: list[Any] = []
+        self._seen: dict[str, Any] = {}
+        self.dense, self.box = (
+            _shared(find(student), find(teacher), names) for find in (DenseHead.of, BoxHead.of)
+        )
+        if not self.dense and not self.box:
+            raise UserError(
+                f"A {type(student).__name__} student and a {type(teacher).__name__} teacher share "
+                f"none of the heads whose logits are to be compared ({', '.join(sorted(names))}): "
+                "choose a method that learns features."
+            )
+        if self.dense:
+            self._watch(self.dense[0].module, "dense")
+        if self.box:
+            own, other = self.box
+            if own.heads.num_classes != other.heads.num_classes:
+                raise UserError(
+                    f"The student knows {own.heads.num_classes} classes and its teacher "
+                    f"{other.heads.num_classes}, so their logits cannot be compared: choose a "
+                    "teacher of the same classes."
+                )
+            self._watch(own.predictor, "logits")
+            self._watch(own.heads, "regions")
+            hook = own.heads.box_pooler.register_forward_pre_hook(self._see_boxes)
+            self._hooks.append(hook)
+
+    def compare(
+        self, maps: Mapping[str, Tensor], image_sizes: Sequence[tuple[int, int]]
+    ) -> tuple[dict[str, Logits], dict[str, Logits]]:
+        """What both say of the places that the student looked at in this step.
+
+        Args:
+            maps: the teacher's. image_sizes: (height, width) of each image before padding.
+
+        Returns:
+            Head to logits of the student, and the same of the teacher.
+
+        Raises:
+            UserError: when the two have another number of anchors or classes a cell, or no level
+                in common.
+        """
+        seen, self._seen = self._seen, {}  # the graph must not outlive the step
+        student, teacher = {}, {}
+        if self.dense:
+            own, other = self.dense
+            with torch.no_grad():
+                answers = other.module([maps[x] for x in other.maps])[0]
+            asked = dict(zip(own.strides, seen["dense"][0], strict=True))
+            told = dict(zip(other.strides, answers, strict=True))
+            rows = [
+                _valid_rows(asked[stride], told[stride], stride, image_sizes)
+                for stride in asked
+                if stride in told
+            ]
+            if not rows:
+                raise UserError(
+                    "The heads of student and teacher share no stride: choose a method that "
+                    "learns features."
+                )
+            student[own.name], teacher[own.name] = (
+                Logits(torch.cat(x), exclusive=False) for x in zip(*rows, strict=True)
+            )
+        if self.box:
+            regions, _ = seen["regions"]
+            labels = torch.cat([x.gt_classes for x in regions])
+            with torch.no_grad():
+                answers = self.box[1].classify(maps, seen["boxes"])
+            student["roi"] = Logits(seen["logits"][0], True, labels)
+            teacher["roi"] = Logits(answers, True)
+        return student, teacher
+
+    def remove(self) -> None:
+        """Stop watching."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _watch(self, module: nn.Module, name: str) -> None:
+        def see(module: nn.Module, inputs: Any, output: Any) -> None:
+            if module.training and torch.is_grad_enabled():
+                self._seen[name] = output
+
+        self._hooks.append(module.register_forward_hook(see))
+
+    def _see_boxes(self, pooler: nn.Module, inputs: Any) -> None:
+        if pooler.training and torch.is_grad_enabled():
+            self._seen.setdefault("boxes", inputs[1])  # a cascade pools once a stage
+
+
+def _shared(own: Any, other: Any, names: Collection[str]) -> tuple[Any, Any] | None:
+    same = own and other and own.name == other.name
+    return (own, other) if same and own.name in names else None
+
+
+def _valid_rows(
+    own: Tensor, other: Tensor, stride: int, image_sizes: Sequence[tuple[int, int]]
+) -> tuple[Tensor, Tensor]:
+    """(n, A K) of both, the cells that are not padding, of two (B, A K, H, W) maps."""
+    if own.shape[1] != other.shape[1]:
+        raise UserError(
+            f"The student's head says {own.shape[1]} things of a cell and its teacher's "
+            f"{other.shape[1]}: choose a teacher of the same anchors and classes."
+        )
+    size = min(own.shape[2], other.shape[2]), min(own.shape[3], other.shape[3])
+    own, other = (x[..., : size[0], : size[1]].permute(0, 2, 3, 1) for x in (own, other))
+    cells = valid_mask(valid_cells(list(image_sizes), stride, len(own), size), size, own.device)
+    if cells is None:
+        return own.flatten(0, 2), other.flatten(0, 2)
+    return own[cells], other[cells]
