@@ -23,13 +23,28 @@ _NO_WEIGHT = re.compile(r"num_batches_tracked$|anchor_generator|^pixel_(mean|std
 class Checkpointer(DetectionCheckpointer):
     """Detectron2's checkpointer for more layouts, that remembers what did not match.
 
+    Args:
+        model: to load into. part: what the model is called in the file, where it is a part of what
+            the file holds ("backbone.bottom_up"); a file that has no such part is taken whole.
+
     Attributes:
         incompatible: fvcore's ``missing_keys``, ``unexpected_keys`` and ``incorrect_shapes`` of the
             last load.
     """
 
+    def __init__(self, model: nn.Module, *args: Any, part: str = "", **kwargs: Any) -> None:
+        super().__init__(model, *args, **kwargs)
+        self.prefix = f"{part}."
+
     def _load_file(self, filename: str) -> dict[str, Any]:
         loaded = super()._load_file(filename)
+        part = {
+            key.removeprefix(self.prefix): value
+            for key, value in loaded["model"].items()
+            if key.startswith(self.prefix)
+        }
+        if part:
+            loaded["model"] = part
         if "layer1.0.conv1.weight" in loaded["model"]:
             loaded = {"model": rename_torchvision(loaded["model"]), "matching_heuristics": True}
         return loaded
@@ -42,12 +57,13 @@ class Checkpointer(DetectionCheckpointer):
         return self.incompatible
 
 
-def load_weights(model: nn.Module, path: str, key: str = "MODEL.WEIGHTS") -> Any:
+def load_weights(model: nn.Module, path: str, key: str = "MODEL.WEIGHTS", part: str = "") -> Any:
     """Load a model's weights as far as they match; Detectron2 logs what does not.
 
     Args:
         model: gets the weights in place. path: file or URL; "" loads nothing.
         key: the config key that holds the path, for the error.
+        part: as for :class:`Checkpointer`.
 
     Returns:
         :attr:`Checkpointer.incompatible`, or None for no path.
@@ -65,12 +81,25 @@ def load_weights(model: nn.Module, path: str, key: str = "MODEL.WEIGHTS") -> Any
         raise UserError(f"The weights at {path} cannot be had ({e}): check {key}.") from e
     if not found:
         raise UserError(f"There are no weights at {path}: give {key} an existing file or URL.")
-    checkpointer = Checkpointer(model)
+    checkpointer = Checkpointer(model, part=part)
     try:
         checkpointer.load(path, checkpointables=[])
     except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError) as e:
         raise UserError(f"The file {path} is no checkpoint ({e!r}): check {key}.") from e
     return checkpointer.incompatible
+
+
+def load_backbone_weights(model: nn.Module, path: str) -> Any:
+    """Load the bottom-up network of a model's backbone alone, as :func:`load_weights` does.
+
+    Args:
+        model: a detector. path: a detector's checkpoint, of which only that network is read, or a
+            file that holds nothing else; "" loads nothing.
+    """
+    has_neck = hasattr(model.backbone, "bottom_up")
+    network = model.backbone.bottom_up if has_neck else model.backbone
+    part = "backbone.bottom_up" if has_neck else "backbone"
+    return load_weights(network, path, "MODEL.BACKBONE_WEIGHTS", part)
 
 
 def load_weights_strictly(model: nn.Module, path: str, key: str) -> None:

@@ -9,7 +9,12 @@ import torchvision
 from detectron2.modeling import build_backbone, build_model
 from torch import nn
 
-from dpk_det.checkpoint import load_weights, load_weights_strictly, rename_torchvision
+from dpk_det.checkpoint import (
+    load_backbone_weights,
+    load_weights,
+    load_weights_strictly,
+    rename_torchvision,
+)
 from dpk_det.config import load_config
 from dpk_det.errors import UserError
 
@@ -157,6 +162,48 @@ def test_loading_takes_what_matches_and_says_what_did_not(tmp_path):
     assert torch.equal(model[0].weight, torch.full((2, 2), 3.0))
     assert found.incorrect_shapes == [("1.weight", (5, 5), (2, 2))]
     assert "1.bias" in found.missing_keys
+
+
+def test_of_a_detectors_checkpoint_only_the_bottom_up_network_is_taken(tiny):
+    model, other = tiny.build("plain", seed=1), tiny.build("plain", seed=2)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    path = tiny.plain.with_name("other.pth")
+    torch.save({"model": other.state_dict()}, path)
+    found = load_backbone_weights(model, str(path))
+    assert not found.missing_keys and not found.unexpected_keys
+    for key, value in model.state_dict().items():
+        expected = other.state_dict() if key.startswith("backbone.bottom_up.") else before
+        assert torch.equal(value, expected[key]), key
+    torch.save(other.backbone.bottom_up.state_dict(), path)  # that network alone
+    model.backbone.bottom_up.load_state_dict(
+        {
+            k.removeprefix("backbone.bottom_up."): v
+            for k, v in before.items()
+            if k.startswith("backbone.bottom_up.")
+        }
+    )
+    load_backbone_weights(model, str(path))
+    for key, value in other.backbone.bottom_up.state_dict().items():
+        assert torch.equal(model.backbone.bottom_up.state_dict()[key], value)
+    assert load_backbone_weights(model, "") is None
+    with pytest.raises(UserError, match=r"give MODEL\.BACKBONE_WEIGHTS an existing"):
+        load_backbone_weights(model, "none.pth")
+
+
+def test_training_starts_with_the_backbone_that_the_config_names(tiny, tmp_path):
+    from dpk_det.engine import DistillTrainer
+
+    other = tiny.build("plain", seed=3)
+    torch.save({"model": other.state_dict()}, tmp_path / "other.pth")
+    cfg = tiny.cfg(
+        "plain", "MODEL.BACKBONE_WEIGHTS", tmp_path / "other.pth", "OUTPUT_DIR", tmp_path / "out"
+    )
+    trainer = DistillTrainer(cfg)
+    trainer.resume_or_load(resume=False)
+    state, name = trainer.model.state_dict(), "backbone.bottom_up.stem.conv1.weight"
+    assert torch.equal(state[name], other.state_dict()[name])
+    name = "roi_heads.box_predictor.cls_score.weight"
+    assert not torch.equal(state[name], other.state_dict()[name])
 
 
 def test_strict_loading_lets_pass_what_is_no_weight_of_a_detector(tmp_path):

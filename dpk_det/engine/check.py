@@ -9,7 +9,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from tabulate import tabulate
 
-from dpk_det.checkpoint import load_weights
+from dpk_det.checkpoint import load_backbone_weights, load_weights
 from dpk_det.data import dataset_sizes, made_up_batch
 from dpk_det.errors import UserError
 
@@ -30,6 +30,7 @@ def check(cfg: CfgNode) -> str:
     """
     model = build_model(cfg)
     found = load_weights(model, cfg.MODEL.WEIGHTS)
+    load_backbone_weights(model, cfg.MODEL.BACKBONE_WEIGHTS)
     if cfg.DISTILL.INHERIT:
         inherit(model, cfg)
     bond = getattr(model, "distillation", None)
