@@ -1,7 +1,7 @@
 # `make demo` is the place to start. Every target makes .venv and installs what is missing first;
 # once that is done, a stamp file says so and the next call starts at once.
 #
-#   make demo         train a small teacher and its students on generated images
+#   make demo         compare small students of a teacher on generated images
 #   make test         run the tests
 #   make lint         check style; `make format` mends what can be mended by a tool
 #   make wheelhouse   wheels of all but torch, torchvision and their needs, for a machine without
@@ -23,7 +23,7 @@ STAMP := .venv/.installed
 .PHONY: demo test lint format wheelhouse clean
 
 demo: $(STAMP)
-	$(VENV_PYTHON) tools/demo.py
+	$(VENV_PYTHON) tools/compare.py configs/compare/demo.yaml
 
 # One thread a process: several processes of many threads each only wait for one another.
 test: $(STAMP)

@@ -29,6 +29,7 @@ setup(
         "matplotlib>=3.9",
         "tqdm",
         "tabulate",
+        "scipy>=1.13",
         "yacs>=0.1.8",
         "PyYAML",
         "portalocker",

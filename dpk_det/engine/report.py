@@ -1,77 +1,173 @@
-"""The report of an experiment: a table of methods over seeds, and curves of the prior."""
+"""The report of a comparison in Markdown: a table of methods, and what its columns mean."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from statistics import mean, median, stdev
+from collections.abc import Mapping
+from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from tabulate import tabulate
 
-from .runs import Run, read_metrics
+# task -> how a table and how a sentence call its metrics
+_TASKS = {"bbox": ("", "box "), "segm": ("mask ", "mask "), "keypoints": ("keypoint ",) * 2}
 
-PLOT = "prior.png"
 
-
-def method_table(methods: Mapping[str, Sequence[Run]]) -> str:
-    """A Markdown table with a row a method: AP and AP50 over seeds, parameters, seconds a step.
+def report_text(summary: Mapping[str, Any], plots: Mapping[str, str]) -> str:
+    """The whole report.
 
     Args:
-        methods: a row's title to its finished runs, one a seed.
+        summary: of :func:`dpk_det.engine.summary.summarise`.
+        plots: file name, beside the report, to caption.
     """
+    parts = [f"# {summary['title']}", summary["description"].strip(), _state(summary)]
+    parts.append(method_table(summary))
+    parts.append("\n".join(f"- {note}" for note in _notes(summary)))
+    parts.append(f"    {summary['command']}")
+    parts += [f"![{name}]({name})\n\n{caption}" for name, caption in plots.items()]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def method_table(summary: Mapping[str, Any]) -> str:
+    """A Markdown table with a row a teacher and method; columns that are blank are left out."""
+    metric = metric_name(summary["metric"])
+    second = metric_name(summary["secondary"] or "")
+    headers = ["", "seeds", metric, second, "gain", "over", "p", "step time", "memory"]
+    headers.append(f"{metric} of each seed")
     rows = []
-    for title, runs in methods.items():
-        results = [run.results for run in runs]
-        aps, ap50s = ([r["results"]["bbox"][key] for r in results] for key in ("AP", "AP50"))
-        steps = [r["seconds_per_step"] for r in results if r["seconds_per_step"]]
+    for row in [*summary["teachers"].values(), *summary["methods"].values()]:
+        gain = row.get("gain") or {}
+        values = row["values"]
+        # of a method also those that are missing, so that its neighbours' stand in the same place
+        seeds = summary["seeds"] if "gain" in row else values
         rows.append(
             [
-                title,
-                spread(aps),
-                spread(ap50s),
-                ", ".join(f"{ap:.1f}" for ap in aps),
-                f"{results[0]['parameters']:,}",
-                f"{median(steps):.3f}" if steps else "",
+                row["title"],
+                str(len(values)),
+                spread(row["mean"], row["sd"]),
+                spread(row["secondary_mean"], row["secondary_sd"]),
+                spread(gain.get("mean"), gain.get("sd"), signed=True),
+                summary["methods"][row["baseline"]]["title"] if gain else "",
+                _p(gain.get("p")),
+                _times(row.get("relative_seconds")),
+                _times(row.get("relative_memory")),
+                ", ".join(f"{values[s]:.1f}" if s in values else "-" for s in seeds),
             ]
         )
-    headers = ["", "AP", "AP50", "AP of each seed", "parameters", "seconds a step"]
-    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+    kept = [i for i in range(len(headers)) if any(row[i] for row in rows)]
+    return tabulate(
+        [[row[i] for i in kept] for row in rows],
+        [headers[i] for i in kept],
+        tablefmt="github",
+        disable_numparse=True,
+    )
 
 
-def spread(values: Sequence[float]) -> str:
-    """Mean and, for two values or more, standard deviation of a sample."""
-    text = f"{mean(values):.1f}"
-    return f"{text} ± {stdev(values):.1f}" if len(values) > 1 else text
+def spread(mean: float | None, sd: float | None, signed: bool = False) -> str:
+    """``mean ± sd``, or what of it there is."""
+    if mean is None:
+        return ""
+    text = f"{mean:+.1f}" if signed else f"{mean:.1f}"
+    return text if sd is None else f"{text} ± {sd:.1f}"
 
 
-def plot_prior(runs: Mapping[str, Run], path: Path) -> None:
-    """Draw prior ratio and CKA of each level, and the losses, over the steps.
+def metric_name(metric: str) -> str:
+    """A metric's name in a table: "AP" for "bbox/AP", "mask AP" for "segm/AP"."""
+    task, _, name = metric.rpartition("/")
+    return _TASKS.get(task, ("", ""))[0] + name
 
-    Args:
-        runs: label to run. Ratio and CKA are drawn of those that have them, losses of all.
-        path: PNG file to write.
-    """
-    figure, (ratio_axes, cka_axes, loss_axes) = plt.subplots(1, 3, figsize=(15, 4))
-    for label, run in runs.items():
-        metrics = [m for m in read_metrics(run.folder) if "total_loss" in m]
-        steps = [m["iteration"] + 1 for m in metrics]
-        for name in metrics[-1]:
-            method, slash, quantity = name.partition("/")
-            what, _, level = quantity.partition("_")
-            axes = {"ratio": ratio_axes, "cka": cka_axes}.get(what) if slash else None
-            if axes is not None:
-                axes.plot(steps, [m.get(name) for m in metrics], label=f"{method} {level}")
-        for name in [n for n in metrics[-1] if n == "total_loss" or n.startswith("loss_dpk")]:
-            loss_axes.plot(steps, [m.get(name) for m in metrics], label=f"{label}: {name}")
-    for axes, title in ((ratio_axes, "prior ratio"), (cka_axes, "CKA"), (loss_axes, "loss")):
-        axes.set(title=title, xlabel="step")
-        if axes.has_data():
-            axes.legend(fontsize="small")
-    for axes in (ratio_axes, cka_axes):
-        axes.set_ylim(-0.05, 1.05)
-    loss_axes.set_yscale("log")
-    figure.tight_layout()
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+
+def _p(p: float | None) -> str:
+    if p is None:
+        return ""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f}x"
+
+
+def _state(summary: Mapping[str, Any]) -> str:
+    if summary["finished"] == summary["trainings"]:
+        return ""
+    failed = f"; failed: {', '.join(summary['failed'])}" if summary["failed"] else ""
+    return f"**{summary['finished']} of {summary['trainings']} trainings are done{failed}.**"
+
+
+def _notes(summary: Mapping[str, Any]) -> list[str]:
+    methods, teachers = summary["methods"], summary["teachers"]
+    notes = [_metric_note(summary["metric"])]
+    if any(row["sd"] is not None for row in methods.values()):
+        notes.append("±: standard deviation of a sample over the seeds.")
+    gains = [row["gain"] for row in methods.values() if row["gain"]]
+    if gains:
+        notes.append(
+            "gain: over the method in the next column, mean of the differences seed by seed, over "
+            "the seeds that both have."
+        )
+    if any(gain["p"] is not None for gain in gains):
+        notes.append(
+            "p: of a two-sided paired t-test over those seeds, not corrected for several "
+            "comparisons."
+        )
+    baseline = methods.get(summary["baseline"], {}).get("title")
+    if any(row["relative_seconds"] for row in methods.values()):
+        notes.append(
+            f"step time: median seconds of a training step, over that of '{baseline}'. Trainings "
+            "that share a machine slow one another."
+        )
+    if any(row["relative_memory"] for row in methods.values()):
+        gpus = [machine["gpu"] for machine in summary["machines"]]
+        where = "GPU memory" if all(gpus) else "memory of the whole process, libraries included,"
+        notes.append(f"memory: peak {where} over that of '{baseline}'.")
+    notes.append(f"Schedule: {_schedule(methods)}.")
+    for row in teachers.values():
+        seeds = ", ".join(map(str, row["runs"]))
+        notes.append(f"{row['title']}: {_steps(row)}{f', seed {seeds}' if seeds else ''}.")
+    for title, weights in summary["given_teachers"].items():
+        notes.append(f"{title}: not trained here, weights {weights or 'of the model zoo'}.")
+    notes.append(
+        f"Seeds: {', '.join(map(str, summary['seeds']))}; a seed is the same for all methods."
+    )
+    notes.append(f"Parameters: {_parameters(methods | teachers)}.")
+    notes += [f"Machine: {_machine(machine)}." for machine in summary["machines"]]
+    notes.append("Command:")
+    return notes
+
+
+def _metric_note(metric: str) -> str:
+    task, _, name = metric.rpartition("/")
+    if task in _TASKS and name == "AP":
+        what = f"COCO's {_TASKS[task][1]}AP (mean over IoU or OKS 0.50 to 0.95), in points"
+    else:
+        what = f"{metric} of the evaluation at the end of training"
+    return f"{metric_name(metric)}: {what}."
+
+
+def _steps(row: Mapping[str, Any]) -> str:
+    return f"{row['iterations']} steps of {row['images_per_step']} images"
+
+
+def _grouped(said: Mapping[str, str]) -> str:
+    # what is said of several rows is said once
+    groups: dict[str, list[str]] = {}
+    for title, text in said.items():
+        groups.setdefault(text, []).append(title)
+    return "; ".join(f"{text} ({', '.join(titles)})" for text, titles in groups.items())
+
+
+def _schedule(methods: Mapping[str, Any]) -> str:
+    said = {row["title"]: _steps(row) for row in methods.values()}
+    if len(set(said.values())) == 1:
+        return f"{next(iter(said.values()))} for every student"
+    return f"the students' schedules differ: {_grouped(said)}"
+
+
+def _parameters(rows: Mapping[str, Any]) -> str:
+    known = [row for row in rows.values() if row["parameters"]]
+    return _grouped({row["title"]: f"{row['parameters']:,}" for row in known})
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    gpu = machine["gpu"] or "no GPU"
+    return (
+        f"{gpu}, {machine['cores']} CPU cores, CPU threads a training: {machine['threads']}, "
+        f"{machine['platform']}, Python {machine['python']}, torch {machine['torch']}, "
+        f"Detectron2 {machine['detectron2']}"
+    )

@@ -21,9 +21,11 @@ from detectron2.utils.events import CommonMetricPrinter, EventWriter, get_event_
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dpk_det.checkpoint import load_weights
+from dpk_det.checkpoint import load_backbone_weights, load_weights
 from dpk_det.errors import UserError
 from dpk_det.teacher import build_teacher, inherit_weights
+
+from .machine import describe_machine, peak_memory_mb
 
 RESULTS = "results.json"
 
@@ -47,6 +49,7 @@ class DistillTrainer(DefaultTrainer):
             return
         model = unwrap(self._trainer.model)
         load_weights(model, self.cfg.MODEL.WEIGHTS)
+        load_backbone_weights(model, self.cfg.MODEL.BACKBONE_WEIGHTS)
         if self.cfg.DISTILL.INHERIT:
             inherit(model, self.cfg)
 
@@ -105,6 +108,8 @@ class DistillTrainer(DefaultTrainer):
             "distiller_parameters": num_distiller,
             # None where there was nothing left to train
             "seconds_per_step": times and float(np.median([t for t, _ in times.values()])),
+            "peak_memory_mb": peak_memory_mb(),
+            "machine": describe_machine(),
             "results": _without_nan(getattr(self, "_last_eval_results", {})),
         }
         # complete or absent: others take it for the sign that this run is done

@@ -1,113 +1,171 @@
-"""The report: figures against numpy's, and curves that hold what was measured."""
+"""The report's table and sentences, of numbers that are given."""
 
-import json
-
-import numpy as np
 import pytest
 
-from dpk_det.engine import report
-from dpk_det.engine.report import method_table, plot_prior, spread
-from dpk_det.engine.runs import Run
+from dpk_det.engine.report import method_table, metric_name, report_text, spread
+
+MACHINE = {
+    "platform": "Linux",
+    "cores": 2,
+    "threads": 1,
+    "gpu": None,
+    "python": "3.11",
+    "torch": "2.14",
+    "detectron2": "0.6",
+}
 
 
-def finished(folder, ap, ap50=50.0, seconds=0.1, parameters=1234567):
-    folder.mkdir()
-    results = {
-        "parameters": parameters,
-        "seconds_per_step": seconds,
-        "results": {"bbox": {"AP": ap, "AP50": ap50}},
+def row(title, values, **other):
+    mean = sum(values.values()) / len(values) if values else None
+    return {
+        "title": title,
+        "values": values,
+        "mean": mean,
+        "sd": 1.25 if len(values) > 1 else None,
+        "secondary_mean": mean and mean + 20,
+        "secondary_sd": 0.5 if len(values) > 1 else None,
+        "iterations": 30,
+        "images_per_step": 4,
+        "parameters": 1234567,
+        "runs": {seed: {} for seed in values},
+    } | other
+
+
+def method(title, values, baseline, gain=None, **other):
+    relative = {"relative_seconds": None, "relative_memory": None}
+    return row(title, values, baseline=baseline, gain=gain, **relative | other)
+
+
+@pytest.fixture
+def summary():
+    gain = {"seeds": [1, 2], "mean": -1.5, "sd": 0.25, "p": 0.0123}
+    return {
+        "title": "A title",
+        "description": "What it is about.",
+        "command": "python tools/compare.py x.yaml",
+        "metric": "bbox/AP",
+        "secondary": "bbox/AP50",
+        "seeds": [1, 2],
+        "baseline": "plain",
+        "trainings": 5,
+        "finished": 5,
+        "failed": [],
+        "machines": [MACHINE],
+        "given_teachers": {},
+        "teachers": {"big": row("the teacher", {1: 50.04}, iterations=90, parameters=7654321)},
+        "methods": {
+            "plain": method(
+                "plain student", {1: 30.0, 2: 32.0}, None, relative_seconds=1, relative_memory=1
+            ),
+            "kd": method(
+                "KD", {1: 29.0, 2: 30.0}, "plain", gain, relative_seconds=1.5, relative_memory=2.1
+            ),
+        },
     }
-    (folder / "results.json").write_text(json.dumps(results))
-    return Run(folder.name, "c.yaml", folder)
 
 
 def cells(table):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
 
 
-def test_a_method_has_mean_and_sample_deviation_over_its_seeds(tmp_path):
-    aps, ap50s, seconds = [30.04, 31.56, 28.93], [50.1, 52.2, 49.0], [0.6, 0.1, 0.2]
-    runs = [
-        finished(tmp_path / f"s{i}", *values)
-        for i, values in enumerate(zip(aps, ap50s, seconds, strict=True))
+def test_each_row_has_its_figures_under_their_headers(summary):
+    header, _, teacher, plain, kd = cells(method_table(summary))
+    assert header == [
+        *("", "seeds", "AP", "AP50", "gain", "over", "p", "step time", "memory"),
+        "AP of each seed",
     ]
-    header, _, row = cells(method_table({"student": runs}))
-    assert header == ["", "AP", "AP50", "AP of each seed", "parameters", "seconds a step"]
-    assert row == [
-        "student",
-        f"{np.mean(aps):.1f} ± {np.std(aps, ddof=1):.1f}",
-        f"{np.mean(ap50s):.1f} ± {np.std(ap50s, ddof=1):.1f}",
-        "30.0, 31.6, 28.9",
-        "1,234,567",
-        "0.200",
-    ]
+    assert teacher == ["the teacher", "1", "50.0", "70.0", "", "", "", "", "", "50.0"]
+    plain_aps = ["31.0 ± 1.2", "51.0 ± 0.5"]
+    assert plain == ["plain student", "2", *plain_aps, "", "", "", "1.00x", "1.00x", "30.0, 32.0"]
+    gain = ["-1.5 ± 0.2", "plain student", "0.012"]
+    times = ["1.50x", "2.10x"]
+    assert kd == ["KD", "2", "29.5 ± 1.2", "49.5 ± 0.5", *gain, *times, "29.0, 30.0"]
 
 
-def test_one_seed_has_no_spread_and_methods_keep_their_order(tmp_path):
-    table = method_table(
-        {
-            "teacher": [finished(tmp_path / "t", 40.0)],
-            "student": [finished(tmp_path / "s", 30.0, seconds=None)],
-        }
-    )
-    _, _, teacher, student = cells(table)
-    assert teacher[:2] == ["teacher", "40.0"]
-    assert student[:2] == ["student", "30.0"]
-    assert student[-1] == ""  # resumed when there was nothing left to train
-
-
-@pytest.mark.parametrize("values", [[1.0, 2.0], [0.0, 10.0, 3.3, 4.25]])
-def test_the_spread_is_numpys(values):
-    assert spread(values) == f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    """Figures as they were when they were closed."""
-    closed = []
-    close = report.plt.close
-    monkeypatch.setattr(report.plt, "close", lambda f: (closed.append(f), close(f)))
-    return closed
-
-
-def test_curves_hold_what_was_measured(tmp_path, figures):
-    def line(i):
-        return {
-            "iteration": i,
-            "total_loss": 10 / (i + 1),
-            "loss_dpk": 5 / (i + 1),
-            "dpk/ratio_p2": 1 / (i + 1),
-            "dpk/cka_p2": 1 - 1 / (i + 1),
-            "dpk/loss_p2": 3.0,
-        }
-
-    for name in ("dpk", "plain"):
-        (tmp_path / name).mkdir()
-    lines = [line(i) for i in (19, 39)] + [{"iteration": 40, "bbox/AP": 1.0}]
-    plain = [{"iteration": i, "total_loss": 2.0} for i in (19, 39)]
-    for name, metrics in (("dpk", lines), ("plain", plain)):
-        text = "\n".join(map(json.dumps, metrics))
-        (tmp_path / name / "metrics.json").write_text(text)
-    path = tmp_path / "prior.png"
-    plot_prior({n: Run(n, "", tmp_path / n) for n in ("dpk", "plain")}, path)
-
-    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    drawn = [
-        {x.get_label(): (x.get_xdata().tolist(), list(x.get_ydata())) for x in axes.lines}
-        for axes in figures[0].axes
-    ]
-    steps = [20, 40]
-    assert drawn[0] == {"dpk p2": (steps, [1 / 20, 1 / 40])}
-    assert drawn[1] == {"dpk p2": (steps, [1 - 1 / 20, 1 - 1 / 40])}
-    assert drawn[2] == {
-        "dpk: total_loss": (steps, [10 / 20, 10 / 40]),
-        "dpk: loss_dpk": (steps, [5 / 20, 5 / 40]),
-        "plain: total_loss": (steps, [2.0, 2.0]),
+def test_with_one_seed_there_is_neither_deviation_nor_p(summary):
+    summary["seeds"] = [1]
+    summary["methods"] = {
+        "plain": method("plain", {1: 30.0}, None),
+        "kd": method("KD", {1: 33.0}, "plain", {"seeds": [1], "mean": 3.0, "sd": None, "p": None}),
     }
+    text = report_text(summary, {})
+    header, _, _, _, kd = cells(method_table(summary))
+    assert header == ["", "seeds", "AP", "AP50", "gain", "over", "AP of each seed"]
+    assert kd == ["KD", "1", "33.0", "53.0", "+3.0", "plain", "33.0"]
+    assert "- gain:" in text and "- p:" not in text and "±" not in text
 
 
-def test_a_real_training_can_be_plotted(trained, tmp_path, figures):
-    path = tmp_path / "prior.png"
-    plot_prior({"dpk": Run("dpk", "", trained)}, path)
-    assert path.read_bytes().startswith(b"\x89PNG")
-    assert [len(axes.lines) for axes in figures[0].axes] == [3, 3, 2]
+def test_an_unfinished_seed_keeps_its_place(summary):
+    summary["methods"]["kd"]["values"] = {2: 30.0}
+    assert cells(method_table(summary))[-1][-1] == "-, 30.0"
+    summary["methods"]["kd"] |= {"values": {}, "mean": None, "sd": None, "gain": None}
+    assert cells(method_table(summary))[-1][1:3] == ["0", ""]
+
+
+@pytest.mark.parametrize(("p", "text"), [(0.0004, "<0.001"), (0.001, "0.001"), (1.0, "1.000")])
+def test_a_small_p_is_no_zero(summary, p, text):
+    summary["methods"]["kd"]["gain"]["p"] = p
+    assert text in cells(method_table(summary))[-1]
+
+
+def test_the_text_says_what_was_run_and_where(summary):
+    text = report_text(summary, {"ap.png": "A plot."})
+    assert text.startswith("# A title\n\nWhat it is about.\n\n|")
+    assert "![ap.png](ap.png)\n\nA plot." in text
+    for note in ("AP: COCO's box AP", "±", "gain", "p", "step time", "memory"):
+        assert f"\n- {note}" in text
+    assert "Schedule: 30 steps of 4 images for every student." in text
+    assert "the teacher: 90 steps of 4 images, seed 1." in text
+    assert "Parameters: 1,234,567 (plain student, KD); 7,654,321 (the teacher)." in text
+    assert "Seeds: 1, 2;" in text
+    assert "memory of the whole process" in text
+    assert "no GPU, 2 CPU cores" in text and "torch 2.14" in text
+    assert "\n    python tools/compare.py x.yaml\n" in text
+    assert "trainings are done" not in text
+
+
+def test_schedules_that_differ_are_told_apart(summary):
+    summary["methods"]["kd"]["iterations"] = 60
+    text = report_text(summary, {})
+    assert (
+        "schedules differ: 30 steps of 4 images (plain student); 60 steps of 4 images (KD)" in text
+    )
+
+
+def test_what_is_unfinished_or_failed_stands_at_the_top(summary):
+    summary |= {"finished": 3, "failed": ["kd-seed1"]}
+    text = report_text(summary, {})
+    assert "**3 of 5 trainings are done; failed: kd-seed1.**" in text.partition("|")[0]
+
+
+def test_memory_of_a_gpu_is_called_so(summary):
+    summary["machines"] = [MACHINE | {"gpu": "Some GPU"}]
+    text = report_text(summary, {})
+    assert "memory: peak GPU memory over that of 'plain student'" in text and "Some GPU" in text
+
+
+def test_teachers_whose_weights_were_given_are_named(summary):
+    summary["given_teachers"] = {"zoo's": "", "mine": "mine.pth"}
+    text = report_text(summary, {})
+    assert "zoo's: not trained here, weights of the model zoo." in text
+    assert "mine: not trained here, weights mine.pth." in text
+
+
+@pytest.mark.parametrize(
+    ("metric", "name"),
+    [
+        ("bbox/AP", "AP"),
+        ("segm/AP50", "mask AP50"),
+        ("keypoints/AP", "keypoint AP"),
+        ("classification/top1", "top1"),
+    ],
+)
+def test_metrics_are_called_what_the_field_calls_them(metric, name):
+    assert metric_name(metric) == name
+
+
+def test_a_spread_shows_what_there_is():
+    assert spread(None, None) == ""
+    assert spread(3.14, None) == "3.1"
+    assert spread(3.14, 0.16) == "3.1 ± 0.2"
+    assert spread(3.14, 0.16, signed=True) == "+3.1 ± 0.2"

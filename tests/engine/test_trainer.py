@@ -92,6 +92,9 @@ def test_results_close_a_finished_run(tiny, trained):
     last = {name: value for line in read_metrics(trained) for name, value in line.items()}
     assert results["results"]["bbox"]["AP"] == last["bbox/AP"] > 0
     assert not list(trained.glob("*.partial"))
+    assert results["machine"]["torch"] == torch.__version__
+    assert results["machine"]["gpu"] is None or torch.cuda.is_available()
+    assert 50 < results["peak_memory_mb"] < 50_000  # a process with torch
 
 
 def test_the_seconds_of_a_step_are_the_median_of_those_measured(tiny, tmp_path, trainer):

@@ -1,0 +1,282 @@
+"""The comparison: one that is trained, and what happens when trainings fail or are interrupted."""
+
+import json
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dpk_det.engine import compare as module
+from dpk_det.engine import runs
+from dpk_det.engine.compare import compare, load_configs, parse_args
+from dpk_det.engine.runs import make_slots
+from dpk_det.engine.suite import plan, read_suite
+from dpk_det.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def suite(tiny, tmp_path):
+    """A suite of tiny trainings: a plain and a distilling student, and a teacher."""
+    content = {
+        "title": "Tiny",
+        "seeds": [1, 2],
+        "common": {"SOLVER.MAX_ITER": 2},
+        "teachers": {
+            # of widths of its own: its weights fit only what is built with its opts
+            "big": {
+                "config": str(tiny.teacher),
+                "opts": {"SOLVER.MAX_ITER": 2, "MODEL.SMALL_RESNET.WIDTHS": [8, 12, 16, 24]},
+            }
+        },
+        "baseline": "plain",
+        "methods": {
+            "plain": {"title": "plain student", "config": str(tiny.plain)},
+            "dpk": {
+                "title": "DPK",
+                "config": str(tiny.dpk),
+                "teacher": "big",
+                "opts": {"DISTILL.DPK.WEIGHT": 2.0, "SOLVER.MAX_ITER": 3},
+            },
+        },
+    }
+
+    def write(**changed):
+        path = tmp_path / "suite.yaml"
+        path.write_text(yaml.safe_dump(content | changed, sort_keys=False))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def todo(suite, tmp_path):
+    """The trainings of that suite."""
+    return plan(read_suite(suite()), tmp_path / "out" / "runs")
+
+
+@pytest.fixture
+def stand_ins(monkeypatch, finish):
+    """Trainings that are over at once: ``stand_ins`` maps those that fail to what happens."""
+    failing = {}
+
+    def start(run, slot):
+        if run.name in failing:
+            failing[run.name]()
+        else:
+            finish(run, 30.0 + len(run.name))
+        return subprocess.Popen([sys.executable, "-S", "-c", ""])
+
+    monkeypatch.setattr(runs, "_start", start)
+    return failing
+
+
+@pytest.fixture
+def command_line(monkeypatch, capsys):
+    """Runs the command in this process; its exit status, and what it printed to both streams."""
+    monkeypatch.setattr(module.signal, "signal", lambda *args: None)  # this process keeps its own
+
+    def call(*argv):
+        try:
+            module.run([str(arg) for arg in argv])
+            status = 0
+        except SystemExit as e:
+            status = e.code
+        return status, *capsys.readouterr()
+
+    return call
+
+
+# ------------------------------------------------------------------ one that is trained
+
+
+def test_a_comparison_is_trained_reported_and_not_repeated(suite, tmp_path, command_line):
+    output = tmp_path / "out"
+    argv = (suite(), "--output", output, "--workers", "2")
+    status, printed, _ = command_line(*argv)
+    assert status == 0
+    assert "(5 of 5 done)" in printed and "| plain student" in printed
+    results = json.loads((output / "results.json").read_text())
+    assert results["finished"] == results["trainings"] == 5
+    for name, steps in (("plain", 2), ("dpk", 3)):
+        row = results["methods"][name]
+        assert sorted(row["runs"]) == sorted(row["values"]) == ["1", "2"]
+        for seed, run in row["runs"].items():
+            assert run["folder"] == str(output / "runs" / f"{name}-seed{seed}")
+            assert run["iterations"] == row["iterations"] == steps
+            assert run["peak_memory_mb"] > 50
+            made_with = yaml.safe_load((Path(run["folder"]) / "config.yaml").read_text())
+            assert made_with["SEED"] == int(seed)
+    dpk, plain = (results["methods"][name]["values"] for name in ("dpk", "plain"))
+    expected = sum(dpk[seed] - plain[seed] for seed in ("1", "2")) / 2
+    assert results["methods"]["dpk"]["gain"]["mean"] == pytest.approx(expected)
+    assert made_with["DISTILL"]["TEACHER"]["WEIGHTS"] == str(output / "runs/big/model_final.pth")
+
+    report = (output / "report.md").read_text()
+    assert report.startswith("# Tiny\n")
+    called = shlex.join(["python", "tools/compare.py", *map(str, argv)])
+    assert f"    {called}\n" in report
+    for name in ("ap.png", "prior.png"):
+        assert f"]({name})" in report
+        assert (output / name).read_bytes().startswith(b"\x89PNG")
+
+    status, printed, _ = command_line(*argv)  # nothing is left to do
+    assert status == 0
+    assert printed.count("done before") == 5 and "started" not in printed
+    assert (output / "report.md").read_text() == report
+
+
+# ------------------------------------------------------------------ the report as it goes
+
+
+def test_the_report_is_rewritten_after_each_training(todo, tmp_path, stand_ins, monkeypatch):
+    finished = []
+    write = module.write_report
+
+    def spy(*args):
+        table = write(*args)
+        finished.append(json.loads((tmp_path / "out/results.json").read_text())["finished"])
+        return table
+
+    monkeypatch.setattr(module, "write_report", spy)
+    compare(todo, tmp_path / "out", [{}], "command", lambda line: None)
+    assert finished == [1, 2, 3, 4, 5, 5]
+
+
+def test_a_failed_training_costs_only_those_that_need_it(suite, tmp_path, stand_ins, command_line):
+    stand_ins["big"] = lambda: None
+    path, output = suite(), tmp_path / "out"
+    status, printed, errors = command_line(path, "--output", output)
+    assert status == 2
+    assert errors == (
+        "error: The training big failed, so dpk-seed1, dpk-seed2 could not be trained: the output "
+        f"is in {output}/runs/big/train.log; mend what it says and call again.\n"
+    )
+    assert "big: failed, log in" in printed
+    report = (output / "report.md").read_text()
+    assert "**2 of 5 trainings are done; failed: big.**" in report
+    assert "plain student" in report
+
+    del stand_ins["big"]  # mended
+    status, printed, _ = command_line(path, "--output", output)
+    assert status == 0 and printed.count("done before") == 2
+    assert "trainings are done" not in (output / "report.md").read_text()
+
+
+@pytest.mark.parametrize(("stop", "status"), [(KeyboardInterrupt, 130), (SystemExit, 143)])
+def test_what_is_finished_before_an_interrupt_is_reported(
+    suite, tmp_path, stand_ins, command_line, monkeypatch, stop, status
+):
+    def interrupt():
+        raise stop(143)
+
+    path, output = suite(), tmp_path / "out"
+    command_line(path, "--output", output, "--only", "plain", "--workers", "1")
+    (output / "report.md").unlink()
+    stand_ins["big"] = interrupt
+    found, _, errors = command_line(path, "--output", output)
+    assert found == status
+    assert "2 of 5 trainings are done" in (output / "report.md").read_text()
+    assert ("call again" in errors) == (stop is KeyboardInterrupt)
+
+
+def test_suites_that_share_a_folder_share_what_is_trained(suite, tmp_path, stand_ins, command_line):
+    path = suite()
+    shared = ("--runs", tmp_path / "shared")
+    command_line(path, "--output", tmp_path / "a", "--only", "plain", *shared)
+    _, printed, _ = command_line(path, "--output", tmp_path / "b", *shared)
+    assert "plain-seed1: done before" in printed and "dpk-seed1: done, " in printed
+
+
+def test_a_report_of_what_is_finished_trains_nothing(suite, tmp_path, stand_ins, command_line):
+    path, output = suite(), tmp_path / "out"
+    status, _, errors = command_line(path, "--output", output, "--report-only")
+    assert status == 2 and "nothing to report: no training of" in errors
+    command_line(path, "--output", output, "--only", "plain")
+    status, printed, _ = command_line(path, "--output", output, "--report-only")
+    assert status == 0 and "started" not in printed
+    report = (output / "report.md").read_text()
+    assert "2 of 5 trainings are done" in report
+    assert "--report-only" not in report
+
+
+def test_a_report_refuses_trainings_of_another_configuration(
+    suite, tmp_path, trained, stand_ins, command_line
+):
+    path, output = suite(), tmp_path / "out"
+    command_line(path, "--output", output)
+    made_with = (trained / "config.yaml").read_text()
+    (output / "runs/plain-seed1/config.yaml").write_text(made_with)
+    status, _, errors = command_line(path, "--output", output, "--report-only")
+    assert status == 2 and "plain-seed1 was made with another configuration" in errors
+
+
+# ------------------------------------------------------------------ mistakes, before any training
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (
+            {"DISTILL.DPK.WIEGHT": 2},
+            r"methods\.plain of .*suite\.yaml cannot be trained: its opts \(or common\) have the "
+            r"unknown config key DISTILL\.DPK\.WIEGHT: did you mean DISTILL\.DPK\.WEIGHT\?",
+        ),
+        ({"SOLVER.MAX_ITER": "many"}, r"methods\.plain of .* cannot be trained: .*MAX_ITER"),
+        ({"DATASETS.TRAIN": ["tinny"]}, r"methods\.plain of .* cannot be trained: .*'tinny'"),
+    ],
+)
+def test_a_mistake_in_options_is_told_before_training(suite, tiny, tmp_path, opts, message):
+    methods = {"plain": {"config": str(tiny.plain), "opts": opts}}
+    todo = plan(read_suite(suite(methods=methods)), tmp_path / "runs")
+    with pytest.raises(UserError, match=message):
+        compare(todo, tmp_path, make_slots(), "command")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_absent_config_is_told_with_where_it_is_named(suite, tmp_path):
+    path = suite(methods={"plain": {"config": "gone.yaml"}})
+    with pytest.raises(
+        UserError, match=r"'gone\.yaml' of methods\.plain of .*suite\.yaml is no fi"
+    ):
+        load_configs(plan(read_suite(path), tmp_path), trains=False)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        ({"weights": "gone.pth"}, r"weights gone\.pth of teachers\.big of .* are no file below"),
+        ({"config": "gone.yaml", "weights": ""}, r"teachers\.big of .* cannot be built: .*gone"),
+    ],
+)
+def test_a_teacher_that_is_not_there_is_told_before_training(
+    suite, tiny, tmp_path, teacher, message
+):
+    path = suite(teachers={"big": {"config": str(tiny.teacher)} | teacher})
+    with pytest.raises(UserError, match=message):
+        load_configs(plan(read_suite(path), tmp_path), trains=True)
+
+
+def test_options_are_read():
+    args = parse_args("s.yaml --seeds 3 4 --only a b --gpus 0 1 --runs r".split())
+    assert (args.seeds, args.only, args.gpus, args.runs) == (
+        [3, 4],
+        ["a", "b"],
+        ["0", "1"],
+        Path("r"),
+    )
+    assert (args.workers, args.threads, args.output) == (None, 1, None)
+
+
+def test_the_tool_ends_a_mistake_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(module.signal, "signal", lambda *args: None)
+    monkeypatch.setattr(sys, "argv", ["compare.py", "gone.yaml"])
+    with pytest.raises(SystemExit) as error:
+        runpy.run_path(str(ROOT / "tools/compare.py"), run_name="__main__")
+    assert error.value.code == 2
+    assert capsys.readouterr().err.startswith("error: There is no suite gone.yaml: ")
