@@ -56,7 +56,7 @@ def add_dpk_config(cfg: CN) -> None:
 def _add_dpk(node: CN) -> None:
     node.DPK = CN()
     # Weight of loss_dpk in the total loss.
-    node.DPK.WEIGHT = 1.0
+    node.DPK.WEIGHT = 12.0
     # Each level's weight within it, finest level first ([1.0, 1.0, 0.5]); none: 1 each.
     node.DPK.LEVEL_WEIGHTS = []
     # Pixels of the image along a token's side. A level of stride s has tokens of
@@ -87,8 +87,9 @@ def _add_dpk(node: CN) -> None:
     # spread).
     node.DPK.MASK = "random"
     # What the completed map is compared with: the teacher's map "raw"; "relative", the same with
-    # the error over the map's variance; "standard", each channel brought to mean 0, deviation 1.
-    node.DPK.TARGET = "relative"
+    # the error over the map's variance; "standard", each channel brought to mean 0, deviation 1, as
+    # the student's own in the shortcut is.
+    node.DPK.TARGET = "standard"
     # The cells whose error counts: "all", or "student", where no prior was given.
     node.DPK.POSITIONS = "all"
     # Add the student's own map to what the transformer makes (not in the paper).
