@@ -34,6 +34,7 @@ class Distillation:
         if distiller.heads:
             self._heads = ComparedHeads(model, teacher.model, distiller.heads)
         self._hooks = [
+            model.register_forward_pre_hook(self._forget),
             model.backbone.register_forward_hook(self._see_maps),
             model.register_forward_hook(self._add_losses, with_kwargs=True),
         ]
@@ -47,6 +48,12 @@ class Distillation:
         if self._heads:
             self._heads.remove()
         del self.model.distiller, self.model.distillation
+
+    def _forget(self, model: nn.Module, inputs: Any) -> None:
+        # what a step left that was broken off, by an error that the caller survived
+        self._maps = None
+        if self._heads:
+            self._heads.forget()
 
     def _see_maps(self, backbone: nn.Module, inputs: Any, maps: dict[str, Any]) -> None:
         if self._learns():

@@ -34,7 +34,7 @@ class Checkpointer(DetectionCheckpointer):
 
     def __init__(self, model: nn.Module, *args: Any, part: str = "", **kwargs: Any) -> None:
         super().__init__(model, *args, **kwargs)
-        self.prefix = f"{part}."
+        self.prefix = f"{part}." if part else ""
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         loaded = super()._load_file(filename)
@@ -43,8 +43,7 @@ class Checkpointer(DetectionCheckpointer):
             for key, value in loaded["model"].items()
             if key.startswith(self.prefix)
         }
-        if part:
-            loaded["model"] = part
+        loaded["model"] = part or loaded["model"]
         if "layer1.0.conv1.weight" in loaded["model"]:
             loaded = {"model": rename_torchvision(loaded["model"]), "matching_heuristics": True}
         return loaded
@@ -95,11 +94,20 @@ def load_backbone_weights(model: nn.Module, path: str) -> Any:
     Args:
         model: a detector. path: a detector's checkpoint, of which only that network is read, or a
             file that holds nothing else; "" loads nothing.
+
+    Raises:
+        UserError: as there, and when not one weight fits.
     """
     has_neck = hasattr(model.backbone, "bottom_up")
     network = model.backbone.bottom_up if has_neck else model.backbone
     part = "backbone.bottom_up" if has_neck else "backbone"
-    return load_weights(network, path, "MODEL.BACKBONE_WEIGHTS", part)
+    found = load_weights(network, path, "MODEL.BACKBONE_WEIGHTS", part)
+    if found and len(found.missing_keys) >= len(network.state_dict()):
+        raise UserError(
+            f"Not one weight of {path} fits the backbone: give MODEL.BACKBONE_WEIGHTS the weights "
+            "of such a network."
+        )
+    return found
 
 
 def load_weights_strictly(model: nn.Module, path: str, key: str) -> None:

@@ -22,13 +22,14 @@ class DenseHead:
 
     Attributes:
         name: "rpn" or "dense". module: takes a list of maps, returns a list of logits
-            (B, A K, H, W) first. maps: names of the maps, in order. strides: of each.
+            (B, A K, H, W) first. maps: names of the maps, in order. anchors: by the map's stride,
+            (A, 4) pixels around a cell.
     """
 
     name: str
     module: nn.Module
     maps: list[str]
-    strides: list[int]
+    anchors: dict[int, Tensor]
 
     @staticmethod
     def of(model: nn.Module) -> "DenseHead | None":
@@ -36,12 +37,14 @@ class DenseHead:
         strides = feature_strides(model.backbone)
         proposals = getattr(model, "proposal_generator", None)
         if hasattr(proposals, "rpn_head"):
-            name, module, maps = "rpn", proposals.rpn_head, proposals.in_features
+            owner, name, module, maps = proposals, "rpn", proposals.rpn_head, proposals.in_features
         elif hasattr(model, "head_in_features"):
-            name, module, maps = "dense", model.head, model.head_in_features
+            owner, name, module, maps = model, "dense", model.head, model.head_in_features
         else:
             return None
-        return DenseHead(name, module, list(maps), [strides[x] for x in maps])
+        anchors = owner.anchor_generator.cell_anchors
+        by_stride = {strides[x]: a for x, a in zip(maps, anchors, strict=True)}
+        return DenseHead(name, module, list(maps), by_stride)
 
 
 @dataclass
@@ -80,7 +83,8 @@ class ComparedHeads:
         names: of the heads to compare, see :attr:`dpk_det.distill.Distiller.heads`.
 
     Raises:
-        UserError: when they share none of these heads, or one classifies into other classes.
+        UserError: when they share none of these heads, or these have other classes, other anchors
+            or no stride in common.
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module, names: Collection[str]) -> None:
@@ -96,9 +100,15 @@ class ComparedHeads:
                 "choose a method that learns features."
             )
         if self.dense:
+            _check_anchors(*self.dense)
             self._watch(self.dense[0].module, "dense")
         if self.box:
             own, other = self.box
+            if any(getattr(head.predictor, "use_sigmoid_ce", False) for head in self.box):
+                raise UserError(
+                    "A box head with USE_SIGMOID_CE has no classes that exclude one another, as "
+                    "logit distillation needs: choose a method that learns features."
+                )
             if own.heads.num_classes != other.heads.num_classes:
                 raise UserError(
                     f"The student knows {own.heads.num_classes} classes and its teacher "
@@ -122,8 +132,7 @@ class ComparedHeads:
             Head to logits of the student, and the same of the teacher.
 
         Raises:
-            UserError: when the two have another number of anchors or classes a cell, or no level
-                in common.
+            UserError: when dense heads have another number of classes.
         """
         seen, self._seen = self._seen, {}  # the graph must not outlive the step
         student, teacher = {}, {}
@@ -131,18 +140,13 @@ class ComparedHeads:
             own, other = self.dense
             with torch.no_grad():
                 answers = other.module([maps[x] for x in other.maps])[0]
-            asked = dict(zip(own.strides, seen["dense"][0], strict=True))
-            told = dict(zip(other.strides, answers, strict=True))
+            asked = dict(zip(own.anchors, seen["dense"][0], strict=True))
+            told = dict(zip(other.anchors, answers, strict=True))
             rows = [
                 _valid_rows(asked[stride], told[stride], stride, image_sizes)
                 for stride in asked
                 if stride in told
             ]
-            if not rows:
-                raise UserError(
-                    "The heads of student and teacher share no stride: choose a method that "
-                    "learns features."
-                )
             student[own.name], teacher[own.name] = (
                 Logits(torch.cat(x), exclusive=False) for x in zip(*rows, strict=True)
             )
@@ -154,6 +158,10 @@ class ComparedHeads:
             student["roi"] = Logits(seen["logits"][0], True, labels)
             teacher["roi"] = Logits(answers, True)
         return student, teacher
+
+    def forget(self) -> None:
+        """Drop what was seen."""
+        self._seen = {}
 
     def remove(self) -> None:
         """Stop watching."""
@@ -177,6 +185,22 @@ def _shared(own: Any, other: Any, names: Collection[str]) -> tuple[Any, Any] | N
     return (own, other) if same and own.name in names else None
 
 
+def _check_anchors(own: DenseHead, other: DenseHead) -> None:
+    common = own.anchors.keys() & other.anchors.keys()
+    if not common:
+        raise UserError(
+            "The heads of student and teacher share no stride: choose a method that learns from "
+            "features."
+        )
+    for stride in sorted(common):
+        a, b = own.anchors[stride].cpu(), other.anchors[stride].cpu()
+        if a.shape != b.shape or not torch.allclose(a, b):
+            raise UserError(
+                f"At stride {stride} the student's head has other anchors than its teacher's, so "
+                "their logits cannot be compared: give both the same MODEL.ANCHOR_GENERATOR."
+            )
+
+
 def _valid_rows(
     own: Tensor, other: Tensor, stride: int, image_sizes: Sequence[tuple[int, int]]
 ) -> tuple[Tensor, Tensor]:
@@ -184,7 +208,7 @@ def _valid_rows(
     if own.shape[1] != other.shape[1]:
         raise UserError(
             f"The student's head says {own.shape[1]} things of a cell and its teacher's "
-            f"{other.shape[1]}: choose a teacher of the same anchors and classes."
+            f"{other.shape[1]}: choose a teacher of the same classes."
         )
     size = min(own.shape[2], other.shape[2]), min(own.shape[3], other.shape[3])
     own, other = (x[..., : size[0], : size[1]].permute(0, 2, 3, 1) for x in (own, other))

@@ -186,6 +186,9 @@ def test_of_a_detectors_checkpoint_only_the_bottom_up_network_is_taken(tiny):
     for key, value in other.backbone.bottom_up.state_dict().items():
         assert torch.equal(model.backbone.bottom_up.state_dict()[key], value)
     assert load_backbone_weights(model, "") is None
+    torch.save({"model": {"x": torch.ones(1)}}, path)
+    with pytest.raises(UserError, match=r"Not one weight of .*other\.pth fits the backbone"):
+        load_backbone_weights(model, str(path))
     with pytest.raises(UserError, match=r"give MODEL\.BACKBONE_WEIGHTS an existing"):
         load_backbone_weights(model, "none.pth")
 

@@ -311,16 +311,39 @@ def test_a_model_without_known_heads_is_an_error(tiny):
 
 
 @pytest.mark.parametrize(
-    ("opts", "told"),
+    ("own", "other", "told"),
     [
-        (["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[0.5, 1.0]]"], "says 1 things .* teacher's 2"),
-        (COARSE, None),
+        ((), ["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[0.5, 1.0]]"], "At stride 4 .* other anch"),
+        (
+            (),
+            ["MODEL.ANCHOR_GENERATOR.SIZES", "[[16], [33], [64]]"],
+            "At stride 8 .* other anchors",
+        ),
+        (FINE, COARSE, "student and teacher share no stride: choose a"),
     ],
 )
-def test_anchors_that_do_not_compare_are_an_error_in_the_first_step(attach, batch, opts, told):
-    model, _, _ = attach(FINE if opts is COARSE else (), opts)
-    with pytest.raises(UserError, match=told or "student and teacher share no stride: choose a"):
-        train_step(model, batch)
+def test_anchors_that_do_not_compare_are_an_error_when_attached(attach, own, other, told):
+    with pytest.raises(UserError, match=told):
+        attach(own, other)
+
+
+def test_a_box_head_of_sigmoids_is_an_error(tiny):
+    student, teacher = tiny.build("plain"), tiny.build("teacher")
+    student.roi_heads.box_predictor.use_sigmoid_ce = True
+    with pytest.raises(UserError, match="USE_SIGMOID_CE has no classes that exclude"):
+        ComparedHeads(student, teacher, {"roi"})
+
+
+def test_a_step_that_was_broken_off_leaves_nothing_to_the_next(attach, batch, monkeypatch):
+    model, _, spy = attach()
+    predictor = model.roi_heads.box_predictor
+    with monkeypatch.context() as broken, pytest.raises(MemoryError):
+        broken.setattr(predictor, "losses", lambda *args: (_ for _ in ()).throw(MemoryError()))
+        train_step(model, batch[:1])
+    train_step(model, batch)
+    student, teacher = spy.seen
+    assert len(student.logits["roi"].values) == len(teacher.logits["roi"].values)
+    assert model.distillation._maps is None
 
 
 def test_dense_heads_of_other_classes_are_an_error(attach, batch):

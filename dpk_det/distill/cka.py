@@ -16,6 +16,8 @@ Shapes: n samples, d features of X, e features of Y, L levels.
 import torch
 from torch import Tensor, nn
 
+from .registry import find
+
 MIN_SAMPLES = 4  # the estimator divides by n - 3
 
 
@@ -48,11 +50,7 @@ def hsic_terms(
         raise ValueError(f"CKA needs at least {MIN_SAMPLES} samples but got {n}: give it more.")
     with torch.autocast(x.device.type, enabled=False):
         x, y = (_centre(z, valid, n) for z in (x, y))
-        if kernel == "rbf":
-            return _gram_terms(_rbf(x, valid), _rbf(y, valid), n)
-        if len(x) <= min(x.shape[1], y.shape[1]):
-            return _gram_terms(x @ x.T, y @ y.T, n)
-        return torch.stack([_hsic(x, y, n), _hsic(x, x, n), _hsic(y, y, n)])
+        return find(KERNELS, kernel, "kernel of CKA")(x, y, valid, n)
 
 
 def cka_from_terms(terms: Tensor) -> Tensor:
@@ -105,6 +103,7 @@ class MinibatchCKA(nn.Module):
     def __init__(self, num_levels: int, window: int, kernel: str = "linear") -> None:
         super().__init__()
         self.window = window
+        find(KERNELS, kernel, "kernel of CKA")
         self.kernel = kernel
         self.register_buffer("terms", torch.zeros(num_levels, 3))
 
@@ -153,6 +152,19 @@ def _hsic(x: Tensor, y: Tensor, n: int) -> Tensor:
     trace = n / (n - 2) * (x_norms * y_norms).sum()
     sums = x_norms.sum() * y_norms.sum() / ((n - 1) * (n - 2))
     return (cross - trace + sums) / (n * (n - 3))
+
+
+def _linear_terms(x: Tensor, y: Tensor, valid: Tensor | None, n: int) -> Tensor:
+    if len(x) <= min(x.shape[1], y.shape[1]):
+        return _gram_terms(x @ x.T, y @ y.T, n)
+    return torch.stack([_hsic(x, y, n), _hsic(x, x, n), _hsic(y, y, n)])
+
+
+def _rbf_terms(x: Tensor, y: Tensor, valid: Tensor | None, n: int) -> Tensor:
+    return _gram_terms(_rbf(x, valid), _rbf(y, valid), n)
+
+
+KERNELS = {"linear": _linear_terms, "rbf": _rbf_terms}
 
 
 def _rbf(z: Tensor, valid: Tensor | None) -> Tensor:

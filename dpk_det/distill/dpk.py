@@ -38,8 +38,6 @@ from .tokens import (
 )
 from .transformer import Transformer
 
-KERNELS = {"linear": "linear", "rbf": "rbf"}
-
 
 class HybridCompletion(nn.Module):
     """Completes a map of one level from the student's tokens and a part of the teacher's.
@@ -168,20 +166,20 @@ class HybridCompletion(nn.Module):
 class DPK(Distiller):
     """The DPK distiller.
 
-    Losses: ``loss_dpk``, the weighted mean over levels of the mean squared error over valid cells.
+    Losses: ``loss_dpk``, the mean over levels of the mean squared error over valid cells.
     Metrics, per level: ``dpk/ratio_NAME``, ``dpk/cka_NAME`` and ``dpk/loss_NAME`` (unweighted).
 
     Args:
         levels: what to distil.
         weight: of the loss.
-        level_weights: of each level's share in it, finest level first; none: 1 each.
+        level_weights: factor of each level's error before the mean, finest level first; none: 1.
         token_stride: pixels of the image along a token's side. A level of stride s has tokens of
             ``k = max(1, token_stride // s)`` cells a side, so that levels below that stride share
             one grid of tokens.
         dim: D, a multiple of 4 and of heads. heads: attention heads. mlp_ratio: MLP width over D.
         encoder_depth, decoder_depth: blocks of the encoders and of the decoder.
-        prior: whether the teacher's tokens are given; False is the paper's ablation (its Table 7):
-            the student completes itself.
+        prior: whether the teacher's tokens are given; False is the paper's ablation without prior
+            knowledge: the student completes itself.
         ratio: schedule of the prior ratio, a name in :data:`~dpk_det.distill.ratio.RATIOS`.
         ratio_min, ratio_max: its bounds. ratio_fixed: the ratio of the fixed one.
         mask: which tokens take the prior, a name in :data:`~dpk_det.distill.mask.MASKS`.
@@ -197,9 +195,9 @@ class DPK(Distiller):
             same channels and else through a 1 x 1 convolution. The transformer then learns what the
             student's map lacks, and the student is drawn to the teacher's very channels, which
             inherited heads understand. Not in the paper.
-        cka_of: what a sample of CKA is: "tokens", or "images" (all tokens of one; the batch of each
-            process must have 4).
-        cka_kernel: "linear" or "rbf".
+        cka_of: what a sample of CKA is: "tokens", or "images" (the tokens that all of a batch have;
+            the batch of each process must have 4).
+        cka_kernel: a name in :data:`~dpk_det.distill.cka.KERNELS`.
         cka_window: steps that the running CKA looks back on.
 
     Raises:
@@ -259,7 +257,7 @@ class DPK(Distiller):
         self.target = find(TARGETS, target, "target")
         self.errs_at_student = find(POSITIONS, positions, "choice of positions")
         self.sample = find(SAMPLES, cka_of, "sample of CKA")
-        self.cka = MinibatchCKA(len(levels), cka_window, find(KERNELS, cka_kernel, "kernel of CKA"))
+        self.cka = MinibatchCKA(len(levels), cka_window, cka_kernel)
         self.completions = nn.ModuleDict(
             {
                 level.student: HybridCompletion(
@@ -343,7 +341,9 @@ def _token_samples(view: _View) -> Samples:
 
 
 def _image_samples(view: _View) -> Samples:
-    x, y = (z.flatten(1) for z in view.means())
+    # the corner that all images have: elsewhere both networks would be alike in having nothing
+    h, w = (min(sides) for sides in zip(*view.extents, strict=True))
+    x, y = (z[..., :h, :w].flatten(1) for z in view.means())
     if len(x) < MIN_SAMPLES:
         raise UserError(
             f"CKA of images needs {MIN_SAMPLES} images a process but got {len(x)}: raise "

@@ -30,7 +30,7 @@ def check(cfg: CfgNode) -> str:
     """
     model = build_model(cfg)
     found = load_weights(model, cfg.MODEL.WEIGHTS)
-    load_backbone_weights(model, cfg.MODEL.BACKBONE_WEIGHTS)
+    backbone_found = load_backbone_weights(model, cfg.MODEL.BACKBONE_WEIGHTS)
     if cfg.DISTILL.INHERIT:
         inherit(model, cfg)
     bond = getattr(model, "distillation", None)
@@ -51,7 +51,7 @@ def check(cfg: CfgNode) -> str:
         ) from e
     sections = [
         ("parameters", tabulate(counts.items(), intfmt=",")),
-        ("weights", _describe_weights(cfg, model, found, bond is not None)),
+        ("weights", _describe_weights(cfg, model, found, backbone_found, bond is not None)),
         ("images", tabulate(dataset_sizes(cfg).items(), intfmt=",")),
         ("losses of one step", tabulate(losses.items(), floatfmt=".4f")),
     ]
@@ -67,7 +67,7 @@ def check(cfg: CfgNode) -> str:
     return f"{body}\n\nThe job is ready to run."
 
 
-def _describe_weights(cfg: CfgNode, model, found, has_teacher: bool) -> str:
+def _describe_weights(cfg: CfgNode, model, found, backbone_found, has_teacher: bool) -> str:
     lines = []
     if found is None:
         lines.append("student: none given (MODEL.WEIGHTS is empty), starts at random")
@@ -77,6 +77,9 @@ def _describe_weights(cfg: CfgNode, model, found, has_teacher: bool) -> str:
         num_found = len([name for name in names if name not in missing])
         lines.append(f"student: {num_found} of {len(names)} found in {cfg.MODEL.WEIGHTS}")
         lines += [f"  of another shape there: {name}" for name, *_ in found.incorrect_shapes]
+    if backbone_found:
+        missing = ", ".join(backbone_found.missing_keys) or "none"
+        lines.append(f"backbone: from {cfg.MODEL.BACKBONE_WEIGHTS}; not found there: {missing}")
     if has_teacher:
         lines.append("teacher: all found")  # else there had been an error
     return "\n".join(lines)

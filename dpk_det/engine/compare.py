@@ -13,7 +13,8 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from dpk_det.config import load_config
+from dpk_det.config import PLAIN, load_config, method_arguments
+from dpk_det.distill import Level, build_distiller
 from dpk_det.errors import UserError
 from dpk_det.teacher import load_teacher_config
 
@@ -21,7 +22,7 @@ from .launch import exit_on_user_error
 from .plots import plot_curves, plot_metric, plot_prior
 from .report import method_table, metric_name, report_text
 from .runs import Run, check_config, flatten, make_slots, train_all
-from .suite import Plan, overrides, plan, read_suite
+from .suite import Method, Plan, Teacher, overrides, plan, read_suite
 from .summary import summarise
 from .train import parse_args as parse_train_args
 from .train import setup
@@ -94,9 +95,15 @@ def compare(
     configs = load_configs(todo, trains=slots is not None)
     failed: list[str] = []
 
-    def update(run: Run | None = None) -> str:
-        if run is not None and run.results is None:
+    def update(run: Run) -> None:
+        if run.results is None:
             failed.append(run.name)
+        try:
+            report()
+        except (UserError, OSError) as e:  # no reason to end trainings; told again at the end
+            say(f"The report could not be written ({e})")
+
+    def report() -> str:
         return write_report(todo, configs, output, command, failed)
 
     if slots is None:
@@ -107,9 +114,9 @@ def compare(
         try:
             train_all(todo.runs, slots, say, update)
         except (KeyboardInterrupt, SystemExit):
-            update()
+            report()
             raise
-    table = update()
+    table = report()
     if not table:
         raise UserError(f"There is nothing to report: no training of {todo.suite.path} is done.")
     return table
@@ -202,6 +209,7 @@ def load_configs(todo: Plan, trains: bool) -> dict[str, CfgNode]:
                 if trains
                 else load_config(run.config, run.opts)
             )
+            _check_method(configs[name], entry)
     return configs
 
 
@@ -211,6 +219,23 @@ def _telling(what: str) -> Iterator[None]:
         yield
     except UserError as e:
         raise UserError(f"{what}: {e}") from e
+
+
+def _check_method(cfg: CfgNode, entry: Teacher | Method) -> None:
+    if cfg.MODEL.META_ARCHITECTURE in PLAIN:
+        # built here, on a level that is made up, so that a mistake is found before the teacher's
+        # training and not after it
+        arguments = method_arguments(cfg)
+        for values in arguments.values():
+            values.pop("level_weights", None)
+        build_distiller(arguments, [Level("p3", "p3", 8, 8, 8)])
+    elif "DISTILL.METHODS" in entry.opts or (
+        getattr(entry, "teacher", None) and not cfg.DISTILL.INHERIT
+    ):
+        raise UserError(
+            f"{cfg.MODEL.META_ARCHITECTURE} learns from no teacher: choose a config with an "
+            f"architecture that distils ({', '.join(PLAIN)})."
+        )
 
 
 def _check_key(known: Iterable[str], key: str) -> None:

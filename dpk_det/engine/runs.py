@@ -10,8 +10,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import IO, Any
 
+import portalocker
 import torch
 import yaml
 from detectron2.config import CfgNode
@@ -90,6 +91,13 @@ def make_slots(
     has_gpu = torch.cuda.is_available()
     if gpus and not has_gpu:
         raise UserError("--gpus is given but torch finds no GPU here: leave it out.")
+    if "CUDA_VISIBLE_DEVICES" not in os.environ:
+        for gpu in gpus:
+            if gpu.isdecimal() and int(gpu) >= torch.cuda.device_count():
+                raise UserError(
+                    f"--gpus names GPU {gpu} but this machine has {torch.cuda.device_count()}, "
+                    "counted from 0: name those."
+                )
     if has_gpu and not gpus:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
@@ -187,22 +195,38 @@ def _to_do(runs: Sequence[Run], report: Callable[[str], None]) -> list[Run]:
     for run in runs:
         check_config(run)
         _check_age(run, [by_name[name] for name in run.after])
-        if run.results is None:
-            waiting.append(run)
-        else:
+        if run.results is not None:
             report(f"{run.name}: done before")
+            continue
+        waiting.append(run)
+        if run.folder.is_dir():
+            _lock(run).close()
     return waiting
 
 
 def _start(run: Run, slot: Mapping[str, str]) -> subprocess.Popen:
     run.folder.mkdir(parents=True, exist_ok=True)
-    with run.log.open("a") as log:
+    # The training holds the lock as long as it lives, though this process be killed.
+    with run.log.open("a") as log, _lock(run) as lock:
         return subprocess.Popen(
             [sys.executable, "-m", "dpk_det.engine.train", *run.arguments],
             stdout=log,
             stderr=subprocess.STDOUT,
             env=os.environ | slot,
+            pass_fds=[lock.fileno()],
         )
+
+
+def _lock(run: Run) -> IO[str]:
+    lock = (run.folder / ".lock").open("w")
+    try:
+        portalocker.lock(lock, portalocker.LOCK_EX | portalocker.LOCK_NB)
+    except portalocker.LockException as e:
+        lock.close()
+        raise UserError(
+            f"{run.folder} is being trained by another process: wait for its end, or end it."
+        ) from e
+    return lock
 
 
 def _end(processes: Collection[subprocess.Popen]) -> None:
@@ -289,9 +313,11 @@ def _content(cfg: CfgNode) -> dict[str, Any]:
 
 
 def _check_age(run: Run, needed: Iterable[Run]) -> None:
-    if run.results is None:
+    # an unfinished one must not go on under another teacher than it began with
+    trace = run.folder / (RESULTS if run.results is not None else "config.yaml")
+    if not trace.is_file():
         return
-    made = (run.folder / RESULTS).stat().st_mtime
+    made = trace.stat().st_mtime
     for before in needed:
         if before.results is None or made < (before.folder / RESULTS).stat().st_mtime:
             raise UserError(

@@ -634,8 +634,10 @@ def test_too_few_tokens_for_cka_are_given_the_most_prior():
     assert loss.isfinite() and dpk.metrics["dpk/ratio_p3"] == 1
 
 
-@pytest.mark.parametrize("sizes", [None, [(64, 48), (33, 64), (64, 64), (1, 1), (64, 20)]])
-def test_cka_of_images_takes_each_images_tokens_for_one_sample(sizes):
+@pytest.mark.parametrize("sizes", [None, [(64, 48), (33, 64), (64, 64), (48, 40), (64, 33)]])
+def test_cka_of_images_takes_the_tokens_that_all_have_for_one_sample(sizes):
+    rows_of_all, cols_of_all = (min(s) / 8 for s in zip(*sizes, strict=True)) if sizes else (8, 8)
+    rows_of_all, cols_of_all = math.ceil(rows_of_all), math.ceil(cols_of_all)
     student, teacher = maps(5, 8, 8)
     teacher = teacher + torch.einsum("tc,bchw->bthw", torch.randn(CT, CS), student)
     rows = []
@@ -643,10 +645,9 @@ def test_cka_of_images_takes_each_images_tokens_for_one_sample(sizes):
         h, w = (math.ceil(x / STRIDE) for x in sizes[i]) if sizes else (8, 8)
         row = [[], []]
         for own, x in zip(row, (s, t), strict=True):
-            for r in range(0, 8, 2):
-                for c in range(0, 8, 2):
-                    part = x[:, r : min(r + 2, h), c : min(c + 2, w)].flatten(1)
-                    own.append(part.mean(1) if part.numel() else x.new_zeros(len(x)))
+            for r in range(0, rows_of_all, 2):
+                for c in range(0, cols_of_all, 2):
+                    own.append(x[:, r : min(r + 2, h), c : min(c + 2, w)].flatten(1).mean(1))
         rows.append([torch.cat(x) for x in row])
     x, y = (torch.stack(z).double() for z in zip(*rows, strict=True))
     dpk = build(cka_of="images")
@@ -654,6 +655,18 @@ def test_cka_of_images_takes_each_images_tokens_for_one_sample(sizes):
     want = linear_cka(x, y).item()
     assert dpk.metrics["dpk/cka_p3"].item() == pytest.approx(want, abs=1e-4)
     assert want > 0.1
+
+
+def test_images_of_different_size_do_not_make_networks_alike():
+    sizes = [(64, 64 - 4 * i) for i in range(8)]
+    ckas = []
+    for _ in range(20):
+        dpk = build(cka_of="images", cka_window=1)
+        torch.manual_seed(len(ckas))
+        student, teacher = (torch.rand(8, channels, 8, 8) for channels in (CS, CT))
+        dpk(*one_level(student, teacher, sizes))
+        ckas.append(dpk.metrics["dpk/cka_p3"].item())
+    assert abs(np.mean(ckas)) < 0.2
 
 
 @pytest.mark.parametrize("batch", [1, 3])

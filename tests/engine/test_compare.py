@@ -239,6 +239,49 @@ def test_a_mistake_in_options_is_told_before_training(suite, tiny, tmp_path, opt
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (
+            {"DISTILL.METHODS": ["fgdd"]},
+            r"methods\.dpk of .* no distiller named 'fgdd': did you me",
+        ),
+        ({"DISTILL.DPK.MASK": "rnd"}, r"methods\.dpk of .* no mask named 'rnd'"),
+        ({"DISTILL.DPK.LEVEL_WEIGHTS": [1.0, 2.0]}, None),
+    ],
+)
+def test_a_mistake_in_a_methods_options_is_told_before_its_teacher_is_trained(
+    suite, tiny, tmp_path, opts, message
+):
+    methods = {
+        "plain": {"config": str(tiny.plain)},
+        "dpk": {"config": str(tiny.dpk), "teacher": "big", "opts": opts},
+    }
+    todo = plan(read_suite(suite(methods=methods)), tmp_path / "runs")
+    if message is None:
+        assert set(load_configs(todo, trains=False)) == {"big", "plain", "dpk"}
+        return
+    with pytest.raises(UserError, match=message):
+        load_configs(todo, trains=False)
+
+
+@pytest.mark.parametrize("extra", [{"teacher": "big"}, {"opts": {"DISTILL.METHODS": ["fgd"]}}])
+def test_a_plain_student_is_no_method(suite, tiny, tmp_path, extra):
+    methods = {"plain": {"config": str(tiny.plain), **extra}}
+    todo = plan(read_suite(suite(methods=methods)), tmp_path / "runs")
+    with pytest.raises(UserError, match="GeneralizedRCNN learns from no teacher: choose a config"):
+        load_configs(todo, trains=False)
+
+
+def test_a_report_that_cannot_be_written_ends_no_training(suite, tmp_path, stand_ins):
+    todo = plan(read_suite(suite(metric="segm/AP")), tmp_path / "runs")
+    said = []
+    with pytest.raises(UserError, match="no metric in .* named 'segm/AP'"):
+        compare(todo, tmp_path, make_slots(), "command", said.append)
+    assert all(run.results is not None for run in todo.runs)
+    assert any("The report could not be written" in line for line in said)
+
+
 def test_an_absent_config_is_told_with_where_it_is_named(suite, tmp_path):
     path = suite(methods={"plain": {"config": "gone.yaml"}})
     with pytest.raises(

@@ -112,6 +112,42 @@ def test_what_is_older_than_a_run_that_it_needs_is_refused(stand_in):
     assert stand_in.events() == []
 
 
+def test_what_was_begun_before_a_run_that_it_needs_does_not_go_on(stand_in):
+    teacher, student = stand_in.run("teacher"), stand_in.run("student", after=("teacher",))
+    for run, name, seconds in ((student, "config.yaml", 1000), (teacher, "results.json", 2000)):
+        run.folder.mkdir()
+        (run.folder / name).write_text(json.dumps(RESULTS))
+        os.utime(run.folder / name, (seconds, seconds))
+    with pytest.raises(UserError, match="student was made before the teacher it needs"):
+        runs._check_age(student, [teacher])
+    os.utime(student.folder / "config.yaml", (3000, 3000))
+    runs._check_age(student, [teacher])
+
+
+def test_a_folder_is_trained_in_by_one_process_only(tmp_path, monkeypatch):
+    run = Run("a", "none.yaml", tmp_path / "a")
+    started = []
+    real = subprocess.Popen
+
+    def popen(command, **kwargs):
+        started.append(
+            real([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE, **kwargs)
+        )
+        return started[-1]
+
+    monkeypatch.setattr(runs.subprocess, "Popen", popen)
+    process = runs._start(run, {})
+    try:
+        with pytest.raises(UserError, match=r"a is being trained by another process: wait"):
+            runs._to_do([run], quiet)
+        with pytest.raises(UserError, match="is being trained"):
+            runs._start(run, {})
+    finally:
+        process.communicate(b"\n")
+    assert runs._to_do([run], quiet) == [run]  # it is free again
+    assert len(started) == 1
+
+
 # ------------------------------------------------------------------ failures
 
 
@@ -287,6 +323,14 @@ def test_slots_that_cannot_be_are_refused(machine, numbers):
     machine(gpus=0)
     with pytest.raises(UserError, match=f"--{next(iter(numbers))} is "):
         make_slots(**numbers)
+
+
+def test_a_gpu_that_is_not_there_is_refused(machine):
+    machine(gpus=2)
+    with pytest.raises(UserError, match="--gpus names GPU 2 but this machine has 2"):
+        make_slots(gpus=["0", "2"])
+    machine(gpus=2, visible="2,7")  # the environment's own numbers
+    assert gpus_of(make_slots(gpus=["7"])) == ["7"]
 
 
 def test_a_slot_is_of_one_training_at_a_time(stand_in):
