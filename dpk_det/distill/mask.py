@@ -15,7 +15,7 @@ BAYER = ((0, 8, 2, 10), (12, 4, 14, 6), (3, 11, 1, 9), (15, 7, 13, 5))
 
 
 def random(valid: Tensor) -> Tensor:
-    """Any set of tokens is as likely as any other; of all layouts the paper's choice."""
+    """Any set of tokens is as likely as any other."""
     return torch.rand(valid.shape, device=valid.device).flatten(1)
 
 

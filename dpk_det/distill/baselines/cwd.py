@@ -17,9 +17,9 @@ from ..regression import channel_adapters
 class CWD(Distiller):
     """Each channel is a distribution over the cells of its image; the two are brought together.
 
-    Equations 5 and 6 of the paper: the softmax over cells with a temperature, and the divergence
-    KL(teacher, student) times its square, averaged over channels and images. Cells that lie in
-    padding have no probability. Loss: ``loss_cwd``, the sum over levels.
+    The softmax over cells with a temperature, and the divergence KL(teacher, student) times its
+    square, averaged over channels and images. Cells that lie in padding have no probability. Loss:
+    ``loss_cwd``, the sum over levels.
 
     Args:
         levels: what to distil.

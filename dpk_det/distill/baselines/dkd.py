@@ -18,8 +18,8 @@ from .kd import softened_kl
 class DKD(Distiller):
     """KD's loss in two parts with weights of their own.
 
-    ``alpha TCKD + beta NCKD`` (equation 7 of the paper), times the temperature's square and
-    averaged over regions: the target class against all others, and the others among themselves.
+    ``alpha TCKD + beta NCKD``, times the temperature's square and averaged over regions: the target
+    class against all others, and the others among themselves.
     A yes or no (dense heads) has one other class only, hence no NCKD: what is left is alpha times
     KD's loss. Losses: ``loss_dkd_HEAD`` for each head that classifies.
 
@@ -70,7 +70,7 @@ class DKD(Distiller):
 def decouple(
     student: Tensor, teacher: Tensor, labels: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """TCKD and NCKD of each place (equations 3 to 6 of the paper).
+    """TCKD and NCKD of each place.
 
     Args:
         student, teacher: (n, K) logits. labels: (n,) the target classes.

@@ -24,16 +24,15 @@ class FGD(Distiller):
     """Objects and background apart, where the teacher attends, and how pixels relate.
 
     Losses, each summed over cells, channels and levels and averaged over images:
-    ``loss_fgd_focal`` (equation 8 of the paper: squared error in objects and in the background,
-    weighted by the teacher's attention), ``loss_fgd_attention`` (equation 9: the student's
-    attention maps are to be the teacher's), ``loss_fgd_global`` (equation 10: the squared
-    error of what GcNet's block makes of both maps).
+    ``loss_fgd_focal`` (squared error in objects and in the background, weighted by the teacher's
+    attention), ``loss_fgd_attention`` (the student's attention is to be the teacher's) and
+    ``loss_fgd_global`` (squared error of what GcNet's block makes of both maps).
 
     Args:
         levels: what to distil.
         alpha: weight of objects. beta: of the background. gamma: of attention. lambda_: of the
-            global part. The paper's: 5e-5, 2.5e-5, 5e-5 and 5e-7 for two-stage detectors,
-            1e-3, 5e-4, 5e-4 and 5e-6 for one-stage ones, in the authors' configs.
+            global part. In the authors' configs 5e-5, 2.5e-5, 5e-5 and 5e-7 for two-stage
+            detectors, 1e-3, 5e-4, 5e-4 and 5e-6 for one-stage ones.
         temperature: of the attention.
 
     Raises:
@@ -100,7 +99,7 @@ class FGD(Distiller):
     def _object_weights(self, pair: PairedMaps, targets: Targets) -> Tensor:
         """(B, H, W): alpha over its area in an object, beta over the background's elsewhere.
 
-        Equations 3 and 4; a cell in several objects counts for the smallest.
+        A cell in several objects counts for the smallest.
         """
         weights = []
         size = pair.student.shape[-2:]
@@ -116,7 +115,7 @@ class FGD(Distiller):
 
 
 def attention(x: Tensor, cells: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
-    """Where and in which channels a map is strong (equations 5 to 7 of the paper).
+    """Where and in which channels a map is strong.
 
     Args:
         x: (B, C, H, W), zero where not valid. cells: (B, H, W) bool, which are; None: all.

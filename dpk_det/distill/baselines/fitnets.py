@@ -14,7 +14,7 @@ from ..regression import TARGETS, channel_adapters, masked_mse
 class FitNets(Distiller):
     """The student's map is regressed onto the teacher's, through a 1 x 1 convolution if need be.
 
-    Equation 3 of the paper, with the mean in place of half the sum. Loss: ``loss_fitnets``.
+    The paper's hint loss, with the mean in place of half the sum. Loss: ``loss_fitnets``.
 
     Args:
         levels: what to distil.

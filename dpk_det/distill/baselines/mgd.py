@@ -16,8 +16,8 @@ from ..regression import channel_adapters
 class MGD(Distiller):
     """Cells of the student's map are blanked, and two convolutions must restore the teacher's map.
 
-    Equations 2 to 5 of the paper: the squared error is summed over cells and channels and averaged
-    over images. Loss: ``loss_mgd``, the sum over levels.
+    The squared error is summed over cells and channels and averaged over images. Loss:
+    ``loss_mgd``, the sum over levels.
 
     Args:
         levels: what to distil.

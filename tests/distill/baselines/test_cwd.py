@@ -1,4 +1,4 @@
-"""CWD against equations 5 and 6 of the paper, channel by channel."""
+"""CWD against its formula, channel by channel."""
 
 import pytest
 import torch

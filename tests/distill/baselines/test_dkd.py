@@ -1,4 +1,4 @@
-"""DKD against equations 3 to 7 of the paper, region by region."""
+"""DKD against its formula, region by region."""
 
 import math
 
@@ -66,7 +66,7 @@ def test_the_parts_equal_the_loop():
 
 
 def test_the_parts_make_up_the_whole_divergence():
-    # equation 7: KL = TCKD + (1 - p_t) NCKD
+    # KL = TCKD + (1 - p_t) NCKD
     torch.manual_seed(1)
     for temperature in (0.5, 1.0, 4.0):
         s, t = 2 * torch.randn(40, 7), 2 * torch.randn(40, 7)

@@ -1,4 +1,4 @@
-"""FGD against equations 3 to 10 of the paper, cell by cell."""
+"""FGD against its formulas, cell by cell."""
 
 import math
 

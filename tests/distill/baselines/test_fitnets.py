@@ -1,4 +1,4 @@
-"""FitNets against equation 3 of the paper, cell by cell."""
+"""FitNets against its formula, cell by cell."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""MGD against equations 2 to 5 of the paper, cell by cell."""
+"""MGD against its formula, cell by cell."""
 
 import pytest
 import torch
