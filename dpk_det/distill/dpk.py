@@ -109,10 +109,12 @@ class HybridCompletion(nn.Module):
             bool, true in the cells of tokens that took the prior.
         """
         size = tuple(student.shape[-2:])
-        # in float32: under autocast a small correction of a large map would be lost
-        added = 0.0 if self.shortcut is None else self.shortcut(student).float()
-        if self.standard and self.shortcut is not None:
-            added = standardise(added, cells)
+        added = 0.0
+        if self.shortcut is not None:
+            # in float32: under autocast a small correction of a large map would be lost
+            added = self.shortcut(student).float()
+            if self.standard:
+                added = standardise(added, cells)
         h, w = token_grid(*size, self.patch)
         if h * w == 1:
             # One token cannot be both the student's and the teacher's: put padding beside it, so
