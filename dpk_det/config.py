@@ -88,7 +88,8 @@ def _add_dpk(node: CN) -> None:
     node.DPK.MASK = "random"
     # What the completed map is compared with: the teacher's map "raw"; "relative", the same with
     # the error over the map's variance; "standard", each channel brought to mean 0, deviation 1, as
-    # the student's own in the shortcut is.
+    # the student's own in the shortcut is. With INHERIT "relative" did better: inherited heads want
+    # the teacher's very scale.
     node.DPK.TARGET = "standard"
     # The cells whose error counts: "all", or "student", where no prior was given.
     node.DPK.POSITIONS = "all"
