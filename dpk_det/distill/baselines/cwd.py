@@ -9,12 +9,12 @@ from torch.nn import functional as F
 
 from dpk_det.errors import UserError
 
-from ..registry import Distiller, Features, Level, Targets, register_distiller
-from ..regression import channel_adapters
+from ..registry import Level, PairedMaps, register_distiller
+from .adapted import AdaptedDistiller
 
 
 @register_distiller("cwd")
-class CWD(Distiller):
+class CWD(AdaptedDistiller):
     """Each channel is a distribution over the cells of its image; the two are brought together.
 
     The softmax over cells with a temperature, and the divergence KL(teacher, student) times its
@@ -29,28 +29,22 @@ class CWD(Distiller):
         UserError: when the temperature is not positive.
     """
 
+    name = "cwd"
+
     def __init__(
         self, levels: list[Level], *, weight: float = 10.0, temperature: float = 1.0
     ) -> None:
-        super().__init__(levels)
+        super().__init__(levels, weight)
         if temperature <= 0:
             raise UserError(f"CWD's temperature is {temperature}: choose one above 0.")
-        self.weight = weight
         self.temperature = temperature
-        self.adapters = channel_adapters(levels)
 
-    def forward(
-        self, student: Features, teacher: Features, targets: Targets | None = None
-    ) -> dict[str, Tensor]:
-        """See the class; targets are not used."""
-        losses = []
-        for pair in self.pairs(student, teacher):
-            out = self.adapters[pair.level.student](pair.student)
-            s, t = (self._log_distribution(x, pair.cells) for x in (out, pair.teacher))
-            # in padding both are minus infinity, whose difference means nothing
-            gain = torch.where(t.isfinite(), t - s, 0)
-            losses.append((t.exp() * gain).sum(2).mean())
-        return {"loss_cwd": self.weight * self.temperature**2 * torch.stack(losses).sum()}
+    def level_loss(self, pair: PairedMaps, out: Tensor) -> Tensor:
+        """See the base."""
+        s, t = (self._log_distribution(x, pair.cells) for x in (out, pair.teacher))
+        # in padding both are minus infinity, whose difference means nothing
+        gain = torch.where(t.isfinite(), t - s, 0)
+        return self.temperature**2 * (t.exp() * gain).sum(2).mean()
 
     def _log_distribution(self, x: Tensor, cells: Tensor | None) -> Tensor:
         x = x.float() / self.temperature

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from dpk_det.errors import UserError
 
-from ..registry import Distiller, Features, Level, Targets, register_distiller
-from ..regression import channel_adapters
+from ..registry import Level, PairedMaps, register_distiller
+from .adapted import AdaptedDistiller
 
 
 @register_distiller("mgd")
-class MGD(Distiller):
+class MGD(AdaptedDistiller):
     """Cells of the student's map are blanked, and two convolutions must restore the teacher's map.
 
     The squared error is summed over cells and channels and averaged over images. Loss:
@@ -29,15 +29,15 @@ class MGD(Distiller):
         UserError: when mask_ratio is no share.
     """
 
+    name = "mgd"
+
     def __init__(
         self, levels: list[Level], *, weight: float = 5e-7, mask_ratio: float = 0.45
     ) -> None:
-        super().__init__(levels)
+        super().__init__(levels, weight)
         if not 0 <= mask_ratio < 1:
             raise UserError(f"MGD's mask_ratio is {mask_ratio}: choose one from 0 to below 1.")
-        self.weight = weight
         self.mask_ratio = mask_ratio
-        self.adapters = channel_adapters(levels)
         self.generators = nn.ModuleDict(
             {
                 level.student: nn.Sequential(
@@ -49,17 +49,11 @@ class MGD(Distiller):
             }
         )
 
-    def forward(
-        self, student: Features, teacher: Features, targets: Targets | None = None
-    ) -> dict[str, Tensor]:
-        """See the class; targets are not used."""
-        losses = []
-        for pair in self.pairs(student, teacher):
-            out = self.adapters[pair.level.student](pair.student)
-            kept = torch.rand(len(out), 1, *out.shape[2:], device=out.device) >= self.mask_ratio
-            out = self.generators[pair.level.student](out * kept)
-            error = (out.float() - pair.teacher.float()).square().sum(1)
-            if pair.cells is not None:
-                error = error.where(pair.cells, 0)
-            losses.append(error.sum() / len(error))
-        return {"loss_mgd": self.weight * torch.stack(losses).sum()}
+    def level_loss(self, pair: PairedMaps, out: Tensor) -> Tensor:
+        """See the base."""
+        kept = torch.rand(len(out), 1, *out.shape[2:], device=out.device) >= self.mask_ratio
+        out = self.generators[pair.level.student](out * kept)
+        error = (out.float() - pair.teacher.float()).square().sum(1)
+        if pair.cells is not None:
+            error = error.where(pair.cells, 0)
+        return error.sum() / len(error)

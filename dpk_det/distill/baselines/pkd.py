@@ -3,15 +3,15 @@
 Shapes: B images, C channels, H x W cells.
 """
 
-import torch
 from torch import Tensor
 
-from ..registry import Distiller, Features, Level, Targets, register_distiller
-from ..regression import channel_adapters, masked_mse, standardise
+from ..registry import Level, PairedMaps, register_distiller
+from ..regression import masked_mse, standardise
+from .adapted import AdaptedDistiller
 
 
 @register_distiller("pkd")
-class PKD(Distiller):
+class PKD(AdaptedDistiller):
     """Half the squared error of standardised maps, which is 1 minus their Pearson correlation.
 
     Each channel of either map is brought to mean 0 and deviation 1 over all images and cells, so
@@ -24,18 +24,12 @@ class PKD(Distiller):
             configs.
     """
 
-    def __init__(self, levels: list[Level], *, weight: float = 6.0) -> None:
-        super().__init__(levels)
-        self.weight = weight
-        self.adapters = channel_adapters(levels)
+    name = "pkd"
 
-    def forward(
-        self, student: Features, teacher: Features, targets: Targets | None = None
-    ) -> dict[str, Tensor]:
-        """See the class; targets are not used."""
-        losses = []
-        for pair in self.pairs(student, teacher):
-            out = self.adapters[pair.level.student](pair.student)
-            s, t = (standardise(x.float(), pair.cells) for x in (out, pair.teacher))
-            losses.append(masked_mse(s, t, pair.cells) / 2)
-        return {"loss_pkd": self.weight * torch.stack(losses).sum()}
+    def __init__(self, levels: list[Level], *, weight: float = 6.0) -> None:
+        super().__init__(levels, weight)
+
+    def level_loss(self, pair: PairedMaps, out: Tensor) -> Tensor:
+        """See the base."""
+        s, t = (standardise(x.float(), pair.cells) for x in (out, pair.teacher))
+        return masked_mse(s, t, pair.cells) / 2
