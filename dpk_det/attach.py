@@ -98,10 +98,10 @@ def _event_storage() -> EventStorage | None:
 
 
 def _targets(batched_inputs: list[dict[str, Any]], maps: dict[str, Any]) -> Targets | None:
-    if not all("instances" in x for x in batched_inputs):
+    instances = [x.get("instances") for x in batched_inputs]
+    if not all(x is not None and x.has("gt_boxes") and x.has("gt_classes") for x in instances):
         return None
     device = next(iter(maps.values())).device
-    instances = [x["instances"] for x in batched_inputs]
     return Targets(
         [x.gt_boxes.tensor.to(device) for x in instances],
         [x.gt_classes.to(device) for x in instances],

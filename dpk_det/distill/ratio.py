@@ -13,7 +13,7 @@ DECAY = 5.0  # the exponential schedule ends at exp(-5), under 1%, of its range
 
 
 def gap(cka: Tensor, progress: float, low: float, high: float) -> Tensor:
-    """The dynamic schedule of DPK (section 3 of the paper): ``clamp(1 - CKA, low, high)``."""
+    """The dynamic schedule of DPK: ``clamp(1 - CKA, low, high)``."""
     return (1 - cka).clamp(low, high)
 
 

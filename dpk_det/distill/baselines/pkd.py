@@ -15,8 +15,8 @@ class PKD(AdaptedDistiller):
     """Half the squared error of standardised maps, which is 1 minus their Pearson correlation.
 
     Each channel of either map is brought to mean 0 and deviation 1 over all images and cells, so
-    that neither scale nor offset of the teacher's features must be imitated (section 3.2 of the
-    paper). Loss: ``loss_pkd``, the sum over levels.
+    that neither scale nor offset of the teacher's features must be imitated. Loss:
+    ``loss_pkd``, the sum over levels.
 
     Args:
         levels: what to distil.

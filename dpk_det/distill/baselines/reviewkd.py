@@ -66,7 +66,7 @@ class ReviewKD(Distiller):
     """Each teacher level is learned from the student's same and coarser levels, fused top down.
 
     The loss of a level is the hierarchical context loss, HCL: the squared error of the maps and,
-    with halving weights, of the maps pooled to 4 x 4, 2 x 2 and 1 cell (section 3.3 of the paper).
+    with halving weights, of the maps pooled to 4 x 4, 2 x 2 and 1 cell.
     Loss: ``loss_reviewkd``, the sum over levels.
 
     Args:
