@@ -11,8 +11,15 @@ __all__ = ["__version__"]
 
 if find_spec("detectron2") is not None:
     from dpk_det import data, modeling  # noqa: F401  (they register themselves)
-    from dpk_det.attach import attach_distiller, attach_from_config
+    from dpk_det.attach import attach_distiller, attach_from_config, distil
     from dpk_det.config import add_dpk_config
-    from dpk_det.teacher import build_teacher
+    from dpk_det.teacher import build_teacher, load_teacher
 
-    __all__ += ["add_dpk_config", "attach_distiller", "attach_from_config", "build_teacher"]
+    __all__ += [
+        "add_dpk_config",
+        "attach_distiller",
+        "attach_from_config",
+        "build_teacher",
+        "distil",
+        "load_teacher",
+    ]

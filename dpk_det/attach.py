@@ -1,5 +1,6 @@
 """Makes a built Detectron2 model distil, by forward hooks: no line of its forward is copied."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -138,16 +139,42 @@ def attach_distiller(
     return Distillation(model, teacher, distiller, max_iter)
 
 
+def distil(
+    model: nn.Module,
+    teacher: Teacher,
+    methods: Mapping[str, Mapping[str, Any]],
+    levels: Sequence[str] = (),
+    max_iter: int | None = None,
+) -> nn.Module:
+    """Pair a model's levels with its teacher's, build the distiller, attach it.
+
+    Args:
+        model: as :func:`attach_distiller` takes.
+        teacher: from :func:`~dpk_det.teacher.load_teacher`.
+        methods: name of each method to its arguments, ``{"dpk": {"weight": 12.0}, "dkd": {}}``.
+        levels: the model's feature maps that learn, by name; none: all that pair by stride.
+        max_iter: as :func:`attach_distiller` takes.
+
+    Returns:
+        The model itself, so that ``LazyCall(distil)(model=..., teacher=..., methods=...)`` can
+        stand where a model does.
+
+    Raises:
+        UserError: as pairing the levels, building the distiller and attaching it do.
+    """
+    pairs = pair_levels(
+        model.backbone.output_shape(), teacher.model.backbone.output_shape(), levels
+    )
+    attach_distiller(model, teacher, build_distiller(methods, pairs), max_iter)
+    return model
+
+
 def attach_from_config(model: nn.Module, cfg: CfgNode) -> nn.Module:
     """Attach what ``cfg.DISTILL`` describes to a model and return that model.
 
     Raises:
-        UserError: as building the teacher, pairing the levels or building the distiller do.
+        UserError: as building the teacher and :func:`distil` do.
     """
-    teacher = build_teacher(cfg)
-    levels = pair_levels(
-        model.backbone.output_shape(), teacher.model.backbone.output_shape(), cfg.DISTILL.LEVELS
+    return distil(
+        model, build_teacher(cfg), method_arguments(cfg), cfg.DISTILL.LEVELS, cfg.SOLVER.MAX_ITER
     )
-    distiller = build_distiller(method_arguments(cfg), levels)
-    attach_distiller(model, teacher, distiller, cfg.SOLVER.MAX_ITER)
-    return model

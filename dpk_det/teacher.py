@@ -104,6 +104,34 @@ def find_teacher_weights(config_file: str, weights: str, teacher_cfg: CfgNode) -
     )
 
 
+def load_teacher(
+    config_file: str,
+    weights: str = "",
+    opts: Sequence[Any] = (),
+    device: str | torch.device = "cpu",
+    student_format: str = "BGR",
+) -> Teacher:
+    """Build a teacher from its own config, every weight matched.
+
+    Args:
+        config_file: a path, or a name of Detectron2's model zoo.
+        weights: a path or URL; "": those that :func:`find_teacher_weights` finds.
+        opts: overrides of its config, ``[KEY, VALUE, ...]``.
+        device: where it is to run, as the student does.
+        student_format: channel order of the images that it will be shown, "BGR" or "RGB".
+
+    Raises:
+        UserError: when config or weights are not found, or a weight does not fit.
+    """
+    # a teacher may have been distilled itself
+    cfg = plain_architecture(load_teacher_config(config_file, opts))
+    weights = find_teacher_weights(config_file, weights, cfg)
+    cfg.MODEL.DEVICE = str(device)
+    model = build_model(cfg)
+    load_weights_strictly(model, weights, "DISTILL.TEACHER.WEIGHTS")
+    return Teacher(model, cfg.INPUT.FORMAT, student_format)
+
+
 def build_teacher(cfg: CfgNode) -> Teacher:
     """Build the teacher that ``cfg.DISTILL.TEACHER`` describes, on the student's device.
 
@@ -111,16 +139,12 @@ def build_teacher(cfg: CfgNode) -> Teacher:
         cfg: the student's config.
 
     Raises:
-        UserError: when config or weights are not found, or a weight does not fit.
+        UserError: as :func:`load_teacher` does.
     """
     node = cfg.DISTILL.TEACHER
-    # a teacher may have been distilled itself
-    teacher_cfg = plain_architecture(load_teacher_config(node.CONFIG_FILE, node.OPTS))
-    weights = find_teacher_weights(node.CONFIG_FILE, node.WEIGHTS, teacher_cfg)
-    teacher_cfg.MODEL.DEVICE = cfg.MODEL.DEVICE
-    model = build_model(teacher_cfg)
-    load_weights_strictly(model, weights, "DISTILL.TEACHER.WEIGHTS")
-    return Teacher(model, teacher_cfg.INPUT.FORMAT, cfg.INPUT.FORMAT)
+    return load_teacher(
+        node.CONFIG_FILE, node.WEIGHTS, node.OPTS, cfg.MODEL.DEVICE, cfg.INPUT.FORMAT
+    )
 
 
 @torch.no_grad()

@@ -4,14 +4,15 @@ import json
 
 import pytest
 import torch
+from detectron2.config import LazyCall, instantiate
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from dpk_det.attach import _targets, attach_distiller, attach_from_config
+from dpk_det.attach import _targets, attach_distiller, attach_from_config, distil
 from dpk_det.distill import DISTILLERS, DPK, Distiller, build_distiller
 from dpk_det.errors import UserError
 from dpk_det.pairing import pair_levels
-from dpk_det.teacher import build_teacher
+from dpk_det.teacher import build_teacher, load_teacher
 
 
 @pytest.fixture
@@ -325,3 +326,34 @@ def test_training_with_several_methods_by_the_command_stops_and_resumes(tiny, tm
     learnt = [key for key in after if key.startswith("distiller.methods.")]
     assert {key.split(".")[2] for key in learnt} == {"dpk", "fgd"}  # KD has nothing to learn
     assert any(not torch.equal(after[key], before["model"][key]) for key in learnt)
+
+
+# ------------------------------------------------------------------ without a config
+
+
+def test_distil_is_attach_from_config_without_a_config(tiny, batch):
+    cfg = tiny.cfg("dpk", "DISTILL.LEVELS", "['p3', 'p4']")
+    expected = attach_from_config(tiny.build("plain"), cfg)
+    model = tiny.build("plain")
+    teacher = load_teacher(str(tiny.teacher), str(tiny.weights))
+    methods = {"dpk": {"token_stride": 16, "dim": 16, "heads": 2}}
+    torch.manual_seed(1)
+    assert distil(model, teacher, methods, ["p3", "p4"], max_iter=3) is model
+    assert model.distillation.max_iter == expected.distillation.max_iter == 3
+    model.load_state_dict(expected.state_dict())  # DPK's own start is drawn
+    losses, others = train_step(model, batch), train_step(expected, batch)
+    assert losses.keys() == others.keys() and "loss_dpk" in losses
+    assert all(torch.equal(losses[name], others[name]) for name in losses)
+
+
+def test_distil_takes_what_a_lazy_config_holds(tiny, batch):
+    lazy = LazyCall(distil)(
+        model=LazyCall(tiny.build)(name="plain"),
+        teacher=LazyCall(load_teacher)(config_file=str(tiny.teacher), weights=str(tiny.weights)),
+        methods={"pkd": {"weight": 2.0}, "kd": {}},
+        levels=["p3"],
+    )
+    model = instantiate(lazy)
+    assert [x.student for x in model.distiller.methods["pkd"].levels] == ["p3"]
+    losses = train_step(model, batch)
+    assert {"loss_pkd", "loss_kd_roi", "loss_rpn_cls"} <= losses.keys()

@@ -1,7 +1,7 @@
 """The contract that every distiller keeps, and the registry that finds them by name."""
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -183,7 +183,7 @@ def register_distiller(name: str) -> Callable[[type[Distiller]], type[Distiller]
     return register
 
 
-def build_distiller(methods: dict[str, dict[str, Any]], levels: list[Level]) -> Distiller:
+def build_distiller(methods: Mapping[str, Mapping[str, Any]], levels: list[Level]) -> Distiller:
     """Build the distillers of these names.
 
     Args:
