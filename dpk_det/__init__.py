@@ -13,6 +13,7 @@ if find_spec("detectron2") is not None:
     from dpk_det import data, modeling  # noqa: F401  (they register themselves)
     from dpk_det.attach import attach_distiller, attach_from_config, distil
     from dpk_det.config import add_dpk_config
+    from dpk_det.modeling import register_distilled
     from dpk_det.teacher import build_teacher, load_teacher
 
     __all__ += [
@@ -22,4 +23,5 @@ if find_spec("detectron2") is not None:
         "build_teacher",
         "distil",
         "load_teacher",
+        "register_distilled",
     ]

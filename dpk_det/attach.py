@@ -69,6 +69,7 @@ class Distillation:
             return None
         batched_inputs, maps = (*inputs, *kwargs.values())[0], self._maps
         self._maps = None  # the graph must not outlive the step
+        _check_step(model, losses, maps)
         sizes = [tuple(x["image"].shape[-2:]) for x in batched_inputs]
         student = Features(maps, feature_strides(model.backbone), sizes)
         teacher = self.teacher(batched_inputs)
@@ -89,6 +90,16 @@ class Distillation:
         storage.put_scalars(
             **dict(zip(names, torch.stack(values).tolist(), strict=True)), smoothing_hint=False
         )
+
+
+def _check_step(model: nn.Module, losses: Any, maps: Any) -> None:
+    for what, found in (("training forward returns", losses), ("backbone gave", maps)):
+        if not isinstance(found, Mapping):
+            raise UserError(
+                f"The {what} {'nothing' if found is None else f'a {type(found).__name__}'}, in "
+                f"{type(model).__name__}: to be distilled, a model must call its backbone, for "
+                "feature maps by name, and return a dict of losses."
+            )
 
 
 def _event_storage() -> EventStorage | None:
@@ -132,11 +143,16 @@ def attach_distiller(
     """
     if hasattr(model, "distillation"):
         raise UserError(f"This {type(model).__name__} distils already: remove() that one first.")
-    if not hasattr(model, "backbone"):
-        raise UserError(
-            f"{type(model).__name__} has no 'backbone' to see features of: attach to one that has."
-        )
+    _check_backbone(model)
     return Distillation(model, teacher, distiller, max_iter)
+
+
+def _check_backbone(model: nn.Module) -> None:
+    if not hasattr(getattr(model, "backbone", None), "output_shape"):
+        raise UserError(
+            f"{type(model).__name__} has no 'backbone' to see features of, with an output_shape() "
+            "that names them: attach to one that has."
+        )
 
 
 def distil(
@@ -162,6 +178,7 @@ def distil(
     Raises:
         UserError: as pairing the levels, building the distiller and attaching it do.
     """
+    _check_backbone(model)
     pairs = pair_levels(
         model.backbone.output_shape(), teacher.model.backbone.output_shape(), levels
     )

@@ -10,8 +10,8 @@ from detectron2.config import get_cfg
 
 from dpk_det.errors import UserError
 
-# meta-architecture that distils -> the plain one that it trains
-PLAIN = {"DistillRCNN": "GeneralizedRCNN"}
+# meta-architecture that distils -> the plain one that it trains; modeling.register_distilled adds
+PLAIN: dict[str, str] = {}
 
 
 def add_dpk_config(cfg: CN) -> None:
@@ -28,6 +28,8 @@ def add_dpk_config(cfg: CN) -> None:
     cfg.MODEL.SMALL_RESNET = CN()
     cfg.MODEL.SMALL_RESNET.WIDTHS = [16, 32, 64, 128]
     cfg.MODEL.SMALL_RESNET.BLOCKS = [1, 1, 1, 1]
+
+    _add_fcos(cfg.MODEL)
 
     cfg.DISTILL = CN()
     # Distillation methods, by name; their losses are added up. The node DISTILL.<NAME> holds each
@@ -51,6 +53,31 @@ def add_dpk_config(cfg: CN) -> None:
 
     _add_dpk(cfg.DISTILL)
     _add_rivals(cfg.DISTILL)
+
+
+def _add_fcos(node: CN) -> None:
+    # FCOS, which Detectron2 has without keys. The defaults are those of its class and of its
+    # configs/common/models/fcos.py, where not said otherwise.
+    node.FCOS = CN()
+    node.FCOS.NUM_CLASSES = 80
+    # The backbone's maps that the head reads, finest first; all of one width.
+    node.FCOS.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+    # Convolutions of the head before its outputs, for classes and for boxes each.
+    node.FCOS.NUM_CONVS = 4
+    # Their norm: "GN" (as many of 32 groups as divide the width), "" for none, or another that
+    # Detectron2 knows.
+    node.FCOS.NORM = "GN"
+    # What an untrained head gives as probability of an object.
+    node.FCOS.PRIOR_PROB = 0.01
+    # Cells learn a box that they are this many strides from the centre of, at most.
+    node.FCOS.CENTER_SAMPLING_RADIUS = 1.5
+    node.FCOS.FOCAL_LOSS_ALPHA = 0.25
+    node.FCOS.FOCAL_LOSS_GAMMA = 2.0
+    # Least score of a detection: the root of class probability times centerness.
+    node.FCOS.SCORE_THRESH_TEST = 0.2
+    # Detections of a level that non-maximum suppression is given, and its IoU.
+    node.FCOS.TOPK_CANDIDATES_TEST = 1000
+    node.FCOS.NMS_THRESH_TEST = 0.6
 
 
 def _add_dpk(node: CN) -> None:

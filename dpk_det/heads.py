@@ -23,13 +23,14 @@ class DenseHead:
     Attributes:
         name: "rpn" or "dense". module: takes a list of maps, returns a list of logits
             (B, A K, H, W) first. maps: names of the maps, in order. anchors: by the map's stride,
-            (A, 4) pixels around a cell.
+            (A, 4) pixels around a cell. num_classes: K; None where the model does not say.
     """
 
     name: str
     module: nn.Module
     maps: list[str]
     anchors: dict[int, Tensor]
+    num_classes: int | None
 
     @staticmethod
     def of(model: nn.Module) -> "DenseHead | None":
@@ -38,13 +39,15 @@ class DenseHead:
         proposals = getattr(model, "proposal_generator", None)
         if hasattr(proposals, "rpn_head"):
             owner, name, module, maps = proposals, "rpn", proposals.rpn_head, proposals.in_features
+            num_classes = 1
         elif hasattr(model, "head_in_features"):
             owner, name, module, maps = model, "dense", model.head, model.head_in_features
+            num_classes = getattr(model, "num_classes", None)
         else:
             return None
         anchors = owner.anchor_generator.cell_anchors
         by_stride = {strides[x]: a for x, a in zip(maps, anchors, strict=True)}
-        return DenseHead(name, module, list(maps), by_stride)
+        return DenseHead(name, module, list(maps), by_stride, num_classes)
 
 
 @dataclass
@@ -53,12 +56,17 @@ class BoxHead:
 
     Attributes:
         heads: the model's ``roi_heads``. predictor: returns logits (n, K + 1) first.
+            num_classes: K.
     """
 
     name = "roi"
     heads: nn.Module
     features: nn.Module
     predictor: nn.Module
+
+    @property
+    def num_classes(self) -> int:
+        return self.heads.num_classes
 
     @staticmethod
     def of(model: nn.Module) -> "BoxHead | None":
@@ -100,6 +108,7 @@ class ComparedHeads:
                 "choose a method that learns features."
             )
         if self.dense:
+            _check_classes(*self.dense)
             _check_anchors(*self.dense)
             self._watch(self.dense[0].module, "dense")
         if self.box:
@@ -109,12 +118,7 @@ class ComparedHeads:
                     "A box head with USE_SIGMOID_CE has no classes that exclude one another, as "
                     "logit distillation needs: choose a method that learns features."
                 )
-            if own.heads.num_classes != other.heads.num_classes:
-                raise UserError(
-                    f"The student knows {own.heads.num_classes} classes and its teacher "
-                    f"{other.heads.num_classes}, so their logits cannot be compared: choose a "
-                    "teacher of the same classes."
-                )
+            _check_classes(own, other)
             self._watch(own.predictor, "logits")
             self._watch(own.heads, "regions")
             hook = own.heads.box_pooler.register_forward_pre_hook(self._see_boxes)
@@ -185,6 +189,14 @@ def _shared(own: Any, other: Any, names: Collection[str]) -> tuple[Any, Any] | N
     return (own, other) if same and own.name in names else None
 
 
+def _check_classes(own: Any, other: Any) -> None:
+    if None not in (own.num_classes, other.num_classes) and own.num_classes != other.num_classes:
+        raise UserError(
+            f"The student knows {own.num_classes} classes and its teacher {other.num_classes}, so "
+            "their logits cannot be compared: choose a teacher of the same classes."
+        )
+
+
 def _check_anchors(own: DenseHead, other: DenseHead) -> None:
     common = own.anchors.keys() & other.anchors.keys()
     if not common:
@@ -196,8 +208,10 @@ def _check_anchors(own: DenseHead, other: DenseHead) -> None:
         a, b = own.anchors[stride].cpu(), other.anchors[stride].cpu()
         if a.shape != b.shape or not torch.allclose(a, b):
             raise UserError(
-                f"At stride {stride} the student's head has other anchors than its teacher's, so "
-                "their logits cannot be compared: give both the same MODEL.ANCHOR_GENERATOR."
+                f"At stride {stride} the student's head has other anchors than its teacher's "
+                f"({len(a)} and {len(b)} a cell), so their logits cannot be compared: give both "
+                "the same MODEL.ANCHOR_GENERATOR, or choose a method that learns features (as for "
+                "RetinaNet with FCOS, whose cells each stand for one point)."
             )
 
 

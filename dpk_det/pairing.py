@@ -15,6 +15,9 @@ def pair_levels(
 ) -> list[Level]:
     """Pair feature maps by stride, finest first.
 
+    Of several maps that a teacher has of one stride (a dilated stage beside the one before it), the
+    student learns from the one of its own name, else from the deepest, the last that is listed.
+
     Args:
         student, teacher: what ``backbone.output_shape()`` returns.
         names: the student's maps to pair; none means all that have a partner.
@@ -28,14 +31,16 @@ def pair_levels(
                 f"DISTILL.LEVELS names '{name}', which the student lacks: choose from "
                 f"{_list(student)}."
             )
-    by_stride = {spec.stride: (name, spec) for name, spec in teacher.items()}
+    deepest = {spec.stride: name for name, spec in teacher.items()}
     levels = []
     for name, spec in student.items():
         if names and name not in names:
             continue
-        if spec.stride in by_stride:
-            partner, partner_spec = by_stride[spec.stride]
-            levels.append(Level(name, partner, spec.stride, spec.channels, partner_spec.channels))
+        namesake = name in teacher and teacher[name].stride == spec.stride
+        partner = name if namesake else deepest.get(spec.stride)
+        if partner:
+            channels = spec.channels, teacher[partner].channels
+            levels.append(Level(name, partner, spec.stride, *channels))
         elif names:
             raise UserError(
                 f"The student's level {name} (stride {spec.stride}) has no partner among the "

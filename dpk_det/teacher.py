@@ -1,13 +1,15 @@
 """The frozen teacher: its own config, its own normalisation, and every weight matched."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from torch import nn
+from detectron2.structures import ImageList
+from torch import Tensor, nn
 
 from dpk_det.checkpoint import load_weights_strictly
 from dpk_det.config import load_config, plain_architecture
@@ -23,7 +25,8 @@ class Teacher:
     No ``nn.Module``, so that a student that holds it does not adopt its weights.
 
     Args:
-        model: a Detectron2 model with ``backbone`` and ``preprocess_image``; frozen in place.
+        model: a Detectron2 model with a ``backbone``, and ``preprocess_image`` or at least
+            ``pixel_mean`` and ``pixel_std``; frozen in place.
         image_format: channel order it was trained with, "BGR" or "RGB".
         student_format: channel order of the images that it will be shown.
     """
@@ -41,9 +44,32 @@ class Teacher:
         """
         if self.flip_channels:
             batched_inputs = [{**x, "image": x["image"].flip(0)} for x in batched_inputs]
-        images = self.model.preprocess_image(batched_inputs)
+        images = preprocess(self.model, batched_inputs)
         backbone = self.model.backbone
         return Features(backbone(images.tensor), feature_strides(backbone), images.image_sizes)
+
+
+def preprocess(model: nn.Module, batched_inputs: list[dict[str, Any]]) -> ImageList:
+    """Normalise, pad and batch images as a model does.
+
+    Detectron2's ``ProposalNetwork`` and ``SemanticSegmentor`` do so within their forward, and have
+    no ``preprocess_image`` to call; theirs is repeated here.
+
+    Args:
+        model: with ``preprocess_image``, or ``pixel_mean`` and ``pixel_std``.
+        batched_inputs: Detectron2's list of dicts; ``image`` (3, H, W).
+    """
+    if hasattr(model, "preprocess_image"):
+        return model.preprocess_image(batched_inputs)
+    mean, std, backbone = model.pixel_mean, model.pixel_std, model.backbone
+    images = [(x["image"].to(mean.device) - mean) / std for x in batched_inputs]
+    # Detectron2 0.6 knows no constraints but the divisor
+    more = (
+        {"padding_constraints": backbone.padding_constraints}
+        if hasattr(backbone, "padding_constraints")
+        else {}
+    )
+    return ImageList.from_tensors(images, backbone.size_divisibility, **more)
 
 
 def feature_strides(backbone: nn.Module) -> dict[str, int]:
@@ -153,7 +179,10 @@ def inherit_weights(student: nn.Module, teacher: nn.Module) -> tuple[list[str], 
 
     The inheriting strategy of Kang et al. (NeurIPS 2021). Whatever is no part of the backbone's
     bottom-up network is copied where names and shapes match, whole layers at a time: a bias is no
-    use without its weight. Pixel mean and deviation stay, each network keeps its own.
+    use without its weight. So it goes between detectors of different kinds too. A sequence of
+    layers that are but numbered (a RetinaNet's ``cls_subnet``) counts as one layer: in another
+    sequence the same number is another place. Pixel mean and deviation stay, each network keeps its
+    own.
 
     Args:
         student: gets the weights in place. teacher: gives them.
@@ -168,16 +197,31 @@ def inherit_weights(student: nn.Module, teacher: nn.Module) -> tuple[list[str], 
         if not name.startswith((own, "distiller.", "pixel_"))
     }
     given = teacher.state_dict()
-    misfits = {
-        name for name, x in wanted.items() if name not in given or given[name].shape != x.shape
-    }
-    odd_layers = {_layer(name) for name in misfits}
-    taken = [name for name in wanted if _layer(name) not in odd_layers]
+    layers, theirs = _layers(student, wanted), _layers(teacher, given)
+    taken = [
+        name
+        for layer, weights in layers.items()
+        if weights == theirs.get(layer)
+        for name in weights
+    ]
     for name in taken:
         wanted[name].copy_(given[name])
     return taken, [name for name in wanted if name not in taken]
 
 
-def _layer(name: str) -> str:
-    # Detectron2's convolutions hold their norm, which is of no use without them
-    return name.rpartition(".")[0].removesuffix(".norm")
+def _layers(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, dict[str, torch.Size]]:
+    """Layer to name and shape of each of its weights."""
+    sequences = {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Sequential)
+        and all(child.isdigit() for child, _ in module.named_children())
+    }
+    layers: dict[str, dict[str, torch.Size]] = {}
+    for name, value in state.items():
+        # Detectron2's convolutions hold their norm, which is of no use without them
+        layer = name.rpartition(".")[0].removesuffix(".norm")
+        parents = itertools.accumulate(name.split("."), "{}.{}".format)
+        layer = next((parent for parent in parents if parent in sequences), layer)
+        layers.setdefault(layer, {})[name] = value.shape
+    return layers

@@ -58,7 +58,7 @@ def test_adding_our_keys_changes_none_of_detectron2s():
     before, after = flatten(get_cfg()), flatten(cfg)
     assert {key: after[key] for key in before} == before
     new = set(after) - set(before)
-    ours = ("DISTILL.", "MODEL.SMALL_RESNET.", "MODEL.BACKBONE_WEIGHTS")
+    ours = ("DISTILL.", "MODEL.FCOS.", "MODEL.SMALL_RESNET.", "MODEL.BACKBONE_WEIGHTS")
     assert all(key.startswith(ours) for key in new)
 
 

@@ -346,7 +346,16 @@ def test_a_step_that_was_broken_off_leaves_nothing_to_the_next(attach, batch, mo
     assert model.distillation._maps is None
 
 
-def test_dense_heads_of_other_classes_are_an_error(attach, batch):
+def test_dense_heads_of_other_classes_are_an_error_when_attached(attach):
     other = [*RETINANET, "MODEL.RETINANET.NUM_CLASSES", 3]
+    with pytest.raises(UserError, match="student knows 2 classes and its teacher 3, so their"):
+        attach(RETINANET, other)
+
+
+def test_a_dense_head_that_does_not_say_its_classes_is_found_out_in_the_first_step(tiny, batch):
+    student = tiny.build("plain", *RETINANET)
+    teacher = tiny.build("plain", *RETINANET, "MODEL.RETINANET.NUM_CLASSES", 3)
+    teacher.num_classes = None  # as a user's own may have none
+    attach_distiller(student, Teacher(teacher, "BGR", "BGR"), Spy([]))
     with pytest.raises(UserError, match="says 2 things of a cell and its teacher's 3"):
-        train_step(attach(RETINANET, other)[0], batch)
+        train_step(student, batch)

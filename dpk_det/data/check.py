@@ -7,27 +7,35 @@ from collections.abc import Iterator
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
+from dpk_det.config import PLAIN
 from dpk_det.errors import UserError
 
 from .coco_json import read_classes
 from .root import datasets_root
 
-# Where a meta-architecture keeps its number of classes, by the end of its registered name: so that
-# this holds for ours (DistillRCNN, ...) and for those of other projects.
+# Where a meta-architecture keeps its number of classes, by the end of its plain name: so that this
+# holds for those of other projects too.
 _CLASS_COUNTS = {
     "RCNN": "ROI_HEADS",
+    "PanopticFPN": "ROI_HEADS",
     "RetinaNet": "RETINANET",
     "FCOS": "FCOS",
 }
+# That segment, too: they need the pixels' classes.
+_SEGMENT = ("PanopticFPN", "SemanticSegmentor")
+
+COCO_KEYPOINTS = 17
+"""What ``TEST.KEYPOINT_OKS_SIGMAS`` left empty stands for."""
 
 
 def check_datasets(cfg: CfgNode) -> None:
     """Check that the model of ``cfg`` can use the datasets in its ``DATASETS.TRAIN`` and ``.TEST``.
 
-    Every name is registered, its files are there, and it has as many classes as the model's head.
-    Fast: an annotation file is read only where the class names are not known yet. Datasets that are
-    drawn on demand are not drawn here; of those without ``json_file`` in their metadata only the
-    name is checked.
+    Every name is registered, its files are there, it has as many classes as the model's head and
+    segmentation, and the model's keypoints can be evaluated. Fast: an annotation file is read only
+    where the class names are not known yet. Datasets that are drawn on demand are not drawn here;
+    of those without ``json_file`` in their metadata only the name and the classes of pixels are
+    checked.
 
     Raises:
         UserError: the first thing found wrong.
@@ -36,11 +44,13 @@ def check_datasets(cfg: CfgNode) -> None:
         if name not in DatasetCatalog:
             raise _unknown(name)
         metadata = MetadataCatalog.get(name)
+        _check_stuff_count(cfg, name, metadata)
         if metadata.get("json_file") is None:
             continue
         if not metadata.get("drawn_on_demand", False):
             _check_files(cfg, name, metadata)
         _check_class_count(cfg, name, metadata)
+    _check_keypoint_sigmas(cfg)
 
 
 def dataset_sizes(cfg: CfgNode) -> dict[str, int]:
@@ -64,9 +74,13 @@ def _names(cfg: CfgNode) -> Iterator[str]:
     return iter(dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)))
 
 
+def _plain_name(cfg: CfgNode) -> str:
+    return PLAIN.get(cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.META_ARCHITECTURE)
+
+
 def _class_count_key(cfg: CfgNode) -> str | None:
     for ending, key in _CLASS_COUNTS.items():
-        if cfg.MODEL.META_ARCHITECTURE.endswith(ending) and "NUM_CLASSES" in cfg.MODEL.get(key, {}):
+        if _plain_name(cfg).endswith(ending) and "NUM_CLASSES" in cfg.MODEL.get(key, {}):
             return key
     return None
 
@@ -88,12 +102,14 @@ def _check_files(cfg: CfgNode, name: str, metadata: Metadata) -> None:
             "set the environment variable DETECTRON2_DATASETS to the folder of all datasets "
             f"(now '{datasets_root()}'), or add the files to DATASETS.JSON under a name of your own"
         )
-    json_file, image_root = metadata.json_file, metadata.get("image_root")
+    json_file = metadata.json_file
     # An address such as https://... is fetched when the dataset is loaded.
     if "://" not in json_file and not os.path.isfile(json_file):
         raise UserError(f"The annotation file of {name}, {json_file}, does not exist: {remedy}.")
-    if image_root and "://" not in image_root and not os.path.isdir(image_root):
-        raise UserError(f"The image folder of {name}, {image_root}, does not exist: {remedy}.")
+    for kind, key in (("image", "image_root"), ("segmentation", "sem_seg_root")):
+        folder = metadata.get(key)
+        if folder and "://" not in folder and not os.path.isdir(folder):
+            raise UserError(f"The {kind} folder of {name}, {folder}, does not exist: {remedy}.")
 
 
 def _check_class_count(cfg: CfgNode, name: str, metadata: Metadata) -> None:
@@ -108,4 +124,30 @@ def _check_class_count(cfg: CfgNode, name: str, metadata: Metadata) -> None:
         raise UserError(
             f"MODEL.{_class_count_key(cfg)}.NUM_CLASSES is {expected} but dataset {name} has "
             f"{found} {'class' if found == 1 else 'classes'}: set it to {found}."
+        )
+
+
+def _check_stuff_count(cfg: CfgNode, name: str, metadata: Metadata) -> None:
+    classes = metadata.get("stuff_classes")
+    if classes is None or not _plain_name(cfg).endswith(_SEGMENT):
+        return
+    expected = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    if len(classes) != expected:
+        raise UserError(
+            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {expected} but dataset {name} has {len(classes)} "
+            f"classes of pixels: set it to {len(classes)}."
+        )
+
+
+def _check_keypoint_sigmas(cfg: CfgNode) -> None:
+    # Detectron2 fails only after a training, when it comes to evaluate
+    if not (cfg.MODEL.KEYPOINT_ON and cfg.DATASETS.TEST):
+        return
+    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
+    sigmas = len(cfg.TEST.KEYPOINT_OKS_SIGMAS) or COCO_KEYPOINTS
+    if sigmas != keypoints:
+        raise UserError(
+            f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is {keypoints} but there are {sigmas} "
+            f"TEST.KEYPOINT_OKS_SIGMAS (COCO's {COCO_KEYPOINTS} where none are given): give one "
+            "for each keypoint."
         )

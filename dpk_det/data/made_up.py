@@ -19,7 +19,9 @@ def made_up_batch(cfg: CfgNode, num_images: int) -> list[dict[str, Any]]:
         num_images: B.
 
     Returns:
-        B dicts with ``image`` (3, H, W) uint8 and ``instances`` with four boxes each.
+        B dicts with ``image`` (3, H, W) uint8, ``instances`` with four boxes each, ``sem_seg``
+        (H, W), which models that segment nothing ignore, and ``proposals`` where a dataset would
+        have to bring them (``MODEL.LOAD_PROPOSALS``).
     """
     height = max(cfg.INPUT.MIN_SIZE_TRAIN)
     width = min(height * 4 // 3, cfg.INPUT.MAX_SIZE_TRAIN)
@@ -44,5 +46,17 @@ def _made_up_image(cfg: CfgNode, height: int, width: int, num_boxes: int = 4) ->
         points = corners[:, None] + torch.rand(num_boxes, num_keypoints, 2) * sizes[:, None]
         seen = torch.full((num_boxes, num_keypoints, 1), 2.0)
         instances.gt_keypoints = Keypoints(torch.cat([points, seen], 2))
-    image = torch.randint(256, (3, height, width), dtype=torch.uint8)
-    return {"image": image, "instances": instances, "height": height, "width": width}
+    made_up = {
+        "image": torch.randint(256, (3, height, width), dtype=torch.uint8),
+        "instances": instances,
+        "sem_seg": torch.randint(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, (height, width)),
+        "height": height,
+        "width": width,
+    }
+    if cfg.MODEL.LOAD_PROPOSALS:
+        made_up["proposals"] = Instances(
+            (height, width),
+            proposal_boxes=instances.gt_boxes.clone(),
+            objectness_logits=torch.zeros(num_boxes),
+        )
+    return made_up

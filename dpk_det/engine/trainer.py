@@ -8,23 +8,17 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer
-from detectron2.evaluation import (
-    COCOEvaluator,
-    DatasetEvaluator,
-    LVISEvaluator,
-    PascalVOCDetectionEvaluator,
-)
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, get_event_storage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dpk_det.checkpoint import load_backbone_weights, load_weights
-from dpk_det.errors import UserError
 from dpk_det.teacher import build_teacher, inherit_weights
 
+from .evaluators import build_evaluator
 from .machine import describe_machine, peak_memory_mb
 
 RESULTS = "results.json"
@@ -55,23 +49,8 @@ class DistillTrainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """The evaluator of a dataset, by its metadata's ``evaluator_type``.
-
-        Raises:
-            UserError: when there is none for that type.
-        """
-        folder = str(Path(cfg.OUTPUT_DIR) / "inference")
-        kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
-        if kind == "coco":
-            return COCOEvaluator(dataset_name, output_dir=folder)
-        if kind == "lvis":
-            return LVISEvaluator(dataset_name, output_dir=folder)
-        if kind == "pascal_voc":
-            return PascalVOCDetectionEvaluator(dataset_name)
-        raise UserError(
-            f"Dataset {dataset_name} has evaluator_type {kind!r}, which this trainer cannot "
-            "evaluate: subclass DistillTrainer and override build_evaluator."
-        )
+        """See :func:`dpk_det.engine.evaluators.build_evaluator`."""
+        return build_evaluator(cfg, dataset_name)
 
     def build_writers(self) -> list[EventWriter]:
         """Detectron2's writers, of which the console's shows the prior as well."""

@@ -1,6 +1,12 @@
-"""Meta-architectures that distil, and backbones that Detectron2 lacks; importing registers them."""
+"""Meta-architectures that distil, and networks that Detectron2 lacks; importing registers them."""
 
-from .meta_arch import DistillRCNN
+from .fcos import FCOS
+from .meta_arch import register_distilled
 from .small_resnet import build_small_resnet_fpn_backbone
 
-__all__ = ["DistillRCNN", "build_small_resnet_fpn_backbone"]
+register_distilled("GeneralizedRCNN", "DistillRCNN")  # Faster, Mask, Keypoint and Cascade R-CNN
+register_distilled("RetinaNet")
+register_distilled("FCOS")
+register_distilled("PanopticFPN")
+
+__all__ = ["FCOS", "build_small_resnet_fpn_backbone", "register_distilled"]

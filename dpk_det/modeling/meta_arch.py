@@ -5,12 +5,48 @@ of the plain class, and its weights have the plain names.
 """
 
 from detectron2.config import CfgNode
-from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import nn
 
 from dpk_det.attach import attach_from_config
+from dpk_det.config import PLAIN
+from dpk_det.distill.registry import find
+from dpk_det.errors import UserError
 
 
-@META_ARCH_REGISTRY.register()
-def DistillRCNN(cfg: CfgNode) -> GeneralizedRCNN:
-    """Faster, Mask, Keypoint or Cascade R-CNN that learns from ``cfg.DISTILL.TEACHER``."""
-    return attach_from_config(GeneralizedRCNN(cfg), cfg)
+def register_distilled(plain_name: str, name: str | None = None) -> str:
+    """Make a registered meta-architecture known a second time, as one that distils.
+
+    Configs can then say ``MODEL.META_ARCHITECTURE: name``; evaluation, export and teachers fall
+    back to the plain one. Registering the same pair again changes nothing.
+
+    Args:
+        plain_name: as Detectron2's ``META_ARCH_REGISTRY`` knows it. Its models need a ``backbone``,
+            and a training forward that returns a dict of losses.
+        name: of the new one; by default "Distill" and the plain name.
+
+    Returns:
+        The new name.
+
+    Raises:
+        UserError: when the plain name is not registered (naming the nearest that is), or the new
+            name stands for something else already.
+    """
+    find(dict(META_ARCH_REGISTRY), plain_name, "meta-architecture")
+    name = name or f"Distill{plain_name}"
+    if PLAIN.get(name) == plain_name:
+        return name
+    if name in META_ARCH_REGISTRY:
+        raise UserError(
+            f"The meta-architecture {name} is registered already, as something else than the "
+            f"distilling {plain_name}: choose another name."
+        )
+
+    def build(cfg: CfgNode) -> nn.Module:
+        return attach_from_config(META_ARCH_REGISTRY.get(plain_name)(cfg), cfg)
+
+    build.__name__ = build.__qualname__ = name  # by which the registry knows it
+    build.__doc__ = f"{plain_name} that learns from ``cfg.DISTILL.TEACHER``."
+    META_ARCH_REGISTRY.register(build)
+    PLAIN[name] = plain_name
+    return name

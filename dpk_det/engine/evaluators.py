@@ -1,0 +1,62 @@
+"""Which of Detectron2's evaluators measure a dataset, by its metadata's ``evaluator_type``."""
+
+import logging
+from importlib.util import find_spec
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import (
+    COCOEvaluator,
+    COCOPanopticEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    LVISEvaluator,
+    PascalVOCDetectionEvaluator,
+    SemSegEvaluator,
+)
+
+from dpk_det.errors import UserError
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+    """The evaluator of a dataset; of several kinds of figures, all of them as one.
+
+    "coco" measures what the predictions have: boxes, masks, keypoints (with
+    ``TEST.KEYPOINT_OKS_SIGMAS``). "coco_panoptic_seg" measures these, "sem_seg" and the panoptic
+    quality; the last needs the package panopticapi, and is left out with a warning where that is
+    absent.
+
+    Args:
+        cfg: says where the predictions go, ``OUTPUT_DIR/inference``. dataset_name: as registered.
+
+    Raises:
+        UserError: when there is none for the dataset's type.
+    """
+    folder = str(Path(cfg.OUTPUT_DIR) / "inference")
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if kind == "lvis":
+        return LVISEvaluator(dataset_name, output_dir=folder)
+    if kind == "pascal_voc":
+        return PascalVOCDetectionEvaluator(dataset_name)
+    evaluators: list[DatasetEvaluator] = []
+    if kind in ("sem_seg", "coco_panoptic_seg"):
+        evaluators.append(SemSegEvaluator(dataset_name, output_dir=folder))
+    if kind in ("coco", "coco_panoptic_seg"):
+        sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
+        evaluators.append(COCOEvaluator(dataset_name, output_dir=folder, kpt_oks_sigmas=sigmas))
+    if kind == "coco_panoptic_seg":
+        if find_spec("panopticapi"):
+            evaluators.append(COCOPanopticEvaluator(dataset_name, folder))
+        else:
+            logging.getLogger("dpk_det").warning(
+                "The panoptic quality of %s is not measured: it needs the package panopticapi "
+                "(github.com/cocodataset/panopticapi).",
+                dataset_name,
+            )
+    if not evaluators:
+        raise UserError(
+            f"Dataset {dataset_name} has evaluator_type {kind!r}, which this trainer cannot "
+            "evaluate: subclass DistillTrainer and override build_evaluator."
+        )
+    return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
