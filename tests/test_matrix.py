@@ -7,10 +7,11 @@ divisor, levels.
 
 import math
 from functools import cache
+from pathlib import Path
 
+import detectron2
 import pytest
 import torch
-from detectron2 import model_zoo
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_model
 from detectron2.solver import build_optimizer
 from detectron2.structures import Boxes, ImageList, Instances
@@ -58,6 +59,7 @@ class CentreFinder(nn.Module):
 
 dpk_det.register_distilled("CentreFinder")
 
+BASES = Path(detectron2.__file__).parent / "model_zoo" / "configs"
 COMMON = {
     "MODEL.DEVICE": "cpu",
     "MODEL.WEIGHTS": "",
@@ -160,7 +162,7 @@ def config(kind, **opts):
     name, base, own = KINDS[kind]
     changes = {**COMMON, **own, "MODEL.META_ARCHITECTURE": name, **opts}
     flat = [str(x) for pair in changes.items() for x in pair]
-    return load_config(model_zoo.get_config_file(f"{base}.yaml"), flat)
+    return load_config(str(BASES / f"{base}.yaml"), flat)
 
 
 @pytest.fixture(scope="module")
