@@ -87,6 +87,16 @@ def test_a_model_without_a_backbone_is_an_error(parties):
         attach_distiller(nn.Linear(1, 1), *parties[1:])
 
 
+def test_a_backbone_that_names_no_maps_is_an_error(parties):
+    model = nn.Module()
+    model.backbone = nn.Linear(1, 1)
+    told = r"Module has no 'backbone' .* with an output_shape\(\) that names them"
+    with pytest.raises(UserError, match=told):
+        attach_distiller(model, *parties[1:])
+    with pytest.raises(UserError, match=told):
+        distil(model, parties[1], {"dpk": {}})
+
+
 class Headless(nn.Module):
     """A detector's backbone alone: Detectron2's heads want a storage and instances themselves."""
 
@@ -97,6 +107,22 @@ class Headless(nn.Module):
     def forward(self, batched_inputs):
         maps = self.backbone(self.preprocess(batched_inputs).tensor)
         return {"loss": maps["p2"].mean()}
+
+
+@pytest.mark.parametrize(
+    ("broken", "told"),
+    [
+        (lambda self, x: self.backbone(self.preprocess(x).tensor)["p2"].mean(), "returns a Tensor"),
+        (lambda self, x: {"loss": torch.zeros(())}, "backbone gave nothing, in Odd"),
+    ],
+)
+def test_a_model_that_cannot_be_distilled_is_an_error_in_its_first_step(
+    parties, batch, broken, told
+):
+    model = type("Odd", (Headless,), {"forward": broken})(parties[0])
+    attach_distiller(model, *parties[1:])
+    with pytest.raises(UserError, match=f"{told}.*must call its backbone, .* dict of losses"):
+        model.train()(batch)
 
 
 class Spy(Distiller):

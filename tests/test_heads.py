@@ -7,6 +7,7 @@ import torch
 from detectron2.utils.events import EventStorage
 
 from dpk_det.attach import attach_distiller
+from dpk_det.data import made_up_batch
 from dpk_det.distill import Distiller, build_distiller
 from dpk_det.errors import UserError
 from dpk_det.heads import ComparedHeads
@@ -15,6 +16,15 @@ from dpk_det.teacher import Teacher, build_teacher
 
 RETINANET = ["MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.RETINANET.NUM_CLASSES", 2]
 RETINANET += ["MODEL.RETINANET.IN_FEATURES", "['p2', 'p3', 'p4']", "MODEL.RETINANET.NUM_CONVS", 1]
+RETINANET_OF_9 = [*RETINANET, "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[0.5, 1.0, 2.0]]"]
+RETINANET_OF_9 += ["MODEL.ANCHOR_GENERATOR.SIZES", "[[16, 20, 25], [32, 40, 50], [64, 80, 101]]"]
+FCOS = ["MODEL.META_ARCHITECTURE", "FCOS", "MODEL.FCOS.NUM_CLASSES", 2]
+FCOS += ["MODEL.FCOS.IN_FEATURES", "['p2', 'p3', 'p4']", "MODEL.FCOS.NUM_CONVS", 1]
+PANOPTIC = ["MODEL.META_ARCHITECTURE", "PanopticFPN", "MODEL.MASK_ON", True]
+PANOPTIC += ["MODEL.SEM_SEG_HEAD.IN_FEATURES", "['p2', 'p3']", "MODEL.SEM_SEG_HEAD.NORM", ""]
+PANOPTIC += ["MODEL.SEM_SEG_HEAD.CONVS_DIM", 8, "MODEL.ROI_MASK_HEAD.CONV_DIM", 8]
+AGNOSTIC = ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True]
+GIVEN = ["MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals", "MODEL.LOAD_PROPOSALS", True]
 CASCADE = ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads"]
 CASCADE += ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"]
 PROPOSALS = ["MODEL.META_ARCHITECTURE", "ProposalNetwork"]
@@ -164,6 +174,37 @@ def test_dense_detectors_compare_all_classes_of_all_anchors(attach, batch):
         want = valid_rows(net.head, features.maps, names, strides)
         assert want.shape[1] == 2  # one anchor of two classes
         torch.testing.assert_close(logits.values, want)
+
+
+def test_fcos_says_each_class_of_each_cell(attach, batch):
+    model, teacher, spy = attach(FCOS, FCOS)
+    train_step(model, batch)
+    names, strides = ["p2", "p3", "p4"], {"p2": 4, "p3": 8, "p4": 16}
+    for features, net in zip(spy.seen, (model, teacher.model), strict=True):
+        assert list(features.logits) == ["dense"]
+        want = valid_rows(net.head, features.maps, names, strides)
+        assert want.shape[1] == 2
+        torch.testing.assert_close(features.logits["dense"].values, want)
+
+
+@pytest.mark.parametrize(("own", "other"), [(PANOPTIC, ()), ((), PANOPTIC), (AGNOSTIC, ())])
+def test_panoptic_and_class_agnostic_heads_compare_as_any_rcnns(tiny, attach, batch, own, other):
+    model, teacher, spy = attach(own, other)
+    regions = watch(model.roi_heads)
+    if own is PANOPTIC:
+        batch = made_up_batch(tiny.cfg("plain", *PANOPTIC), 2)
+    train_step(model, batch)
+    check_regions(model, teacher, spy, regions[0][0])
+    assert list(spy.seen[0].logits) == ["rpn", "roi"]
+
+
+@pytest.mark.parametrize(("own", "other"), [(GIVEN, ()), ((), GIVEN)])
+def test_where_proposals_are_given_regions_alone_are_compared(tiny, attach, batch, own, other):
+    model, teacher, spy = attach(own, other)
+    regions = watch(model.roi_heads)
+    train_step(model, made_up_batch(tiny.cfg("plain", *GIVEN), 2))
+    check_regions(model, teacher, spy, regions[0][0])
+    assert list(spy.seen[0].logits) == list(spy.seen[1].logits) == ["roi"]
 
 
 @pytest.mark.parametrize(("own", "other"), [(CASCADE, ()), ((), CASCADE), (CASCADE, CASCADE)])
@@ -320,6 +361,8 @@ def test_a_model_without_known_heads_is_an_error(tiny):
             "At stride 8 .* other anchors",
         ),
         (FINE, COARSE, "student and teacher share no stride: choose a"),
+        (RETINANET_OF_9, FCOS, r"\(9 and 1 a cell\).*as for RetinaNet with FCOS"),
+        (FCOS, RETINANET_OF_9, r"\(1 and 9 a cell\).*as for RetinaNet with FCOS"),
     ],
 )
 def test_anchors_that_do_not_compare_are_an_error_when_attached(attach, own, other, told):

@@ -41,6 +41,23 @@ def test_names_do_not_matter_and_the_finest_comes_first():
     ]
 
 
+def test_of_several_maps_of_one_stride_the_namesake_is_taken_else_the_deepest():
+    student = maps(8, res4=16, res5=32)
+    dilated = {**maps(5, stem=4), **maps(6, res4=16), **maps(7, res5=16)}
+    assert pair_levels(student, dilated) == [Level("res4", "res4", 16, 8, 6)]
+    assert pair_levels(maps(8, p4=16), dilated) == [Level("p4", "res5", 16, 8, 7)]
+    # both of a student's maps may learn from one
+    pairs = pair_levels(dilated, maps(9, p4=16))
+    assert pairs == [Level("res4", "p4", 16, 6, 9), Level("res5", "p4", 16, 7, 9)]
+
+
+def test_a_detector_without_a_neck_pairs_with_its_kind_and_with_an_fpn():
+    c4 = maps(1024, res4=16)
+    assert pair_levels(c4, maps(512, res4=16)) == [Level("res4", "res4", 16, 1024, 512)]
+    assert pair_levels(c4, FASTER_RCNN) == [Level("res4", "p4", 16, 1024, 64)]
+    assert pair_levels(FASTER_RCNN, c4) == [Level("p4", "res4", 16, 64, 1024)]
+
+
 def test_named_levels_alone_are_paired():
     levels = pair_levels(FASTER_RCNN, RETINANET, ["p5", "p3"])
     assert [level.student for level in levels] == ["p3", "p5"]

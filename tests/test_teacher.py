@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from dpk_det.distill import Features
 from dpk_det.errors import UserError
 from dpk_det.teacher import (
+    Teacher,
     build_teacher,
     find_teacher_weights,
     inherit_weights,
@@ -147,6 +148,21 @@ def test_a_teacher_of_noise_resembles_nothing_so_nearly_all_is_prior(tiny, batch
     assert min(ratios.values()) > 0.9
 
 
+@pytest.mark.parametrize("kind", ["ProposalNetwork", "SemanticSegmentor"])
+def test_a_teacher_that_preprocesses_in_its_forward_sees_what_its_backbone_sees(tiny, batch, kind):
+    opts = ["MODEL.META_ARCHITECTURE", kind, "MODEL.SEM_SEG_HEAD.IN_FEATURES", "['p2', 'p3']"]
+    opts += ["MODEL.SEM_SEG_HEAD.CONVS_DIM", 8, "MODEL.SEM_SEG_HEAD.NORM", ""]
+    model = tiny.build("teacher", *opts)
+    assert not hasattr(model, "preprocess_image")
+    seen = []
+    model.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    features = Teacher(model, "BGR", "BGR")(batch)
+    with torch.no_grad():
+        model.eval()(batch)
+    assert torch.equal(seen[0], seen[1])
+    assert features.image_sizes == [(64, 64), (64, 96)]
+
+
 # ------------------------------------------------------------------ its weights must fit
 
 
@@ -266,6 +282,44 @@ def test_heads_for_other_classes_are_not_inherited(tiny):
         for x in ("weight", "bias")
     }
     assert "roi_heads.box_head.fc1.weight" in taken
+
+
+P2_TO_P4 = "['p2', 'p3', 'p4']"
+RETINANET = ["MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.RETINANET.IN_FEATURES", P2_TO_P4]
+FCOS = ["MODEL.META_ARCHITECTURE", "FCOS", "MODEL.FCOS.IN_FEATURES", P2_TO_P4]
+
+
+def test_a_dense_student_of_an_rcnn_inherits_the_necks_outputs_alone(tiny):
+    student = tiny.build("plain", *RETINANET, seed=1)
+    before, given = snapshot(student), snapshot(teacher := tiny.build("teacher", seed=2))
+    taken, left = inherit_weights(student, teacher)
+    assert sorted(taken) == [
+        f"backbone.fpn_output{i}.{x}" for i in (2, 3, 4) for x in ("bias", "weight")
+    ]
+    assert all(name.startswith(("backbone.fpn_lateral", "head.")) for name in left)
+    after = student.state_dict()
+    assert all(torch.equal(after[n], (given if n in taken else before)[n]) for n in before)
+    # of another width not even these
+    wide = tiny.build("teacher", "MODEL.FPN.OUT_CHANNELS", 24)
+    assert inherit_weights(student, wide)[0] == []
+
+
+@pytest.mark.parametrize(("norm", "fits"), [("", True), ("GN", False)])
+def test_a_subnet_is_inherited_whole_or_not_at_all(tiny, norm, fits):
+    # With norms between them the third convolution has the number that is the fourth's without.
+    student = tiny.build("plain", *RETINANET)
+    teacher = tiny.build("plain", *FCOS, "MODEL.FCOS.NORM", norm, seed=3)
+    alike = set(student.head.state_dict()) & set(teacher.head.state_dict())
+    assert "cls_subnet.6.weight" in alike
+    taken, _ = inherit_weights(student, teacher)
+    assert len([name for name in taken if "_subnet." in name]) == (16 if fits else 0)
+
+
+def test_a_shorter_subnet_is_not_inherited(tiny):
+    student = tiny.build("plain", *RETINANET, "MODEL.RETINANET.NUM_CONVS", 2)
+    taken, _ = inherit_weights(student, tiny.build("plain", *RETINANET))
+    assert not any("_subnet." in name for name in taken)
+    assert "head.cls_score.weight" in taken
 
 
 def test_an_inheriting_student_sees_what_it_inherited(tiny):

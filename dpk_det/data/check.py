@@ -50,7 +50,8 @@ def check_datasets(cfg: CfgNode) -> None:
         if not metadata.get("drawn_on_demand", False):
             _check_files(cfg, name, metadata)
         _check_class_count(cfg, name, metadata)
-    _check_keypoint_sigmas(cfg)
+    if cfg.MODEL.KEYPOINT_ON:
+        _check_keypoints(cfg)
 
 
 def dataset_sizes(cfg: CfgNode) -> dict[str, int]:
@@ -139,13 +140,17 @@ def _check_stuff_count(cfg: CfgNode, name: str, metadata: Metadata) -> None:
         )
 
 
-def _check_keypoint_sigmas(cfg: CfgNode) -> None:
-    # Detectron2 fails only after a training, when it comes to evaluate
-    if not (cfg.MODEL.KEYPOINT_ON and cfg.DATASETS.TEST):
-        return
+def _check_keypoints(cfg: CfgNode) -> None:
+    for name in cfg.DATASETS.TRAIN:
+        for key in ("keypoint_names", "keypoint_flip_map"):
+            if MetadataCatalog.get(name).get(key) is None:
+                raise UserError(
+                    f"The metadata of dataset {name} has no {key}, which MODEL.KEYPOINT_ON needs: "
+                    f"set it in your code, MetadataCatalog.get({name!r}).{key} = [...]."
+                )
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
     sigmas = len(cfg.TEST.KEYPOINT_OKS_SIGMAS) or COCO_KEYPOINTS
-    if sigmas != keypoints:
+    if cfg.DATASETS.TEST and sigmas != keypoints:  # else known only after a training
         raise UserError(
             f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is {keypoints} but there are {sigmas} "
             f"TEST.KEYPOINT_OKS_SIGMAS (COCO's {COCO_KEYPOINTS} where none are given): give one "

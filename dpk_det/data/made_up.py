@@ -29,10 +29,7 @@ def made_up_batch(cfg: CfgNode, num_images: int) -> list[dict[str, Any]]:
 
 
 def _made_up_image(cfg: CfgNode, height: int, width: int, num_boxes: int = 4) -> dict[str, Any]:
-    corners = torch.rand(num_boxes, 2) * torch.tensor([width, height]) * 0.5
-    sizes = (0.1 + 0.4 * torch.rand(num_boxes, 2)) * torch.tensor([width, height])
-    instances = Instances((height, width))
-    instances.gt_boxes = Boxes(torch.cat([corners, corners + sizes], 1))
+    instances = Instances((height, width), gt_boxes=_made_up_boxes(num_boxes, height, width))
     instances.gt_classes = torch.randint(num_classes(cfg) or 1, (num_boxes,))
     if cfg.MODEL.MASK_ON:
         masks = torch.zeros(num_boxes, height, width, dtype=torch.bool)
@@ -43,7 +40,8 @@ def _made_up_image(cfg: CfgNode, height: int, width: int, num_boxes: int = 4) ->
         instances.gt_masks = BitMasks(masks)
     if cfg.MODEL.KEYPOINT_ON:
         num_keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
-        points = corners[:, None] + torch.rand(num_boxes, num_keypoints, 2) * sizes[:, None]
+        corners, ends = instances.gt_boxes.tensor[:, None].split(2, dim=2)
+        points = corners + torch.rand(num_boxes, num_keypoints, 2) * (ends - corners)
         seen = torch.full((num_boxes, num_keypoints, 1), 2.0)
         instances.gt_keypoints = Keypoints(torch.cat([points, seen], 2))
     made_up = {
@@ -56,7 +54,13 @@ def _made_up_image(cfg: CfgNode, height: int, width: int, num_boxes: int = 4) ->
     if cfg.MODEL.LOAD_PROPOSALS:
         made_up["proposals"] = Instances(
             (height, width),
-            proposal_boxes=instances.gt_boxes.clone(),
+            proposal_boxes=_made_up_boxes(num_boxes, height, width),
             objectness_logits=torch.zeros(num_boxes),
         )
     return made_up
+
+
+def _made_up_boxes(num_boxes: int, height: int, width: int) -> Boxes:
+    corners = torch.rand(num_boxes, 2) * torch.tensor([width, height]) * 0.5
+    sizes = (0.1 + 0.4 * torch.rand(num_boxes, 2)) * torch.tensor([width, height])
+    return Boxes(torch.cat([corners, corners + sizes], 1))

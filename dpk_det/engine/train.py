@@ -42,7 +42,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(args.config_file, args.opts)
     if args.eval_only:  # needs neither teacher nor training data
         cfg = plain_architecture(cfg)
-        cfg.DATASETS.TRAIN = ()
+        # of which Detectron2 wants to know the keypoints' names all the same
+        cfg.DATASETS.TRAIN = cfg.DATASETS.TEST if cfg.MODEL.KEYPOINT_ON else ()
     find(dict(META_ARCH_REGISTRY), cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
     register_json_datasets(cfg)
     check_datasets(cfg)

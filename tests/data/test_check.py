@@ -6,6 +6,7 @@ import pytest
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from dpk_det.config import PLAIN
 from dpk_det.data import check_datasets, dataset_sizes, num_classes, register_json_datasets, shapes
 from dpk_det.errors import UserError
 
@@ -121,6 +122,8 @@ def test_the_annotations_are_read_once_at_most(pets, tmp_path):
         ("RetinaNet", 12),
         ("DistillRetinaNet", 12),
         ("DistillFCOS", 13),
+        ("PanopticFPN", 11),
+        ("DistillPanopticFPN", 11),
         ("ProposalNetwork", None),
         ("SemanticSegmentor", None),
     ],
@@ -136,3 +139,53 @@ def test_num_classes_by_architecture(cfg, architecture, expected):
 def test_fcos_without_a_node_is_not_checked(cfg):
     cfg.MODEL.META_ARCHITECTURE = "FCOS"
     assert num_classes(cfg) is None
+
+
+def test_a_name_of_ones_own_counts_as_the_plain_one(cfg, monkeypatch):
+    monkeypatch.setitem(PLAIN, "Taught", "RetinaNet")
+    cfg.MODEL.META_ARCHITECTURE = "Taught"
+    cfg.MODEL.RETINANET.NUM_CLASSES = 12
+    assert num_classes(cfg) == 12
+
+
+def test_the_classes_of_pixels_are_counted_where_the_model_segments(pets):
+    MetadataCatalog.get("pets").stuff_classes = ["things", "grass"]
+    check_datasets(pets)
+    for name in ("PanopticFPN", "DistillPanopticFPN", "SemanticSegmentor"):
+        pets.MODEL.META_ARCHITECTURE = name
+        pets.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 54
+        with pytest.raises(UserError, match="NUM_CLASSES is 54 but dataset pets has 2 classes of"):
+            check_datasets(pets)
+        pets.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 2
+        check_datasets(pets)
+
+
+def test_an_absent_folder_of_segmentations(pets, tmp_path):
+    MetadataCatalog.get("pets").sem_seg_root = str(tmp_path / "stuff")
+    with pytest.raises(UserError, match=r"segmentation folder of pets, .*stuff, does not exist: c"):
+        check_datasets(pets)
+
+
+def test_keypoints_need_a_sigma_each_to_be_evaluated(pets):
+    pets.MODEL.KEYPOINT_ON = True
+    MetadataCatalog.get("pets").set(keypoint_names=["nose"], keypoint_flip_map=[])
+    check_datasets(pets)
+    pets.DATASETS.TEST = ("pets",)
+    check_datasets(pets)
+    pets.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = 3
+    with pytest.raises(UserError, match=r"NUM_KEYPOINTS is 3 but there are 17 TEST.KEYPOINT_OKS_S"):
+        check_datasets(pets)
+    pets.TEST.KEYPOINT_OKS_SIGMAS = [0.1, 0.1]
+    with pytest.raises(UserError, match="is 3 but there are 2"):
+        check_datasets(pets)
+    pets.TEST.KEYPOINT_OKS_SIGMAS = [0.1, 0.1, 0.1]
+    check_datasets(pets)
+
+
+def test_keypoints_need_names_to_be_trained(pets):
+    pets.MODEL.KEYPOINT_ON = True
+    with pytest.raises(UserError, match="metadata of dataset pets has no keypoint_names, which"):
+        check_datasets(pets)
+    MetadataCatalog.get("pets").keypoint_names = ["nose"]
+    with pytest.raises(UserError, match=r"keypoint_flip_map, .*get.'pets'.\.keypoint_flip_map = "):
+        check_datasets(pets)

@@ -7,8 +7,6 @@ import types
 
 import pytest
 import torch
-from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator
 
 from dpk_det.distill import DPK
 from dpk_det.engine import DistillTrainer
@@ -259,24 +257,3 @@ def test_one_teacher_serves_both_inheriting_and_distilling(tiny, tmp_path, comma
     trainer = DistillTrainer(with_output(tiny.cfg("dpk", "DISTILL.INHERIT", "True"), tmp_path))
     trainer.resume_or_load(resume=False)
     assert len(built) == 1
-
-
-# ------------------------------------------------------------------ evaluators
-
-
-def test_the_evaluator_is_that_of_the_datasets_type(tiny, tmp_path, monkeypatch):
-    cfg = with_output(tiny.cfg("plain"), tmp_path)
-    monkeypatch.setattr(MetadataCatalog, "data", dict(MetadataCatalog.data))
-    MetadataCatalog.get("some_voc").set(
-        evaluator_type="pascal_voc", dirname=str(tmp_path), split="x", year=2012, thing_classes=[]
-    )
-    assert isinstance(DistillTrainer.build_evaluator(cfg, "tiny"), COCOEvaluator)
-    (tmp_path / "Annotations").mkdir()
-    assert isinstance(DistillTrainer.build_evaluator(cfg, "some_voc"), PascalVOCDetectionEvaluator)
-
-
-def test_a_dataset_of_another_type_is_an_error(tiny, monkeypatch):
-    monkeypatch.setattr(MetadataCatalog, "data", dict(MetadataCatalog.data))
-    MetadataCatalog.get("odd").set(evaluator_type="stereo")
-    with pytest.raises(UserError, match="odd has evaluator_type 'stereo'"):
-        DistillTrainer.build_evaluator(tiny.cfg("plain"), "odd")

@@ -1,4 +1,4 @@
-"""DistillRCNN: the plain detector in all that is kept, more in nothing but training."""
+"""Distilling architectures: the plain ones in all that is kept, more in nothing but training."""
 
 import pytest
 import torch
@@ -6,7 +6,10 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, build_model
 from detectron2.utils.events import EventStorage
 
+import dpk_det
 from dpk_det.config import PLAIN, plain_architecture
+from dpk_det.engine.train import parse_args, setup
+from dpk_det.errors import UserError
 
 
 def without_distiller(state):
@@ -103,3 +106,71 @@ def test_the_plain_architecture_of_a_config_needs_no_teacher(tiny):
     assert cfg.MODEL.META_ARCHITECTURE == "DistillRCNN"  # a copy was changed
     cfg = tiny.cfg("plain")
     assert plain_architecture(cfg) == cfg
+
+
+# ------------------------------------------------------------------ one of the user's own
+
+
+class Found(GeneralizedRCNN):
+    """A user's own meta-architecture."""
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """What a test registers is gone after it."""
+    monkeypatch.setattr(META_ARCH_REGISTRY, "_obj_map", dict(META_ARCH_REGISTRY._obj_map))
+    known = dict(PLAIN)
+    yield META_ARCH_REGISTRY
+    PLAIN.clear()
+    PLAIN.update(known)
+
+
+def test_the_four_that_come_with_it():
+    assert PLAIN["DistillRCNN"] == "GeneralizedRCNN"
+    for name in ("RetinaNet", "FCOS", "PanopticFPN"):
+        assert PLAIN[f"Distill{name}"] == name
+
+
+def test_ones_own_architecture_takes_one_call(tiny, batch, registry):
+    registry.register(Found)
+    assert dpk_det.register_distilled("Found") == "DistillFound"
+    model = tiny.build("dpk", "MODEL.META_ARCHITECTURE", "DistillFound")
+    assert type(model) is Found
+    assert "loss_dpk" in train_step(model, batch)
+    cfg = plain_architecture(tiny.cfg("dpk", "MODEL.META_ARCHITECTURE", "DistillFound"))
+    plain = build_model(cfg)
+    assert type(plain) is Found and not hasattr(plain, "distiller")
+    plain.load_state_dict(without_distiller(model.state_dict()))
+    # the commands find it as well: of a training, and of an evaluation without the teacher
+    line = ["--config-file", str(tiny.dpk)]
+    own = ["MODEL.META_ARCHITECTURE", "DistillFound", "OUTPUT_DIR", "x"]
+    assert setup(parse_args([*line, *own])).MODEL.META_ARCHITECTURE == "DistillFound"
+    assert setup(parse_args([*line, "--eval-only", *own])).MODEL.META_ARCHITECTURE == "Found"
+
+
+def test_a_name_of_ones_own(registry):
+    registry.register(Found)
+    assert dpk_det.register_distilled("Found", "Taught") == "Taught"
+    assert "Taught" in registry and PLAIN["Taught"] == "Found"
+    assert registry.get("Taught").__name__ == "Taught"
+
+
+def test_registering_again_changes_nothing(registry):
+    registry.register(Found)
+    dpk_det.register_distilled("Found")
+    builder = registry.get("DistillFound")
+    dpk_det.register_distilled("Found")
+    assert registry.get("DistillFound") is builder
+
+
+def test_an_architecture_that_is_not_registered_is_an_error_that_names_the_nearest(registry):
+    with pytest.raises(UserError, match="no meta-architecture named 'RetinaNett': did you mean 'R"):
+        dpk_det.register_distilled("RetinaNett")
+    assert "DistillRetinaNett" not in registry
+
+
+@pytest.mark.parametrize("name", ["DistillRCNN", "GeneralizedRCNN"])
+def test_a_name_that_is_taken_is_an_error(registry, name):
+    with pytest.raises(UserError, match=f"{name} is registered already, as something else than"):
+        dpk_det.register_distilled("RetinaNet", name)
+    assert PLAIN["DistillRCNN"] == "GeneralizedRCNN" and "GeneralizedRCNN" not in PLAIN
