@@ -149,8 +149,8 @@ def _build_body(node: CfgNode, channels: int, maps: Sequence[str]) -> nn.Module:
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them."
         raise UserError(f"timm has no network named '{name}' (MODEL.TIMM.NAME): {hint}")
     try:
-        with torch.device("meta"):  # for its list of maps
-            strides = [x["reduction"] for x in timm.create_model(name, **kwargs).feature_info.info]
+        # once for its list of maps; not on "meta", where not all of timm's can be built
+        strides = [x["reduction"] for x in timm.create_model(name, **kwargs).feature_info.info]
     except _REFUSALS as e:
         raise UserError(
             f"timm cannot build {name} for its feature maps ({_reason(e)}): check "
