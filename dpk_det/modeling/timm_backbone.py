@@ -200,7 +200,7 @@ def _load(body: nn.Module, node: CfgNode, channels: int) -> None:
         raise UserError(
             f"There are no weights at {node.WEIGHTS}: give MODEL.TIMM.WEIGHTS an existing file."
         )
-    classifier = get_pretrained_cfg(node.NAME).classifier or ()
+    classifier = getattr(get_pretrained_cfg(node.NAME), "classifier", None) or ()
     classifiers = (classifier,) if isinstance(classifier, str) else classifier
     try:
         state = load_state_dict(path)
