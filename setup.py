@@ -30,6 +30,7 @@ setup(
         "tqdm",
         "tabulate",
         "scipy>=1.13",
+        "timm>=1.0.15,<2",
         "yacs>=0.1.8",
         "PyYAML",
         "portalocker",

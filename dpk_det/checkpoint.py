@@ -1,7 +1,8 @@
-"""Loading weights: what Detectron2's checkpointer takes, and ResNets as torchvision stores them.
+"""Loading weights: what Detectron2's checkpointer takes, and ImageNet files of torchvision's.
 
 A path ``torchvision://ResNet18_Weights.IMAGENET1K_V1`` names weights of torchvision, downloaded
-once; any file in that layout, which is timm's too, is recognised by its keys.
+once. Its ResNets, whose layout timm shares, and its MobileNetV2 are recognised by their keys; they
+fill their part of the model whole, or are refused.
 """
 
 import pickle
@@ -11,6 +12,7 @@ from typing import Any
 
 import torchvision
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.utils.file_io import PathHandler, PathManager
 from torch import Tensor, nn
 
@@ -18,6 +20,9 @@ from dpk_det.errors import UserError
 
 # Anchors and pixel statistics come from the config; what is counted is no weight.
 _NO_WEIGHT = re.compile(r"num_batches_tracked$|anchor_generator|^pixel_(mean|std)$")
+# The parts of a model that an ImageNet file of torchvision's is for: of Detectron2's ResNets, and
+# of timm's networks in TimmBackbone.
+_IMAGENET_PART = re.compile(r"(?:^|\.)(stem|res[2-5]|body)\.")
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -30,7 +35,10 @@ class Checkpointer(DetectionCheckpointer):
     Attributes:
         incompatible: fvcore's ``missing_keys``, ``unexpected_keys`` and ``incorrect_shapes`` of the
             last load.
+        from_imagenet: whether the last load's file was recognised as one of torchvision's.
     """
+
+    from_imagenet = False
 
     def __init__(self, model: nn.Module, *args: Any, part: str = "", **kwargs: Any) -> None:
         super().__init__(model, *args, **kwargs)
@@ -44,8 +52,10 @@ class Checkpointer(DetectionCheckpointer):
             if key.startswith(self.prefix)
         }
         loaded["model"] = part or loaded["model"]
-        if "layer1.0.conv1.weight" in loaded["model"]:
-            loaded = {"model": rename_torchvision(loaded["model"]), "matching_heuristics": True}
+        for key, rename in _RENAMES.items():
+            if key in loaded["model"]:
+                self.from_imagenet = True
+                return {"model": rename(loaded["model"]), "matching_heuristics": True}
         return loaded
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
@@ -68,7 +78,8 @@ def load_weights(model: nn.Module, path: str, key: str = "MODEL.WEIGHTS", part: 
         :attr:`Checkpointer.incompatible`, or None for no path.
 
     Raises:
-        UserError: when there is no file, it cannot be fetched, or it is no checkpoint.
+        UserError: when there is no file, it cannot be fetched, it is no checkpoint, or one of
+            torchvision's for another network.
     """
     if not path:
         return None
@@ -85,7 +96,38 @@ def load_weights(model: nn.Module, path: str, key: str = "MODEL.WEIGHTS", part: 
         checkpointer.load(path, checkpointables=[])
     except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError) as e:
         raise UserError(f"The file {path} is no checkpoint ({e!r}): check {key}.") from e
+    if checkpointer.from_imagenet:
+        _check_imagenet(model, checkpointer.incompatible, path, key)
     return checkpointer.incompatible
+
+
+def _check_imagenet(model: nn.Module, found: Any, path: str, key: str) -> None:
+    # Detectron2 would log what does not match, among all that a detector has besides, and go on
+    def part(name: str) -> str | None:
+        match = _IMAGENET_PART.search(name)
+        return match and match[1]
+
+    parts = {part(name) for name in model.state_dict()} - {None}
+    misfits = [
+        name
+        for name in sorted({*found.missing_keys, *found.unexpected_keys})
+        if part(name) in parts and not _NO_WEIGHT.search(name)
+    ]
+    if misfits or not parts:
+        what = f"{len(misfits)} do not fit, {', '.join(misfits[:3])}" if misfits else "none fits"
+        wanted = (
+            "load those of a network of timm's by MODEL.TIMM.WEIGHTS"
+            if "body" in parts
+            else f"give {key} those of the depth, widths and stem that MODEL.RESNETS has"
+        )
+        raise UserError(
+            f"The ImageNet weights at {path} are not of this backbone ({what}): {wanted}."
+        )
+    if any(x.conv1.stride != (1, 1) for x in model.modules() if isinstance(x, BottleneckBlock)):
+        raise UserError(
+            f"The weights at {path} are of a ResNet with strides in its 3x3 convolutions: set "
+            "MODEL.RESNETS.STRIDE_IN_1X1 to False."
+        )
 
 
 def load_backbone_weights(model: nn.Module, path: str) -> Any:
@@ -153,6 +195,35 @@ def rename_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         key = key.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
         renamed[key] = value
     return renamed
+
+
+def rename_torchvision_mobilenetv2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give MobileNetV2's weights, named as torchvision does, the names of timm's in TimmBackbone.
+
+    The last convolution, which gives no map, and the classifier are left out.
+    """
+    depths = (1, 2, 3, 4, 3, 3, 1)
+    blocks = [f"blocks.{stage}.{i}" for stage, depth in enumerate(depths) for i in range(depth)]
+    first = {"0.0": "conv_dw", "0.1": "bn1", "1": "conv_pw", "2": "bn2"}  # does not expand
+    later = {"0.0": "conv_pw", "0.1": "bn1", "1.0": "conv_dw", "1.1": "bn2"}
+    later |= {"2": "conv_pwl", "3": "bn3"}
+    layers = {"0.0": "conv_stem", "0.1": "bn1"}
+    for i, block in enumerate(blocks, 1):
+        names = first if i == 1 else later
+        layers |= {f"{i}.conv.{theirs}": f"{block}.{ours}" for theirs, ours in names.items()}
+    renamed = {}
+    for key, value in state.items():
+        layer, _, kind = key.removeprefix("features.").rpartition(".")
+        if layer in layers and kind != "num_batches_tracked":
+            renamed[f"body.{layers[layer]}.{kind}"] = value
+    return renamed
+
+
+# a weight that tells whose a file is -> how to rename
+_RENAMES = {
+    "layer1.0.conv1.weight": rename_torchvision,
+    "features.1.conv.0.0.weight": rename_torchvision_mobilenetv2,
+}
 
 
 class _TorchvisionHandler(PathHandler):

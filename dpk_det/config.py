@@ -20,6 +20,14 @@ def add_dpk_config(cfg: CN) -> None:
     # can then stand in DATASETS.TRAIN and .TEST. Relative paths start at the working directory.
     cfg.DATASETS.JSON = CN(new_allowed=True)
 
+    # What an FPN of dpk_det's builders has above IN_FEATURES: "maxpool", one map pooled from its
+    # coarsest; "p6p7", two by convolutions from the coarsest map of the network below (RetinaNet);
+    # "p6p7_p5", the same from the FPN's own coarsest (FCOS); "none". "": "maxpool" where res5 is
+    # the coarsest, else "none". Detectron2's own builders do not read it.
+    cfg.MODEL.FPN.TOP_BLOCK = ""
+
+    _add_timm(cfg.MODEL)
+
     # Weights that only the backbone's bottom-up network starts from, after MODEL.WEIGHTS: another
     # detector's checkpoint, or a file of such a network alone.
     cfg.MODEL.BACKBONE_WEIGHTS = ""
@@ -179,6 +187,26 @@ def _add_rivals(node: CN) -> None:
     node.DKD.TEMPERATURE = 1.0
 
 
+def _add_timm(node: CN) -> None:
+    # The network below build_timm_fpn_backbone: any of timm's that can be built features_only.
+    node.TIMM = CN()
+    # Its name, as timm.create_model takes it ("mobilenetv2_100", "convnext_tiny.fb_in1k").
+    node.TIMM.NAME = ""
+    # Which of timm's feature maps, by index; negative ones count from the end. []: those that
+    # MODEL.FPN.IN_FEATURES names by stride (res2: 4), or with no neck res2 to res5, the last of
+    # each stride.
+    node.TIMM.OUT_INDICES = []
+    # Start from timm's own weights, which timm downloads.
+    node.TIMM.PRETRAINED = False
+    # Start from this file instead: .pth or .safetensors, with or without classifier, every weight
+    # matched. A URL or, for ResNets, whose names timm shares, a torchvision:// name too.
+    node.TIMM.WEIGHTS = ""
+    # "": norms as the network has them; "FrozenBN", "SyncBN": each BatchNorm turned into that.
+    node.TIMM.NORM = ""
+    # More arguments of timm.create_model, by name: {strict_img_size: False, drop_path_rate: 0.1}.
+    node.TIMM.KWARGS = CN(new_allowed=True)
+
+
 def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
     """Read a config file and overrides into Detectron2's defaults plus dpk_det's keys.
 
@@ -209,11 +237,15 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
 
 
 def plain_architecture(cfg: CN) -> CN:
-    """A copy of a config whose model does not distil: for evaluation, export and teachers."""
+    """A copy of a config whose model does not distil: for evaluation, export and teachers.
+
+    All its weights are going to be loaded, so it starts from none of timm's either.
+    """
     cfg = cfg.clone()
     cfg.defrost()
     name = cfg.MODEL.META_ARCHITECTURE
     cfg.MODEL.META_ARCHITECTURE = PLAIN.get(name, name)
+    cfg.MODEL.TIMM.PRETRAINED, cfg.MODEL.TIMM.WEIGHTS = False, ""
     return cfg
 
 

@@ -13,7 +13,6 @@ from dpk_det.checkpoint import (
     load_backbone_weights,
     load_weights,
     load_weights_strictly,
-    rename_torchvision,
 )
 from dpk_det.config import load_config
 from dpk_det.errors import UserError
@@ -23,13 +22,17 @@ def resnet(depth):
     """torchvision's, with statistics and affines as training leaves them."""
     torch.manual_seed(depth)
     model = getattr(torchvision.models, f"resnet{depth}")()
+    randomize_norms(model)
+    return model.eval()
+
+
+def randomize_norms(model):
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.5, 0.5)
             nn.init.uniform_(module.running_var, 0.5, 2)
             nn.init.uniform_(module.weight, 0.5, 1)
             nn.init.uniform_(module.bias, -0.5, 0.5)
-    return model.eval()
 
 
 def resnet_config(depth):
@@ -53,6 +56,12 @@ def resnet_config(depth):
     if depth < 50:
         cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
     return cfg
+
+
+def uninitialized(cfg):
+    """The backbone, without the time that random weights take."""
+    with torch.device("meta"):
+        return build_backbone(cfg).to_empty(device="cpu")
 
 
 @pytest.fixture
@@ -96,12 +105,125 @@ def test_torchvisions_resnet18_gives_the_detectors_backbone_the_same_output(tmp_
 
 # timm's ResNets have the very same names, so that this holds for its files too.
 @pytest.mark.parametrize("depth", [34, 50, 101])
-def test_renaming_gives_exactly_detectron2s_names_and_shapes(depth):
-    with torch.device("meta"):
-        theirs = getattr(torchvision.models, f"resnet{depth}")().state_dict()
-        ours = build_backbone(resnet_config(depth)).bottom_up.state_dict()
-    renamed = rename_torchvision(theirs)
-    assert {name: x.shape for name, x in renamed.items()} == {n: x.shape for n, x in ours.items()}
+def test_torchvisions_deeper_resnets_fill_the_backbone_and_give_the_same_maps(depth, tmp_path):
+    reference = resnet(depth)
+    torch.save(reference.state_dict(), tmp_path / "r.pth")
+    backbone = uninitialized(resnet_config(depth)).eval()
+    found = load_weights(backbone, str(tmp_path / "r.pth"))
+    assert not [name for name in found.missing_keys if "bottom_up" in name]
+    assert not found.unexpected_keys and not found.incorrect_shapes
+    x = image = torch.randn(1, 3, 64, 32)
+    expected = {}
+    with torch.no_grad():
+        for name, module in list(reference.named_children())[:-2]:
+            x = module(x)
+            expected[name.replace("layer", "")] = x
+        maps = backbone.bottom_up(image)
+    assert len(maps) == 4
+    for name, given in maps.items():
+        same = expected[str(int(name[3]) - 1)]
+        torch.testing.assert_close(given, same, rtol=1e-4, atol=1e-5 * same.abs().max().item())
+
+
+def timm_fpn(name, *opts):
+    return load_config(
+        "",
+        [
+            *("MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.TIMM.NAME", name),
+            *("MODEL.FPN.IN_FEATURES", "['res2', 'res3', 'res4', 'res5']"),
+            *("MODEL.FPN.OUT_CHANNELS", "8", *opts),
+        ],
+    )
+
+
+def test_torchvisions_mobilenetv2_gives_timms_the_same_maps(tmp_path):
+    torch.manual_seed(0)
+    reference = torchvision.models.mobilenet_v2()
+    randomize_norms(reference)
+    torch.save(reference.eval().state_dict(), tmp_path / "mv2.pth")
+    backbone = build_backbone(timm_fpn("mobilenetv2_100")).eval()
+    found = load_weights(backbone, str(tmp_path / "mv2.pth"))
+    assert not found.unexpected_keys and not found.incorrect_shapes
+    missing = [name for name in found.missing_keys if "bottom_up" in name]
+    assert all(name.endswith("num_batches_tracked") for name in missing)
+    x = image = torch.randn(1, 3, 64, 96)
+    expected = {}
+    with torch.no_grad():
+        for i, layer in enumerate(reference.features):
+            x = layer(x)
+            expected[i] = x  # of each stride the last, the network's last convolution left out
+        maps = backbone.bottom_up(image)
+    for name, i in {"res2": 3, "res3": 6, "res4": 13, "res5": 17}.items():
+        assert expected[i].abs().max() > 0.1
+        torch.testing.assert_close(maps[name], expected[i], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("depth", "file", "why"),
+    [
+        (50, "resnet101", r"255 do not fit, res4\.10\.conv1\.norm\.bias"),  # are left over
+        (50, "resnext50_32x4d", "do not fit, .*res2"),  # of another shape
+        (18, "resnet34", "do not fit, "),
+        (34, "resnet18", "do not fit, "),
+        (18, "mobilenet_v2", "do not fit, .*res2"),
+    ],
+)
+def test_another_networks_imagenet_file_is_refused(depth, file, why, tmp_path):
+    torch.save(getattr(torchvision.models, file)().state_dict(), tmp_path / "w.pth")
+    with pytest.raises(UserError, match=rf"w\.pth are not of this backbone \(.*{why}") as e:
+        load_weights(uninitialized(resnet_config(depth)), str(tmp_path / "w.pth"))
+    assert "give MODEL.WEIGHTS those of the depth, widths and stem" in str(e.value)
+
+
+def test_another_norm_than_the_files_is_refused(tmp_path):
+    torch.save(resnet(18).state_dict(), tmp_path / "w.pth")
+    cfg = resnet_config(18)
+    cfg.MODEL.RESNETS.NORM = "GN"
+    with pytest.raises(UserError, match=r"40 do not fit, .*norm\.running_mean"):
+        load_backbone_weights(_Detector(uninitialized(cfg)), str(tmp_path / "w.pth"))
+
+
+class _Detector(nn.Module):
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+
+
+def test_a_file_of_a_deep_stem_is_refused(tmp_path):
+    state = resnet(18).state_dict()  # as of timm's resnet18d
+    del state["conv1.weight"]
+    state |= {f"conv1.{i}.weight": torch.ones(8, 8, 3, 3) for i in (0, 3, 6)}
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"4 do not fit.*stem\.conv1\.0\.weight"):
+        load_weights(build_backbone(resnet_config(18)), str(tmp_path / "w.pth"))
+
+
+def test_a_resnet_that_ends_early_takes_what_it_has(tmp_path):
+    reference = resnet(18)
+    torch.save(reference.state_dict(), tmp_path / "w.pth")
+    cfg = resnet_config(18)
+    cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4"]
+    backbone = build_backbone(cfg)
+    load_weights(backbone, str(tmp_path / "w.pth"))
+    taken = backbone.bottom_up.res4[1].conv2.weight
+    assert torch.equal(taken, reference.layer3[1].conv2.weight)
+
+
+def test_strides_in_the_1x1_convolutions_are_refused_for_torchvisions_weights(tmp_path):
+    torch.save(resnet(50).state_dict(), tmp_path / "w.pth")
+    cfg = resnet_config(50)
+    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = True
+    with pytest.raises(UserError, match=r"set MODEL\.RESNETS\.STRIDE_IN_1X1 to False"):
+        load_weights(uninitialized(cfg), str(tmp_path / "w.pth"))
+
+
+def test_a_resnets_file_for_timms_networks_is_sent_to_timms_key(tmp_path):
+    torch.save(resnet(18).state_dict(), tmp_path / "w.pth")
+    backbone = build_backbone(timm_fpn("mobilenetv2_050"))
+    with pytest.raises(UserError, match=r"do not fit, .*body.*by MODEL\.TIMM\.WEIGHTS"):
+        load_weights(backbone, str(tmp_path / "w.pth"))
+    with pytest.raises(UserError, match=r"not of this backbone \(none fits\)"):
+        load_weights(nn.Linear(1, 1), str(tmp_path / "w.pth"))
 
 
 def test_a_torchvision_name_becomes_torchvisions_address(http):

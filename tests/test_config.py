@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_backbone
 
 from dpk_det import config
+from dpk_det.checkpoint import rename_torchvision
+from dpk_det.checkpoint import rename_torchvision_mobilenetv2 as rename_mobilenetv2
 from dpk_det.config import PLAIN, add_dpk_config, load_config, method_arguments
+from dpk_det.data.check import num_classes
 from dpk_det.distill import DISTILLERS, Level, build_distiller
 from dpk_det.errors import UserError
 from dpk_det.pairing import pair_levels
@@ -23,7 +27,14 @@ CONFIGS = sorted(str(f.relative_to(ROOT)) for f in FILES if f.parent.name != "co
 TWINS = {
     "configs/dpk_frcnn_r101_r18.yaml": ["configs/plain_frcnn_r18.yaml"],
     "configs/dpk_frcnn_r101_r50.yaml": ["configs/plain_frcnn_r50.yaml"],
+    "configs/dpk_frcnn_r50_mv2.yaml": ["configs/plain_frcnn_mv2.yaml"],
+    "configs/dpk_frcnn_cascade_x101_r50.yaml": ["configs/plain_frcnn_r50.yaml"],
     "configs/dpk_mrcnn_r101_r50.yaml": ["configs/plain_mrcnn_r50.yaml"],
+    "configs/dpk_mrcnn_cascade_x101_r50.yaml": ["configs/plain_mrcnn_r50.yaml"],
+    "configs/dpk_retinanet_r101_r50.yaml": ["configs/plain_retinanet_r50.yaml"],
+    "configs/dpk_retinanet_x101_r50.yaml": ["configs/plain_retinanet_r50.yaml"],
+    "configs/dpk_fcos_retinanet_r101_r50.yaml": ["configs/plain_fcos_r50.yaml"],
+    "configs/dpk_fcos_frcnn_r101_r18.yaml": ["configs/plain_fcos_r18.yaml"],
     "configs/bccd/dpk.yaml": ["configs/bccd/plain.yaml", "configs/bccd/inherit.yaml"],
     "configs/bccd_small/dpk.yaml": [
         "configs/bccd_small/plain.yaml",
@@ -58,8 +69,9 @@ def test_adding_our_keys_changes_none_of_detectron2s():
     before, after = flatten(get_cfg()), flatten(cfg)
     assert {key: after[key] for key in before} == before
     new = set(after) - set(before)
-    ours = ("DISTILL.", "MODEL.FCOS.", "MODEL.SMALL_RESNET.", "MODEL.BACKBONE_WEIGHTS")
-    assert all(key.startswith(ours) for key in new)
+    ours = ("DISTILL.", "MODEL.SMALL_RESNET.", "MODEL.BACKBONE_WEIGHTS")
+    networks = ("MODEL.FCOS.", "MODEL.FPN.TOP_BLOCK", "MODEL.TIMM.")
+    assert all(key.startswith(ours + networks) for key in new)
 
 
 @pytest.mark.parametrize("name", sorted(DISTILLERS))
@@ -109,7 +121,8 @@ def test_every_key_stands_below_a_comment():
     add_dpk_config(cfg)
     new = set(flatten(cfg)) - set(flatten(get_cfg()))
     wanted = {key.removeprefix("DISTILL.").removeprefix("MODEL.") for key in new}
-    assert set(found) - {"DATASETS.JSON"} == wanted  # none is set in a way that is not seen here
+    # none is set in a way that is not seen here, but those that are empty nodes
+    assert set(found) - {"DATASETS.JSON", "TIMM.KWARGS"} == wanted
 
 
 # ------------------------------------------------------------------ mistakes
@@ -181,16 +194,19 @@ def test_a_distilling_config_differs_from_its_plain_twin_in_the_distillation_alo
 
 
 @pytest.mark.parametrize("path", TWINS)
-def test_all_levels_of_a_distilling_config_pair_and_its_method_builds(path, at_root):
+def test_the_levels_of_a_distilling_config_pair_and_its_method_builds(path, at_root):
     cfg = load_config(path)
     teacher = load_teacher_config(cfg.DISTILL.TEACHER.CONFIG_FILE, cfg.DISTILL.TEACHER.OPTS)
     with torch.device("meta"):  # shapes only, which takes no time
         student_shape, teacher_shape = (build_backbone(c).output_shape() for c in (cfg, teacher))
         levels = pair_levels(student_shape, teacher_shape, cfg.DISTILL.LEVELS)
         distiller = build_distiller(method_arguments(cfg), levels)
-    assert [level.student for level in levels] == sorted(student_shape)
+    # all, or those that a config names because its teacher has no more
+    assert [level.student for level in levels] == (cfg.DISTILL.LEVELS or sorted(student_shape))
+    unpaired = {x.stride for n, x in student_shape.items() if n not in [y.student for y in levels]}
+    assert not unpaired & {x.stride for x in teacher_shape.values()}
     assert sum(p.numel() for p in distiller.parameters()) > 0
-    assert teacher.MODEL.ROI_HEADS.NUM_CLASSES == cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    assert num_classes(teacher) == num_classes(cfg)
 
 
 @pytest.mark.parametrize("path", [p for p in TWINS if p.count("/") == 1])
@@ -199,3 +215,43 @@ def test_the_teachers_of_coco_configs_have_their_weights_in_the_model_zoo(path):
     teacher = load_teacher_config(node.CONFIG_FILE)
     url = find_teacher_weights(node.CONFIG_FILE, node.WEIGHTS, teacher)
     assert url.startswith("https://") and url.endswith(".pkl")
+
+
+@pytest.mark.parametrize(
+    ("path", "zoo"),
+    [
+        ("plain_frcnn_r50.yaml", "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"),
+        ("plain_mrcnn_r50.yaml", "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"),
+        ("plain_retinanet_r50.yaml", "COCO-Detection/retinanet_R_50_FPN_1x.yaml"),
+    ],
+)
+def test_the_students_that_the_model_zoo_has_are_its_own(path, zoo):
+    ours = flatten(load_config(str(ROOT / "configs" / path)))
+    theirs = flatten(load_teacher_config(zoo))
+    assert {key for key in theirs if ours[key] != theirs[key]} == {"OUTPUT_DIR"}
+
+
+FROM_TORCHVISION = [
+    path
+    for path in CONFIGS
+    if "torchvision://" in (ROOT / path).read_text()  # its twins and heirs are as it is
+]
+
+
+@pytest.mark.parametrize("path", FROM_TORCHVISION)
+def test_students_from_torchvisions_weights_see_its_images_and_have_its_network(path):
+    cfg = load_config(str(ROOT / path))
+    weights = torchvision.models.get_weight(cfg.MODEL.WEIGHTS.removeprefix("torchvision://"))
+    transforms = weights.transforms()
+    assert cfg.INPUT.FORMAT == "RGB"
+    assert cfg.MODEL.PIXEL_MEAN == pytest.approx([255 * x for x in transforms.mean])
+    assert cfg.MODEL.PIXEL_STD == pytest.approx([255 * x for x in transforms.std])
+    with torch.device("meta"):
+        bottom_up = build_backbone(cfg).bottom_up
+        name = type(weights).__name__.removesuffix("_Weights").lower()
+        theirs = torchvision.models.get_model(name).state_dict()
+    rename = rename_torchvision if "layer1.0.conv1.weight" in theirs else rename_mobilenetv2
+    renamed = {key: x.shape for key, x in rename(theirs).items()}
+    counted = "num_batches_tracked"
+    ours = {k: x.shape for k, x in bottom_up.state_dict().items() if not k.endswith(counted)}
+    assert ours == renamed

@@ -17,6 +17,8 @@ from importlib.metadata import requires
 from pathlib import Path
 
 LEFT_OUT = {"torch", "torchvision"}
+# Need torch themselves, so they are fetched alone, and their other needs beside them.
+ON_TORCH = {"timm"}
 TEST_TOOLS = ["pytest", "pytest-xdist"]
 # The index has these only as source archives; they are pure Python, so a wheel built here serves
 # everywhere. omegaconf and hydra-core want this version of the last.
@@ -39,10 +41,22 @@ def name_of(text: str) -> str:
     return re.match(r"[A-Za-z0-9._]+(-[A-Za-z][A-Za-z0-9._]*)*", text)[0].lower().replace("_", "-")
 
 
-def needs() -> list[str]:
-    """What dpk_det needs at run time, Detectron2 and the test tools included, torch not."""
-    runtime = [r for r in requires("dpk_det") or [] if "extra ==" not in r]
-    return [r for r in runtime if name_of(r) not in LEFT_OUT] + ["detectron2==0.6", *TEST_TOOLS]
+def needs() -> tuple[list[str], list[str]]:
+    """What dpk_det needs at run time, Detectron2 and the test tools included, torch not.
+
+    Returns:
+        What is to be fetched with all that it needs, and what is to be fetched alone.
+    """
+    runtime = runtime_needs("dpk_det")
+    alone = [r for r in runtime if name_of(r) in ON_TORCH]
+    below = [r for one in alone for r in runtime_needs(name_of(one))]
+    whole = [r for r in runtime + below if name_of(r) not in LEFT_OUT | ON_TORCH]
+    return [*whole, "detectron2==0.6", *TEST_TOOLS], alone
+
+
+def runtime_needs(package: str) -> list[str]:
+    """What an installed package requires, extras aside."""
+    return [r for r in requires(package) or [] if "extra ==" not in r]
 
 
 def main() -> None:
@@ -65,7 +79,9 @@ def main() -> None:
     target += ["--python-version", args.python_version]
     target += [f"--platform={platform}" for platform in PLATFORMS]
     options = ["--quiet", *target, "--find-links", args.folder, "--dest", args.folder]
-    run("-m", "pip", "download", *options, *needs())
+    whole, alone = needs()
+    run("-m", "pip", "download", *options, *whole)
+    run("-m", "pip", "download", "--no-deps", *options, *alone)
 
     if args.only:
         # All are fetched first, because only together do they settle which versions fit.

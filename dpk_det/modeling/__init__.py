@@ -1,12 +1,22 @@
 """Meta-architectures that distil, and networks that Detectron2 lacks; importing registers them."""
 
 from .fcos import FCOS
+from .fpn import build_fpn, build_resnet_fpn_top_backbone
 from .meta_arch import register_distilled
 from .small_resnet import build_small_resnet_fpn_backbone
+from .timm_backbone import build_timm_backbone, build_timm_fpn_backbone
 
 register_distilled("GeneralizedRCNN", "DistillRCNN")  # Faster, Mask, Keypoint and Cascade R-CNN
 register_distilled("RetinaNet")
 register_distilled("FCOS")
 register_distilled("PanopticFPN")
 
-__all__ = ["FCOS", "build_small_resnet_fpn_backbone", "register_distilled"]
+__all__ = [
+    "FCOS",
+    "build_fpn",
+    "build_resnet_fpn_top_backbone",
+    "build_small_resnet_fpn_backbone",
+    "build_timm_backbone",
+    "build_timm_fpn_backbone",
+    "register_distilled",
+]

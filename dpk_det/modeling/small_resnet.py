@@ -6,11 +6,12 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import FPN
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, ResNet
 from torch import nn
 
 from dpk_det.errors import UserError
+
+from .fpn import build_fpn
 
 
 @BACKBONE_REGISTRY.register()
@@ -19,11 +20,11 @@ def build_small_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN
 
     Detectron2's own builder holds ResNet-18 to 64 channels in its first stage. Norm and FPN come
     from ``MODEL.RESNETS.NORM`` and ``MODEL.FPN``, as there; but "GN" has groups of four channels,
-    32 groups at most. With res5 among ``MODEL.FPN.IN_FEATURES`` the maps are p2 to p6, as usual;
-    without it there is no p6 either.
+    32 groups at most. With res5 last in ``MODEL.FPN.IN_FEATURES`` the maps are p2 to p6, as usual;
+    without it there is no p6 either, unless ``MODEL.FPN.TOP_BLOCK`` says so.
 
     Raises:
-        UserError: when widths and blocks do not go together.
+        UserError: when widths and blocks do not go together, and as :func:`.build_fpn` does.
     """
     widths, blocks = cfg.MODEL.SMALL_RESNET.WIDTHS, cfg.MODEL.SMALL_RESNET.BLOCKS
     if len(widths) != len(blocks) or len(set(widths)) < len(widths):
@@ -44,14 +45,7 @@ def build_small_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN
         )
         for i, (width, depth) in enumerate(zip(widths, blocks, strict=True))
     ]
-    return FPN(
-        ResNet(stem, stages, out_features=cfg.MODEL.FPN.IN_FEATURES),
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM,
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-        top_block=LastLevelMaxPool() if "res5" in cfg.MODEL.FPN.IN_FEATURES else None,
-    )
+    return build_fpn(ResNet(stem, stages, out_features=cfg.MODEL.FPN.IN_FEATURES), cfg)
 
 
 def _norm(name: str) -> str | Callable[[int], nn.Module]:

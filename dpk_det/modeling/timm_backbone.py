@@ -1,0 +1,290 @@
+"""Any of timm's networks that gives feature maps, as a backbone of Detectron2.
+
+timm is imported by the builders alone: that takes most of a second, which `import dpk_det` saves.
+"""
+
+import difflib
+import logging
+import math
+import pickle
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling.backbone import FPN
+from detectron2.utils.file_io import PathManager
+from torch import Tensor, nn
+
+from dpk_det.distill.registry import find
+from dpk_det.errors import UserError
+
+from .fpn import build_fpn
+
+_NAMES = ("res2", "res3", "res4", "res5")  # of the maps that a detector usually reads
+_PROBE = (64, 96)  # height and width of an image that tells what a network's maps are like
+# what timm and its networks raise for arguments or images that do not suit them
+_REFUSALS = (RuntimeError, TypeError, ValueError, KeyError, AssertionError, AttributeError)
+
+logger = logging.getLogger(__name__)
+
+
+class TimmBackbone(Backbone):
+    """A network of timm's that was built ``features_only``.
+
+    Its maps are named as Detectron2's ResNet names its own, by stride: res2 has stride 4.
+
+    Args:
+        body: the network; gives a list of maps.
+        name: what errors call it.
+
+    Attributes:
+        body: as given.
+
+    Raises:
+        UserError: when maps share a stride or a stride is no power of two, or the network does not
+            take images of any size, as a trial with one shows.
+    """
+
+    def __init__(self, body: nn.Module, name: str) -> None:
+        super().__init__()
+        self.body = body
+        strides, channels = body.feature_info.reduction(), body.feature_info.channels()
+        if len(set(strides)) < len(strides) or any(s & (s - 1) for s in strides):
+            raise UserError(
+                f"The maps of {name} at MODEL.TIMM.OUT_INDICES have strides {strides}: choose one "
+                "of each, all powers of two."
+            )
+        self._out_features = [_map_name(stride) for stride in strides]
+        self._out_feature_strides = dict(zip(self._out_features, strides, strict=True))
+        self._out_feature_channels = dict(zip(self._out_features, channels, strict=True))
+        # Swin gives (B, H, W, C); a network that does not say has the usual (B, C, H, W)
+        self._channels_last = getattr(body, "output_fmt", "NCHW") == "NHWC"
+        self._try(name)
+
+    @property
+    def size_divisibility(self) -> int:
+        """Sides of images have to be multiples of the coarsest stride, so that maps fit."""
+        return max(self._out_feature_strides.values())
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Images (B, 3, H, W) to maps (B, C, H / stride, W / stride) by name."""
+        maps = self.body(x)
+        if self._channels_last:
+            maps = [m.permute(0, 3, 1, 2).contiguous() for m in maps]
+        return dict(zip(self._out_features, maps, strict=True))
+
+    @torch.no_grad()
+    def _try(self, name: str) -> None:
+        # on whatever device it is being built, which may be "meta"
+        weight = next(self.body.parameters())
+        height, width = (max(side, 2 * self.size_divisibility) for side in _PROBE)
+        was_training = self.body.training
+        self.body.eval()  # statistics are not to move
+        try:
+            maps = self(weight.new_zeros(1, 3, height, width))
+        except _REFUSALS as e:
+            raise UserError(
+                f"{name} does not take an image of {height} x {width} pixels ({_reason(e)}): "
+                "choose a network that takes any size, or tell this one to by MODEL.TIMM.KWARGS."
+            ) from e
+        self.body.train(was_training)
+        for key, spec in self.output_shape().items():
+            expected = (1, spec.channels, height // spec.stride, width // spec.stride)
+            if maps[key].shape != expected:
+                raise UserError(
+                    f"{name} makes a map of {tuple(maps[key].shape)} of an image of {height} x "
+                    f"{width} pixels where stride {spec.stride} promises {expected}: choose a "
+                    "network whose maps keep the image's geometry."
+                )
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
+    """The network that ``cfg.MODEL.TIMM`` describes, with no neck.
+
+    ``MODEL.BACKBONE.FREEZE_AT``: k freezes all up to the map of stride 2**k, statistics of
+    BatchNorm included, which is Detectron2's counting of stem (1) and stages (2 for res2). A
+    network that has no map of this stride is not frozen.
+
+    Raises:
+        UserError: for a name that timm lacks (naming the nearest), a network without feature maps,
+            indices that it does not have, weights that are not found or do not fit, and as
+            :class:`TimmBackbone` does.
+    """
+    return _build(cfg, input_shape, _NAMES)
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """The network that ``cfg.MODEL.TIMM`` describes, with the FPN of ``cfg.MODEL.FPN``.
+
+    Raises:
+        UserError: as :func:`build_timm_backbone` and :func:`.build_fpn` do.
+    """
+    # Where timm can, what the neck does not read is not built: weights that learn nothing are an
+    # error in distributed training.
+    return build_fpn(_build(cfg, input_shape, cfg.MODEL.FPN.IN_FEATURES or _NAMES), cfg)
+
+
+def _build(cfg: CfgNode, input_shape: ShapeSpec, maps: Sequence[str]) -> TimmBackbone:
+    node = cfg.MODEL.TIMM
+    body = _build_body(node, input_shape.channels, maps)
+    if node.WEIGHTS:
+        _load(body, node, input_shape.channels)
+    if node.WEIGHTS or node.PRETRAINED:
+        _check_statistics(cfg, body.pretrained_cfg)
+    _freeze(body, cfg.MODEL.BACKBONE.FREEZE_AT, node.NAME)
+    return TimmBackbone(_convert_norm(body, node.NORM), node.NAME)
+
+
+def _build_body(node: CfgNode, channels: int, maps: Sequence[str]) -> nn.Module:
+    import timm
+
+    name, kwargs = node.NAME, dict(node.KWARGS) | {"in_chans": channels, "features_only": True}
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), 3, 0.4)
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them."
+        raise UserError(f"timm has no network named '{name}' (MODEL.TIMM.NAME): {hint}")
+    try:
+        # once for its list of maps; not on "meta", where not all of timm's can be built
+        strides = [x["reduction"] for x in timm.create_model(name, **kwargs).feature_info.info]
+    except _REFUSALS as e:
+        raise UserError(
+            f"timm cannot build {name} for its feature maps ({_reason(e)}): check "
+            "MODEL.TIMM.NAME and MODEL.TIMM.KWARGS."
+        ) from e
+    indices = _indices(list(node.OUT_INDICES), strides, maps, name)
+    try:
+        return timm.create_model(
+            name, out_indices=indices, pretrained=node.PRETRAINED and not node.WEIGHTS, **kwargs
+        )
+    except (*_REFUSALS, OSError) as e:  # OSError: of the network, or of timm's cache
+        raise UserError(
+            f"timm has no weights of {name} to be had ({_reason(e)}): put their file into "
+            "MODEL.TIMM.WEIGHTS in place of MODEL.TIMM.PRETRAINED."
+        ) from e
+
+
+def _indices(
+    wanted: list[int], strides: list[int], maps: Sequence[str], name: str
+) -> tuple[int, ...]:
+    if not wanted:
+        last = {_map_name(stride): i for i, stride in enumerate(strides)}
+        wanted = [last[key] for key in maps if key in last]
+    count = len(strides)
+    if not wanted or not all(-count <= i < count for i in wanted):
+        raise UserError(
+            f"MODEL.TIMM.OUT_INDICES is {wanted}, but {name} has maps 0 to {count - 1}, of strides "
+            f"{', '.join(map(str, strides))}: choose from these."
+        )
+    return tuple(sorted({i % count for i in wanted}))
+
+
+def _load(body: nn.Module, node: CfgNode, channels: int) -> None:
+    # timm's own loading of a features_only network passes over what is missing or left over; the
+    # whole network, with as many classes as the file has, it loads strictly.
+    import timm
+    from safetensors import SafetensorError
+    from timm.models import get_pretrained_cfg, load_state_dict
+
+    try:
+        path = PathManager.get_local_path(node.WEIGHTS)
+    except OSError as e:
+        raise UserError(
+            f"The weights at {node.WEIGHTS} cannot be had ({e}): check MODEL.TIMM.WEIGHTS."
+        ) from e
+    if not PathManager.isfile(path):
+        raise UserError(
+            f"There are no weights at {node.WEIGHTS}: give MODEL.TIMM.WEIGHTS an existing file."
+        )
+    classifier = getattr(get_pretrained_cfg(node.NAME), "classifier", None) or ()
+    classifiers = (classifier,) if isinstance(classifier, str) else classifier
+    try:
+        state = load_state_dict(path)
+        heads = [state[f"{x}.weight"] for x in classifiers if f"{x}.weight" in state]
+        classes = len(heads[0]) if heads else 0
+        whole = timm.create_model(
+            node.NAME,
+            pretrained=True,
+            pretrained_cfg_overlay={"state_dict": state, "num_classes": classes},
+            num_classes=classes,
+            in_chans=channels,
+            **node.KWARGS,
+        )
+        # a features_only network wraps the whole one, or takes its parts: "stages.0" as "stages_0"
+        given = {_flat(key): value for key, value in whole.state_dict().items()}
+        body.load_state_dict({key: given[_flat(key)] for key in body.state_dict()})
+    except (*_REFUSALS, OSError, EOFError, pickle.UnpicklingError, SafetensorError) as e:
+        raise UserError(
+            f"The weights at {node.WEIGHTS} are not those of timm's {node.NAME} "
+            f"({_reason(e)}): give MODEL.TIMM.WEIGHTS the weights of that network."
+        ) from e
+
+
+def _map_name(stride: int) -> str:
+    return f"res{int(math.log2(stride))}"
+
+
+def _flat(key: str) -> str:
+    return key.removeprefix("model.").removeprefix("body.").replace(".", "_")
+
+
+def _check_statistics(cfg: CfgNode, pretrained: dict[str, Any]) -> None:
+    mean, std = ([round(255 * x, 3) for x in pretrained[key]] for key in ("mean", "std"))
+    given = (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
+    near = all(
+        math.isclose(x, y, abs_tol=0.5)
+        for one, other in zip(given, (mean, std), strict=True)
+        for x, y in zip(one, other, strict=True)
+    )
+    if not near or cfg.INPUT.FORMAT != "RGB":
+        logger.warning(
+            "timm's %s was trained with other images than it will be given: set MODEL.PIXEL_MEAN "
+            'to %s, MODEL.PIXEL_STD to %s and INPUT.FORMAT to "RGB".',
+            cfg.MODEL.TIMM.NAME,
+            mean,
+            std,
+        )
+
+
+def _freeze(body: nn.Module, freeze_at: int, name: str) -> None:
+    from timm.layers import freeze_batch_norm_2d
+
+    ends = [x["module"] for x in body.feature_info.info if x["reduction"] == 2**freeze_at]
+    if freeze_at < 1 or not ends:
+        return
+    end, reached = _flat(ends[-1]), False
+    for path, module in list(body.named_modules()):  # in the order in which images pass them
+        inside = f"{_flat(path)}_".startswith(f"{end}_")
+        if reached and not inside:
+            return
+        reached |= inside
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(False)
+        if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):  # timm's are of these classes
+            parent, _, child = path.rpartition(".")
+            body.get_submodule(parent).add_module(child, freeze_batch_norm_2d(module))
+    if not reached:
+        raise UserError(
+            f"timm does not say where {name}'s map of stride {2**freeze_at} ends: set "
+            "MODEL.BACKBONE.FREEZE_AT to 0."
+        )
+
+
+def _convert_norm(body: nn.Module, norm: str) -> nn.Module:
+    # Detectron2's and torch's conversions would drop the activation that timm's BatchNorms hold
+    from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
+
+    conversions = {
+        "": lambda x: x,
+        "FrozenBN": freeze_batch_norm_2d,
+        "SyncBN": convert_sync_batchnorm,
+    }
+    return find(conversions, norm, "MODEL.TIMM.NORM")(body)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or repr(error)
