@@ -142,13 +142,17 @@ def test_drawings_have_the_inputs_names_and_sizes(tiny, trained, images, found, 
         (tmp_path / name).parent.mkdir(exist_ok=True)
         cv2.imwrite(str(tmp_path / name), cv2.imread(str(images / source)))
     inputs = [tmp_path / "a", tmp_path / "b"]
-    content = found(tiny.cfg("plain"), trained / "model_final.pth", inputs, threshold=0.0)
+    cfg, weights = tiny.cfg("plain"), trained / "model_final.pth"
+    content = found(cfg, weights, inputs, threshold=0.0, drawings=False)
     assert [x["file_name"] for x in content["images"]] == ["a/x.png", "b/x.png", "b/y.jpg"]
+    names = [x["file_name"] for x in content["images"]]
+    limit = min(max(x["score"] for x in of_image(content, name)) for name in names)
+    found(cfg, weights, inputs, threshold=limit)
     for name in ("a/x.png", "b/x.png", "b/y.jpg"):
         image, drawn = (cv2.imread(str(x / name)) for x in (tmp_path, tmp_path / "out/drawings"))
         assert drawn.shape == image.shape
-        # drawn over, in places: the rest is the image with its channels in place
-        assert 0.1 < (drawn == image).all(2).mean() < 0.95 or name.endswith("jpg")
+        # drawn over in places; the rest is the image, its channels in their places
+        assert 0.1 < (drawn == image).all(2).mean() < 0.98 or name.endswith("jpg")
 
 
 def test_an_image_without_detections_is_drawn_as_it_is(tiny, trained, images, found, tmp_path):
