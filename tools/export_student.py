@@ -1,7 +1,9 @@
 #!/usr/bin/env python
-"""Write a checkpoint that holds the plain student only, for Detectron2 without dpk_det.
+"""Write the plain student alone: weights for Detectron2, TorchScript or ONNX, by the suffix.
 
 python tools/export_student.py --config-file configs/... output/.../model_final.pth student.pth
+python tools/export_student.py --config-file configs/... output/.../model_final.pth student.ts
+python tools/export_student.py --config-file configs/... output/.../model_final.pth student.onnx
 """
 
 import argparse
@@ -10,10 +12,12 @@ from dpk_det.engine import export_student
 from dpk_det.engine.launch import exit_on_user_error
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config-file", required=True, help="config of the training")
     parser.add_argument("weights", help="checkpoint of the training")
-    parser.add_argument("output", help="file to write")
+    parser.add_argument("output", help="file to write: *.pth, *.ts or *.onnx")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="further KEY VALUE overrides")
     args = parser.parse_args()
     with exit_on_user_error():

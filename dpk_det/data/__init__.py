@@ -6,7 +6,7 @@ does with its own datasets. Nothing is drawn and no file is read until a dataset
 """
 
 from . import bccd, shapes
-from .check import check_datasets, dataset_sizes, num_classes
+from .check import categories, check_datasets, dataset_sizes, num_classes
 from .coco_json import register_json_datasets
 from .made_up import made_up_batch
 from .root import datasets_root
@@ -15,6 +15,7 @@ bccd.register_all(datasets_root())
 shapes.register_all(datasets_root())
 
 __all__ = [
+    "categories",
     "check_datasets",
     "dataset_sizes",
     "made_up_batch",

@@ -3,6 +3,7 @@
 import difflib
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
@@ -10,7 +11,8 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from dpk_det.config import PLAIN
 from dpk_det.errors import UserError
 
-from .coco_json import read_classes
+from .annotations import check_annotations
+from .coco_json import list_categories, read_json
 from .root import datasets_root
 
 # Where a meta-architecture keeps its number of classes, by the end of its plain name: so that this
@@ -31,11 +33,11 @@ COCO_KEYPOINTS = 17
 def check_datasets(cfg: CfgNode) -> None:
     """Check that the model of ``cfg`` can use the datasets in its ``DATASETS.TRAIN`` and ``.TEST``.
 
-    Every name is registered, its files are there, it has as many classes as the model's head and
-    segmentation, and the model's keypoints can be evaluated. Fast: an annotation file is read only
-    where the class names are not known yet. Datasets that are drawn on demand are not drawn here;
-    of those without ``json_file`` in their metadata only the name and the classes of pixels are
-    checked.
+    Every name is registered, its files are there, its annotations are such that training and
+    evaluation can read them, it has as many classes as the model's head and segmentation, and the
+    model's keypoints can be evaluated. An annotation file is read only where the class names are
+    not known yet. Datasets that are drawn on demand are not drawn here; of those without
+    ``json_file`` in their metadata only the name and the classes of pixels are checked.
 
     Raises:
         UserError: the first thing found wrong.
@@ -68,6 +70,38 @@ def num_classes(cfg: CfgNode) -> int | None:
     """Return the number of classes of the head of ``cfg.MODEL``; None where it is not known."""
     key = _class_count_key(cfg)
     return None if key is None else cfg.MODEL[key].NUM_CLASSES
+
+
+def categories(cfg: CfgNode) -> dict[int, str]:
+    """Return category id -> name of what the model of ``cfg`` detects, in the order of its classes.
+
+    They are those of the first dataset in ``DATASETS.TEST``, of which the images need not be there.
+    Without a dataset classes are numbers from 0.
+
+    Raises:
+        UserError: the dataset is unknown, its annotations cannot be read or have another number of
+            classes than the model, or there is no dataset and no telling how many classes.
+    """
+    if not cfg.DATASETS.TEST:
+        count = num_classes(cfg)
+        if count is None:
+            raise UserError(
+                f"There is no telling how many classes a {cfg.MODEL.META_ARCHITECTURE} has: name "
+                "a dataset that has them in DATASETS.TEST."
+            )
+        return {i: str(i) for i in range(count)}
+    name = cfg.DATASETS.TEST[0]
+    if name not in DatasetCatalog:
+        raise _unknown(name)
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("thing_classes") is None:
+        if metadata.get("json_file") is None:
+            raise UserError(f"Dataset {name} has no class names: take it out of DATASETS.TEST.")
+        _keep_classes(metadata, read_json(metadata.json_file))
+    _check_class_count(cfg, name, metadata)
+    ids = metadata.get("thing_dataset_id_to_contiguous_id")
+    names = dict(enumerate(metadata.thing_classes))
+    return {id_: names[i] for id_, i in ids.items()} if ids else names
 
 
 def _names(cfg: CfgNode) -> Iterator[str]:
@@ -118,8 +152,10 @@ def _check_class_count(cfg: CfgNode, name: str, metadata: Metadata) -> None:
     if expected is None:
         return
     if metadata.get("thing_classes") is None:
-        # What load_coco_json will find too. Kept, so that a large file is read for this only once.
-        metadata.thing_classes = read_classes(metadata.json_file)
+        content = read_json(metadata.json_file)
+        evaluated = name in cfg.DATASETS.TEST
+        check_annotations(content, metadata.json_file, metadata.get("image_root"), evaluated)
+        _keep_classes(metadata, content)
     found = len(metadata.thing_classes)
     if found != expected:
         raise UserError(
@@ -156,3 +192,10 @@ def _check_keypoints(cfg: CfgNode) -> None:
             f"TEST.KEYPOINT_OKS_SIGMAS (COCO's {COCO_KEYPOINTS} where none are given): give one "
             "for each keypoint."
         )
+
+
+def _keep_classes(metadata: Metadata, content: dict[str, Any]) -> None:
+    # What load_coco_json will find too. Kept, so that a large file is read for this only once.
+    names = list_categories(content)
+    metadata.thing_classes = list(names.values())
+    metadata.thing_dataset_id_to_contiguous_id = {id_: i for i, id_ in enumerate(names)}

@@ -13,6 +13,7 @@
 import json
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -41,8 +42,8 @@ def register_json_datasets(cfg: CfgNode) -> None:
         _register(name, *map(_expand, entry))
 
 
-def read_classes(json_file: str) -> list[str]:
-    """Return the category names of a COCO JSON file by ascending id, the order of Detectron2.
+def read_json(json_file: str) -> dict[str, Any]:
+    """Read a file in COCO's JSON format, of which the categories are looked at.
 
     Raises:
         UserError: the file is absent, is no JSON, or lists no categories.
@@ -50,8 +51,7 @@ def read_classes(json_file: str) -> list[str]:
     try:
         with PathManager.open(json_file, "r") as file:
             content = json.load(file)
-        categories = sorted(content["categories"], key=lambda category: category["id"])
-        classes = [category["name"] for category in categories]
+        categories = list_categories(content)
     except OSError as error:
         raise UserError(
             f"Cannot read the annotation file {json_file} ({error.strerror or error}): "
@@ -62,9 +62,24 @@ def read_classes(json_file: str) -> list[str]:
             f"{json_file} is not in COCO's JSON format ({error!r}): "
             "give a file with images, annotations and categories."
         ) from error
-    if not classes:
+    if not categories:
         raise UserError(f"{json_file} lists no categories: name the classes under 'categories'.")
-    return classes
+    return content
+
+
+def read_classes(json_file: str) -> list[str]:
+    """Return the category names of a COCO JSON file by ascending id, the order of Detectron2.
+
+    Raises:
+        UserError: as :func:`read_json` does.
+    """
+    return list(list_categories(read_json(json_file)).values())
+
+
+def list_categories(content: dict[str, Any]) -> dict[int, str]:
+    """Return id -> name of the categories of a COCO JSON file's content, by ascending id."""
+    categories = sorted(content["categories"], key=lambda category: category["id"])
+    return {category["id"]: category["name"] for category in categories}
 
 
 def _is_pair_of_paths(entry: object) -> bool:

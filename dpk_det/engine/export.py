@@ -1,35 +1,188 @@
-"""From a training's checkpoint to the plain student's."""
+"""From a training's checkpoint to a file of the plain student: weights, TorchScript or ONNX."""
 
-from collections.abc import Sequence
+import contextlib
+import importlib.util
+import json
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import torch
-from detectron2.modeling import build_model
+from detectron2.config import CfgNode
+from detectron2.export.flatten import TracingAdapter
+from detectron2.modeling import GeneralizedRCNN, build_model
+from detectron2.modeling.meta_arch import dense_detector
+from detectron2.modeling.roi_heads import cascade_rcnn
+from torch import Tensor, nn
 
 from dpk_det.checkpoint import load_weights_strictly
 from dpk_det.config import load_config, plain_architecture
+from dpk_det.data import categories, register_json_datasets
+from dpk_det.errors import UserError
 
 from .trainer import count_parameters
 
+# n detections; a field of Detectron2's instances -> name of the output, what it holds
+_OUTPUTS = {
+    "pred_boxes": ("boxes", "(n, 4): x0, y0, x1, y1 in pixels of the image that was given"),
+    "pred_classes": ("classes", "(n,): places in the list of classes"),
+    "scores": ("scores", "(n,): 0 to 1, descending"),
+    "pred_masks": ("masks", "(n, 1, m, m): 0 to 1, stretched over the box"),
+    "pred_keypoints": ("keypoints", "(n, K, 3): x, y in pixels, score"),
+    "sem_seg": ("sem_seg", "(1, C, H, W): logits, the image's padding at the right and below"),
+}
+_OPSET = 16  # the first whose RoiAlign has the half-pixel shift that Detectron2's heads use
+
 
 def export_student(config_file: str, weights: str, output: str, opts: Sequence[str] = ()) -> str:
-    """Write the student's weights alone, as unmodified Detectron2 loads them.
+    """Write the student alone, in the form that the output's suffix names.
+
+    ``.pth``: its weights, as unmodified Detectron2 loads them. ``.ts``: TorchScript for the CPU,
+    which needs torch and torchvision. ``.onnx``: ONNX. The last two take one image (3, H, W),
+    float32 of 0 to 255, already resized, and hold the rest of the network, normalisation included;
+    a JSON file beside them (``student.onnx.json``) says what goes in and what comes out.
 
     Args:
-        config_file: config of the training. weights: its checkpoint. output: file to write, *.pth.
+        config_file: config of the training. weights: its checkpoint. output: file to write.
         opts: further overrides of the config.
 
     Returns:
         A line that says what was written.
 
     Raises:
-        UserError: when a file is absent or a weight of the student is missing.
+        UserError: when the suffix is another, a file is absent, a weight of the student is missing,
+            or the model cannot be had in that form.
     """
+    write = _WRITERS.get(Path(output).suffix)
+    if not write:
+        raise UserError(
+            f"The suffix of {output} names no form to export to: end it in {', '.join(_WRITERS)}."
+        )
     cfg = plain_architecture(load_config(config_file, opts))
     cfg.MODEL.DEVICE = "cpu"
-    model = build_model(cfg)
+    model = build_model(cfg).eval()
     load_weights_strictly(model, weights, "WEIGHTS")
     Path(output).parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"model": model.state_dict()}, output)
+    write(model, cfg, output)
     num_parameters = count_parameters(model)
     return f"Wrote {output}: {cfg.MODEL.META_ARCHITECTURE} with {num_parameters:,} parameters."
+
+
+def _write_checkpoint(model: nn.Module, cfg: CfgNode, output: str) -> None:
+    torch.save({"model": model.state_dict()}, output)
+
+
+def _write_torchscript(model: nn.Module, cfg: CfgNode, output: str) -> None:
+    def write(adapter: TracingAdapter, names: list[str]) -> None:
+        # traced once; what a second trace would be compared with is what the tests compare
+        traced = torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False)
+        torch.jit.save(traced, output)
+
+    _write_traced(model, cfg, output, "TorchScript", write)
+
+
+def _write_onnx(model: nn.Module, cfg: CfgNode, output: str) -> None:
+    def write(adapter: TracingAdapter, names: list[str]) -> None:
+        sizes = {name: {0: "n"} for name in names}
+        if "sem_seg" in sizes:
+            sizes["sem_seg"] = {2: "padded_height", 3: "padded_width"}
+        # not the newer exporter, which does not follow what depends on the number of detections
+        torch.onnx.export(
+            adapter,
+            adapter.flattened_inputs,
+            output,
+            dynamo=False,
+            opset_version=_OPSET,
+            input_names=["image"],
+            output_names=names,
+            dynamic_axes={"image": {1: "height", 2: "width"}, **sizes},
+        )
+
+    if not importlib.util.find_spec("onnx"):
+        raise UserError(f"Writing {output} takes the package onnx: pip install onnx.")
+    if cfg.MODEL.KEYPOINT_ON:  # else torch would fail at it, and print its whole graph
+        raise UserError(
+            "ONNX cannot hold how Detectron2 places keypoints, a loop over the detections: export "
+            "to TorchScript (.ts), which can."
+        )
+    _write_traced(model, cfg, output, "ONNX", write)
+
+
+_WRITERS = {".pth": _write_checkpoint, ".ts": _write_torchscript, ".onnx": _write_onnx}
+
+
+def _write_traced(
+    model: nn.Module,
+    cfg: CfgNode,
+    output: str,
+    form: str,
+    write: Callable[[TracingAdapter, list[str]], None],
+) -> None:
+    height = cfg.INPUT.MIN_SIZE_TEST or 480  # 0: images are not resized
+    image = 255 * torch.rand(3, height, height * 4 // 3, generator=torch.Generator().manual_seed(0))
+    adapter = TracingAdapter(model, [{"image": image}], _detect).eval()
+    try:
+        with _traceable(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tracing as such
+            adapter(image)
+            names = adapter.outputs_schema.keys
+            write(adapter, names)
+    except Exception as e:  # they are of every kind
+        reason = (str(e).splitlines() or [repr(e)])[0].partition("[Caused by")[0].strip(" .")
+        raise UserError(
+            f"A {cfg.MODEL.META_ARCHITECTURE} like this cannot be written as {form} ({reason}): "
+            "docs/using.md lists what can."
+        ) from e
+    content = {
+        "image": {
+            "size": "(3, H, W)",
+            "values": "float32, 0 to 255, not normalised",
+            "channels": cfg.INPUT.FORMAT,
+            "shorter_side": cfg.INPUT.MIN_SIZE_TEST,
+            "longer_side_at_most": cfg.INPUT.MAX_SIZE_TEST,
+        },
+        "outputs": {name: text for name, text in _OUTPUTS.values() if name in names},
+        "classes": _class_names(cfg),
+    }
+    content["outputs"] = {name: content["outputs"][name] for name in names}  # in their order
+    Path(f"{output}.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _detect(model: nn.Module, inputs: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The detections of one image, by name of the output, before anything is scaled or pasted."""
+    if isinstance(model, GeneralizedRCNN):
+        found = model.inference(inputs, do_postprocess=False)
+    else:
+        found = [x["instances"] for x in model(inputs)]
+    fields: dict[str, Any] = {}
+    if isinstance(found, tuple):  # of a PanopticFPN
+        found, fields["sem_seg"] = found
+    fields |= found[0].get_fields()
+    fields["pred_boxes"] = fields["pred_boxes"].tensor
+    return {name: fields[field] for field, (name, _) in _OUTPUTS.items() if field in fields}
+
+
+@contextlib.contextmanager
+def _traceable() -> Iterator[None]:
+    """Mend what Detectron2 0.6 has that a trace cannot hold; newer ones do without."""
+
+    def smaller(limit: int, size: int | Tensor) -> int | Tensor:
+        return size.clamp(max=limit) if isinstance(size, Tensor) else min(limit, size)
+
+    with (
+        # a cascade's scaling of gradients, which is no operator; forward it is the identity
+        mock.patch.object(cascade_rcnn._ScaleGradient, "apply", lambda x, scale: x),
+        # min() of a limit and a size: a trace would keep whichever the example's was
+        mock.patch.object(dense_detector, "min", smaller, create=True),
+    ):
+        yield
+
+
+def _class_names(cfg: CfgNode) -> list[str] | None:
+    register_json_datasets(cfg)
+    try:
+        return list(categories(cfg).values())
+    except UserError:  # an export needs no dataset, so it may be gone
+        return None

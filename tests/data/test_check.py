@@ -1,20 +1,30 @@
 """The checks before training: names, files, number of classes."""
 
 import json
+import shutil
 
 import pytest
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from dpk_det.config import PLAIN
-from dpk_det.data import check_datasets, dataset_sizes, num_classes, register_json_datasets, shapes
+from dpk_det.data import (
+    categories,
+    check_datasets,
+    dataset_sizes,
+    num_classes,
+    register_json_datasets,
+    shapes,
+)
 from dpk_det.errors import UserError
 
 
 @pytest.fixture
 def pets(tmp_path, cfg):
     """A config that trains on two images with three classes."""
-    (tmp_path / "images").mkdir()
+    for i in (1, 2):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / f"{i}.png").touch()
     content = {
         "info": {},
         "images": [{"id": i, "file_name": f"{i}.png", "height": 8, "width": 8} for i in (1, 2)],
@@ -54,7 +64,7 @@ def test_an_absent_annotation_file(pets, tmp_path):
 
 
 def test_an_absent_image_folder(pets, tmp_path):
-    (tmp_path / "images").rmdir()
+    shutil.rmtree(tmp_path / "images")
     with pytest.raises(UserError, match=r"images, does not exist: correct DATASETS.JSON.pets\."):
         check_datasets(pets)
 
@@ -114,11 +124,64 @@ def test_the_annotations_are_read_once_at_most(pets, tmp_path):
     check_datasets(pets)
 
 
+def test_annotations_are_checked_as_far_as_the_dataset_is_used(pets, tmp_path):
+    content = json.loads((tmp_path / "pets.json").read_text())
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4]}
+    content["annotations"].append(box)
+    (tmp_path / "pets.json").write_text(json.dumps(content))
+    check_datasets(pets)
+    MetadataCatalog.remove("pets")
+    DatasetCatalog.remove("pets")
+    register_json_datasets(pets)
+    pets.DATASETS.TEST = ("pets",)
+    with pytest.raises(UserError, match="1 annotation.* without 'area'"):
+        check_datasets(pets)
+
+
+def test_categories_are_those_of_the_dataset_that_is_evaluated(pets, tmp_path):
+    content = json.loads((tmp_path / "pets.json").read_text())
+    content["categories"] = [{"id": i, "name": f"pet{i}"} for i in (30, 7, 11)]
+    (tmp_path / "pets.json").write_text(json.dumps(content))
+    shutil.rmtree(tmp_path / "images")  # not needed for this
+    pets.DATASETS.TEST = ("pets",)
+    assert list(categories(pets).items()) == [(7, "pet7"), (11, "pet11"), (30, "pet30")]
+    before = dict(MetadataCatalog.get("pets").thing_dataset_id_to_contiguous_id)
+    DatasetCatalog.get("pets")  # agrees, or Detectron2's metadata would raise
+    assert MetadataCatalog.get("pets").thing_dataset_id_to_contiguous_id == before
+    assert list(categories(pets)) == [7, 11, 30]
+    pets.MODEL.ROI_HEADS.NUM_CLASSES = 4
+    with pytest.raises(UserError, match="has 3 classes: set it to 3"):
+        categories(pets)
+
+
+def test_categories_of_other_datasets(cfg):
+    cfg.DATASETS.TEST = ("coco_2017_val",)
+    cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
+    found = categories(cfg)
+    assert len(found) == 80 and found[90] == "toothbrush"
+    cfg.DATASETS.TEST = ("voc_2007_test",)
+    cfg.MODEL.RETINANET.NUM_CLASSES = 20
+    assert categories(cfg)[0] == "aeroplane"
+    DatasetCatalog.register("bare", list)
+    cfg.DATASETS.TEST = ("bare",)
+    with pytest.raises(UserError, match="bare has no class names"):
+        categories(cfg)
+    cfg.DATASETS.TEST = ("coco_2017_vall",)
+    with pytest.raises(UserError, match="did you mean 'coco_2017_val'"):
+        categories(cfg)
+    cfg.DATASETS.TEST = ()
+    assert categories(cfg) == {i: str(i) for i in range(20)}
+    cfg.MODEL.META_ARCHITECTURE = "FCOS"
+    with pytest.raises(UserError, match="no telling how many classes a FCOS has"):
+        categories(cfg)
+
+
 @pytest.mark.parametrize(
     ("architecture", "expected"),
     [
         ("GeneralizedRCNN", 11),
         ("DistillRCNN", 11),
+        ("PanopticFPN", 11),
         ("RetinaNet", 12),
         ("DistillRetinaNet", 12),
         ("DistillFCOS", 13),

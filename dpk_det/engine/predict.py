@@ -1,0 +1,310 @@
+"""Detections in images and videos: drawn, and as one JSON file in COCO's format."""
+
+import argparse
+import glob
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import Metadata, MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.engine import DefaultPredictor
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import Instances
+from detectron2.utils.video_visualizer import VideoVisualizer
+from PIL import Image
+from pycocotools import mask as mask_util
+from tqdm import tqdm
+
+from dpk_det.checkpoint import load_weights_strictly
+from dpk_det.config import load_config, plain_architecture
+from dpk_det.data import categories, register_json_datasets
+from dpk_det.distill.registry import find
+from dpk_det.errors import UserError
+
+from .launch import exit_on_user_error, use_device
+
+IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
+PREDICTIONS = "predictions.json"
+DRAWINGS = "drawings"
+
+
+def predict(
+    cfg: CfgNode,
+    weights: str,
+    files: Sequence[Path],
+    output: Path,
+    threshold: float = 0.5,
+    drawings: bool = True,
+) -> str:
+    """Detect objects in images and videos with the plain model of a config.
+
+    Writes ``predictions.json``, a COCO dataset of its own with the lists images (a video's frames
+    are images of its name, told apart by ``frame``, from 0), annotations and categories. An
+    annotation is a detection: its ``score`` beside the usual fields, masks run-length encoded,
+    keypoints with their score in place of the visibility. pycocotools opens it as it is, so images
+    and class names go along; the list of annotations alone is what ``COCO.loadRes`` takes. The
+    detections are drawn below ``drawings`` under the inputs' names, videos as .mp4.
+
+    Args:
+        cfg: of the training or the plain model; images are resized as its evaluation does, class
+            names and category ids are those of the first dataset in ``DATASETS.TEST``.
+        weights: checkpoint, which must fit the plain model whole.
+        files: from :func:`find_inputs`. output: folder to write to.
+        threshold: score from which a detection counts; the config's own limit holds as well.
+        drawings: whether to draw.
+
+    Returns:
+        A line that says what was written.
+
+    Raises:
+        UserError: when the weights do not fit, classes are not known or the model detects nothing
+            of a kind that is known here; after all others, for files that could not be read or
+            drawn.
+    """
+    cfg = plain_architecture(cfg)
+    use_device(cfg)
+    names = categories(cfg)
+    if cfg.DATASETS.TEST:
+        metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
+    else:
+        metadata = Metadata(thing_classes=list(names.values()))
+    cfg.MODEL.WEIGHTS = ""  # the predictor would take whatever fits
+    predictor = DefaultPredictor(cfg)
+    load_weights_strictly(predictor.model, weights, "--weights")
+
+    root = Path(os.path.commonpath([file.parent for file in files]))
+    found = Detections(names)
+    failed = []
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        for file in tqdm(files, unit="file"):
+            name = file.relative_to(root)
+            is_video = file.suffix.lower() in VIDEOS
+            visualizer = VideoVisualizer(metadata)  # an image is a video of one frame
+            drawing = _Drawing(output / DRAWINGS / name, _fps(file) if is_video else None)
+            try:
+                for frame, image in enumerate(_frames(file) if is_video else [_read(file)]):
+                    outputs = _detect(predictor, image)
+                    instances = outputs["instances"]
+                    outputs["instances"] = instances = instances[instances.scores >= threshold]
+                    if drawings:
+                        drawing.write(_draw(visualizer, image, outputs))
+                    # after the drawing, for it shifts keypoints to pixels' corners in place
+                    extra = {"frame": frame} if is_video else {}
+                    found.add(name.as_posix(), image, instances, **extra)
+            except _FileError as e:
+                failed.append(f"{file} ({e})")
+            finally:
+                drawing.close()
+    finally:  # what is found is kept, whatever stops the rest
+        info = {"description": f"detections of {weights}", "score_from": threshold}
+        path = output / PREDICTIONS
+        path.write_text(json.dumps({"info": {**info, "images": str(root)}, **found.content}))
+    line = (
+        f"Wrote {path}: {len(found.content['annotations'])} detections in "
+        f"{len(found.content['images'])} images"
+    )
+    line += f", drawn below {output / DRAWINGS}." if drawings else "."
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(files)} files failed, {', '.join(failed)}: mend or leave out "
+            f"these; the others are done. {line}"
+        )
+    return line
+
+
+def find_inputs(inputs: Iterable[str]) -> list[Path]:
+    """The images and videos that names of files, folders and globs stand for, each once.
+
+    Of a folder those directly in it, sorted; ``"folder/**"`` is a glob for those further below.
+
+    Returns:
+        Absolute paths.
+
+    Raises:
+        UserError: when one of the names stands for none.
+    """
+    files: dict[Path, None] = {}
+    for given in inputs:
+        path = Path(given).expanduser()
+        if path.is_file():
+            candidates = [path]
+        elif path.is_dir():
+            candidates = sorted(path.iterdir())
+        else:
+            candidates = sorted(map(Path, glob.glob(str(path), recursive=True)))
+        usable = [
+            Path(os.path.abspath(x))
+            for x in candidates
+            if x.suffix.lower() in IMAGES + VIDEOS and x.is_file()
+        ]
+        if not usable:
+            raise UserError(
+                f"The input {given} is no image, video, folder or glob of such: give files that "
+                f"end in {', '.join(IMAGES + VIDEOS)}."
+            )
+        files |= dict.fromkeys(usable)
+    return list(files)
+
+
+class Detections:
+    """A COCO dataset of detections.
+
+    Args:
+        categories: category id -> name, in the order of the model's classes.
+    """
+
+    def __init__(self, categories: dict[int, str]) -> None:
+        self.ids = list(categories)
+        self.content: dict[str, list[dict[str, Any]]] = {
+            "images": [],
+            "annotations": [],
+            "categories": [{"id": id_, "name": name} for id_, name in categories.items()],
+        }
+
+    def add(self, file_name: str, image: np.ndarray, instances: Instances, **extra: Any) -> None:
+        """Add an image (H, W, 3) and what was found in it, ``extra`` fields of the image too."""
+        images, annotations = self.content["images"], self.content["annotations"]
+        image_id = len(images) + 1
+        size = {"height": image.shape[0], "width": image.shape[1]}
+        images.append({"id": image_id, "file_name": file_name, **size, **extra})
+        for found in instances_to_coco_json(instances, image_id):
+            found["category_id"] = self.ids[found["category_id"]]
+            if "segmentation" in found:
+                area = float(mask_util.area(found["segmentation"]))
+            else:
+                area = found["bbox"][2] * found["bbox"][3]
+            annotations.append({"id": len(annotations) + 1, **found, "area": area, "iscrowd": 0})
+
+
+class _FileError(Exception):
+    """One file cannot be read or written, which is no reason to leave the others."""
+
+
+def _read(file: Path) -> np.ndarray:
+    """(H, W, 3) BGR, turned as its EXIF tag says."""
+    try:
+        return read_image(str(file), "BGR")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+        raise _FileError(f"no readable image: {e}") from e
+
+
+def _fps(file: Path) -> float:
+    capture = cv2.VideoCapture(str(file))
+    try:
+        return capture.get(cv2.CAP_PROP_FPS) or 25.0
+    finally:
+        capture.release()
+
+
+def _frames(file: Path) -> Iterator[np.ndarray]:
+    capture = cv2.VideoCapture(str(file))
+    count = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)  # a guess, negative for none
+    try:
+        with tqdm(total=count or None, desc=file.name, unit="frame", leave=False) as progress:
+            while True:
+                there, frame = capture.read()
+                if not there:
+                    break
+                yield frame
+                progress.update()
+            if not progress.n:
+                raise _FileError("no readable video")
+    finally:
+        capture.release()
+
+
+def _detect(predictor: DefaultPredictor, image: np.ndarray) -> dict[str, Any]:
+    outputs = predictor(image)
+    if "instances" not in outputs:
+        raise UserError(
+            f"A {type(predictor.model).__name__} gives {', '.join(outputs)}, no instances: choose "
+            "a detector."
+        )
+    return {**outputs, "instances": outputs["instances"].to("cpu")}
+
+
+def _draw(visualizer: VideoVisualizer, image: np.ndarray, outputs: dict[str, Any]) -> np.ndarray:
+    """(H, W, 3) BGR with what was found on it: segments where there are names for all."""
+    rgb = image[:, :, ::-1]
+    if "panoptic_seg" in outputs and visualizer.metadata.get("stuff_classes"):
+        segments, info = outputs["panoptic_seg"]
+        drawn = visualizer.draw_panoptic_seg_predictions(rgb, segments.to("cpu"), info)
+    else:
+        drawn = visualizer.draw_instance_predictions(rgb, outputs["instances"])
+    return np.ascontiguousarray(drawn.get_image()[:, :, ::-1])
+
+
+class _Drawing:
+    """A file of one image or, where frames a second are given, a video of all that is written."""
+
+    def __init__(self, path: Path, fps: float | None) -> None:
+        mp4 = path if path.suffix == ".mp4" else path.with_name(f"{path.name}.mp4")
+        self.path = path if fps is None else mp4
+        self.fps = fps
+        self._video: cv2.VideoWriter | None = None
+
+    def write(self, image: np.ndarray) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            written = self._write_image(image) if self.fps is None else self._write_frame(image)
+        except cv2.error:
+            written = False
+        if not written:
+            raise _FileError(f"OpenCV cannot write its drawing {self.path}; try --no-drawings")
+
+    def _write_image(self, image: np.ndarray) -> bool:
+        return cv2.imwrite(str(self.path), image)
+
+    def _write_frame(self, image: np.ndarray) -> bool:
+        if self._video is None:
+            codec = cv2.VideoWriter_fourcc(*"mp4v")
+            self._video = cv2.VideoWriter(str(self.path), codec, self.fps, image.shape[1::-1])
+        self._video.write(image)
+        return self._video.isOpened()
+
+    def close(self) -> None:
+        if self._video:
+            self._video.release()
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; ``sys.argv`` when none is given."""
+    parser = argparse.ArgumentParser(
+        description="Detect objects in images and videos with a trained student or teacher.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config-file", required=True, help="config of the training")
+    parser.add_argument("--weights", required=True, help="checkpoint, of a distilling training too")
+    parser.add_argument(
+        "--input", required=True, nargs="+", help="images, videos, folders and globs of such"
+    )
+    parser.add_argument("--output", required=True, type=Path, help="folder to write to")
+    parser.add_argument(
+        "--threshold", type=float, default=0.5, help="score that counts (default: %(default)s)"
+    )
+    parser.add_argument("--no-drawings", action="store_true", help="write only the JSON file")
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides, not right after --input"
+    )
+    return parser.parse_args(argv)
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    args = parse_args(argv)
+    with exit_on_user_error():
+        cfg = load_config(args.config_file, args.opts)
+        find(dict(META_ARCH_REGISTRY), cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
+        register_json_datasets(cfg)
+        files = find_inputs(args.input)
+        drawings = not args.no_drawings
+        print(predict(cfg, args.weights, files, args.output, args.threshold, drawings))

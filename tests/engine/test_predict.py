@@ -1,0 +1,327 @@
+"""Predicting, against Detectron2's own evaluation, its models asked by hand, and pycocotools."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.data.transforms import ResizeShortestEdge
+from PIL import Image
+from pycocotools import mask as mask_util
+from pycocotools.coco import COCO
+
+from dpk_det.engine.predict import find_inputs, predict, run
+from dpk_det.errors import UserError
+
+
+@pytest.fixture
+def images(tiny):
+    return tiny.plain.parent / "images"
+
+
+@pytest.fixture
+def found(tmp_path):
+    """``found(cfg, weights, inputs, ...)`` predicts and returns what is in the JSON file."""
+
+    def call(cfg, weights, inputs, **options):
+        predict(cfg, str(weights), find_inputs(map(str, inputs)), tmp_path / "out", **options)
+        return json.loads((tmp_path / "out" / "predictions.json").read_text())
+
+    return call
+
+
+def by_hand(model, cfg, path):
+    """What a model finds in an image that is read and resized as for an evaluation."""
+    image = read_image(str(path), cfg.INPUT.FORMAT)
+    resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+    resized = resize.get_transform(image).apply_image(image).astype("float32").transpose(2, 0, 1)
+    size = {"height": image.shape[0], "width": image.shape[1]}
+    with torch.no_grad():
+        return model([{"image": torch.from_numpy(resized), **size}])[0]["instances"]
+
+
+def of_image(content, name):
+    (image,) = [x for x in content["images"] if x["file_name"] == name]
+    return [x for x in content["annotations"] if x["image_id"] == image["id"]]
+
+
+# ------------------------------------------------------------------ what is found
+
+
+def test_it_finds_what_the_evaluation_finds(tiny, trained, images, found, tmp_path):
+    cfg = tiny.cfg("dpk")
+    content = found(cfg, trained / "model_final.pth", [images], threshold=0.0, drawings=False)
+    names = {x["id"]: x["file_name"] for x in content["images"]}
+    theirs = json.loads((trained / "inference" / "coco_instances_results.json").read_text())
+    assert sorted(names.values()) == [f"{i}.png" for i in range(8)]
+    assert [(x["height"], x["width"]) for x in content["images"]] == [(64, 64), (64, 96)] * 4
+    for i in range(8):
+        ours = of_image(content, f"{i}.png")
+        expected = [x for x in theirs if x["image_id"] == i]
+        assert len(ours) == len(expected) > 0
+        for a, b in zip(ours, expected, strict=True):
+            assert a["category_id"] == b["category_id"]
+            assert a["score"] == pytest.approx(b["score"], abs=1e-5)
+            assert a["bbox"] == pytest.approx(b["bbox"], abs=1e-3)
+    assert not (tmp_path / "out" / "drawings").exists()
+
+
+def test_the_file_is_a_coco_dataset_and_its_annotations_are_results(
+    tiny, trained, images, found, tmp_path, capsys
+):
+    content = found(tiny.cfg("plain"), trained / "model_final.pth", [images], threshold=0.0)
+    coco = COCO(str(tmp_path / "out" / "predictions.json"))
+    assert [x["name"] for x in coco.loadCats(coco.getCatIds())] == ["square", "disc"]
+    assert len(coco.getImgIds()) == 8
+    ids = [x["id"] for x in content["annotations"]]
+    assert sorted(coco.getAnnIds()) == ids == list(range(1, len(ids) + 1))
+    results = coco.loadRes([dict(x) for x in content["annotations"]])
+    assert len(results.getAnnIds()) == len(ids)
+    assert all(x["area"] == x["bbox"][2] * x["bbox"][3] for x in content["annotations"])
+
+
+def test_only_scores_from_the_threshold_count(tiny, trained, images, found):
+    cfg, weights = tiny.cfg("plain"), trained / "model_final.pth"
+    everything = found(cfg, weights, [images], threshold=0.0, drawings=False)["annotations"]
+    scores = sorted(x["score"] for x in everything)
+    limit = scores[len(scores) // 2]
+    kept = found(cfg, weights, [images], threshold=limit, drawings=False)["annotations"]
+    assert 0 < len(kept) < len(everything)
+    assert [x["score"] for x in kept] == [x["score"] for x in everything if x["score"] >= limit]
+
+
+def test_masks_and_keypoints_are_written(tiny, variant, images, found):
+    path = images / "1.png"
+    model, opts, weights = variant("mask")
+    cfg = tiny.cfg("plain", *opts)
+    ours = of_image(found(cfg, weights, [path], threshold=0.0), "1.png")
+    expected = by_hand(model, cfg, path)
+    assert len(ours) == len(expected) > 0
+    for x, mask in zip(ours, expected.pred_masks.numpy(), strict=True):
+        assert np.array_equal(mask_util.decode(x["segmentation"]), mask)
+        assert x["area"] == mask.sum()
+
+    model, opts, weights = variant("keypoint")
+    cfg = tiny.cfg("plain", *opts)
+    ours = of_image(found(cfg, weights, [path], threshold=0.0), "1.png")
+    expected = by_hand(model, cfg, path).pred_keypoints.numpy()
+    assert len(ours) == len(expected) > 0
+    expected[..., :2] -= 0.5  # COCO's keypoints are pixels, Detectron2's are points in them
+    found_points = np.array([x["keypoints"] for x in ours]).reshape(expected.shape)
+    np.testing.assert_allclose(found_points, expected, atol=1e-3)
+
+
+def test_an_image_is_turned_as_its_exif_tag_says(tiny, trained, images, found, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stands upright when turned by 90 degrees
+    Image.open(images / "1.png").save(tmp_path / "turned.png", exif=exif)
+    weights = trained / "model_final.pth"
+    content = found(tiny.cfg("plain"), weights, [tmp_path / "turned.png"], threshold=0.0)
+    (image,) = content["images"]
+    assert (image["height"], image["width"]) == (96, 64)
+    drawn = cv2.imread(str(tmp_path / "out" / "drawings" / "turned.png"), cv2.IMREAD_COLOR)
+    assert drawn.shape == (96, 64, 3)
+
+
+def test_without_a_dataset_classes_are_numbers(tiny, trained, images, found):
+    cfg = tiny.cfg("plain", "DATASETS.TEST", "()")
+    content = found(cfg, trained / "model_final.pth", [images / "0.png"], threshold=0.0)
+    assert content["categories"] == [{"id": 0, "name": "0"}, {"id": 1, "name": "1"}]
+    assert {x["category_id"] for x in content["annotations"]} <= {0, 1}
+
+
+# ------------------------------------------------------------------ drawings
+
+
+def test_drawings_have_the_inputs_names_and_sizes(tiny, trained, images, found, tmp_path):
+    for name, source in (("a/x.png", "0.png"), ("b/x.png", "1.png"), ("b/y.jpg", "2.png")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / name), cv2.imread(str(images / source)))
+    inputs = [tmp_path / "a", tmp_path / "b"]
+    cfg, weights = tiny.cfg("plain"), trained / "model_final.pth"
+    content = found(cfg, weights, inputs, threshold=0.0, drawings=False)
+    assert [x["file_name"] for x in content["images"]] == ["a/x.png", "b/x.png", "b/y.jpg"]
+    names = [x["file_name"] for x in content["images"]]
+    limit = min(max(x["score"] for x in of_image(content, name)) for name in names)
+    found(cfg, weights, inputs, threshold=limit)
+    for name in ("a/x.png", "b/x.png", "b/y.jpg"):
+        image, drawn = (cv2.imread(str(x / name)) for x in (tmp_path, tmp_path / "out/drawings"))
+        assert drawn.shape == image.shape
+        # drawn over in places; the rest is the image, its channels in their places
+        assert 0.1 < (drawn == image).all(2).mean() < 0.98 or name.endswith("jpg")
+
+
+def test_an_image_without_detections_is_drawn_as_it_is(tiny, trained, images, found, tmp_path):
+    weights = trained / "model_final.pth"
+    content = found(tiny.cfg("plain"), weights, [images / "0.png"], threshold=1.1)
+    assert content["annotations"] == []
+    drawn = cv2.imread(str(tmp_path / "out" / "drawings" / "0.png"))
+    assert np.array_equal(drawn, cv2.imread(str(images / "0.png")))
+
+
+def test_a_video_gives_a_video_and_a_list_of_frames(tiny, trained, images, found, tmp_path):
+    clip = tmp_path / "clip.mp4"
+    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*"mp4v"), 12.0, (96, 64))
+    for i in (1, 3, 5):
+        writer.write(cv2.imread(str(images / f"{i}.png")))
+    writer.release()
+    cfg, weights = tiny.cfg("plain"), trained / "model_final.pth"
+    content = found(cfg, weights, [clip, images / "0.png"], threshold=0.0)
+    names = [(Path(x["file_name"]).name, x.get("frame")) for x in content["images"]]
+    assert names == [("clip.mp4", 0), ("clip.mp4", 1), ("clip.mp4", 2), ("0.png", None)]
+
+    frames, drawn = read_video(clip), read_video(next(tmp_path.glob("out/drawings/**/clip.mp4")))
+    assert len(frames) == len(drawn) == 3
+    assert drawn[0].shape == frames[0].shape == (64, 96, 3)
+    cv2.imwrite(str(tmp_path / "frame.png"), frames[1])
+    alone = found(cfg, weights, [tmp_path / "frame.png"], threshold=0.0)["annotations"]
+    of_frame = [x for x in content["annotations"] if x["image_id"] == 2]
+    assert len(of_frame) == len(alone) > 0
+    assert all(a["bbox"] == b["bbox"] for a, b in zip(of_frame, alone, strict=True))
+    capture = cv2.VideoCapture(str(next(tmp_path.glob("out/drawings/**/clip.mp4"))))
+    assert capture.get(cv2.CAP_PROP_FPS) == 12
+
+
+def read_video(path):
+    capture, frames = cv2.VideoCapture(str(path)), []
+    while True:
+        there, frame = capture.read()
+        if not there:
+            return frames
+        frames.append(frame)
+
+
+def test_segments_are_drawn_where_they_have_names(tiny, variant, images, found, tmp_path):
+    _, opts, weights = variant("panoptic")
+    opts += ["MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT", "0"]
+    cfg = tiny.cfg("plain", *opts)
+    DatasetCatalog.get("tiny")
+    drawn = {}
+    before = dict(MetadataCatalog.data)
+    try:
+        for names in (None, ["things", "sky", "sea", "sand"]):
+            if names:
+                MetadataCatalog.get("tiny").stuff_classes = names
+                MetadataCatalog.get("tiny").stuff_colors = [[0, 0, 255]] * 4
+            content = found(cfg, weights, [images / "1.png"], threshold=1.1)
+            assert content["annotations"] == []
+            drawn[bool(names)] = cv2.imread(str(tmp_path / "out" / "drawings" / "1.png"))
+    finally:
+        MetadataCatalog.data = before
+        MetadataCatalog.pop("tiny")
+        DatasetCatalog.pop("tiny")
+    image = cv2.imread(str(images / "1.png"))
+    assert np.array_equal(drawn[False], image)
+    assert (drawn[True] != image).any(2).mean() > 0.5
+
+
+# ------------------------------------------------------------------ inputs
+
+
+def test_inputs_are_files_folders_and_globs_each_file_once(tmp_path):
+    for name in ("a.png", "b.JPG", "c.mp4", "notes.txt", "deep/d.webp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    def names(*inputs):
+        return [x.relative_to(tmp_path).as_posix() for x in find_inputs(inputs)]
+
+    assert names(str(tmp_path)) == ["a.png", "b.JPG", "c.mp4"]
+    assert names(f"{tmp_path}/*.png", f"{tmp_path}/deep") == ["a.png", "deep/d.webp"]
+    assert names(f"{tmp_path}/c.mp4", str(tmp_path)) == ["c.mp4", "a.png", "b.JPG"]
+    assert names(f"{tmp_path}/**") == ["a.png", "b.JPG", "c.mp4", "deep/d.webp"]
+    for nothing in ("gone.png", "*.gif", "notes.txt", ""):
+        with pytest.raises(UserError, match="is no image, video, folder or glob"):
+            find_inputs([str(tmp_path / "a.png"), str(tmp_path / "empty" / nothing)])
+    with pytest.raises(UserError, match="notes.txt is no image"):
+        find_inputs([str(tmp_path / "notes.txt")])
+
+
+# ------------------------------------------------------------------ the command
+
+
+def arguments(tiny, weights, output, *inputs):
+    config = ("--config-file", tiny.plain, "--weights", weights)
+    return [str(x) for x in (*config, "--input", *inputs, "--output", output)]
+
+
+def test_the_command_says_what_it_wrote_and_shows_progress(tiny, trained, images, tmp_path, capsys):
+    argv = arguments(tiny, trained / "model_final.pth", tmp_path / "out", images / "0.png")
+    run([*argv, "--threshold", "0", "--no-drawings", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.2"])
+    printed = capsys.readouterr()
+    count = len(json.loads((tmp_path / "out/predictions.json").read_text())["annotations"])
+    path = tmp_path / "out" / "predictions.json"
+    assert printed.out == f"Wrote {path}: {count} detections in 1 images.\n"
+    assert "1/1" in printed.err
+
+
+def test_files_that_cannot_be_read_are_named_when_the_others_are_done(
+    tiny, trained, images, tmp_path, capsys
+):
+    half = (images / "0.png").read_bytes()
+    (tmp_path / "half.png").write_bytes(half[: len(half) // 2])
+    (tmp_path / "text.mp4").write_text("no video")
+    inputs = (tmp_path / "half.png", tmp_path / "text.mp4", images / "0.png")
+    with pytest.raises(SystemExit) as stop:
+        run(arguments(tiny, trained / "model_final.pth", tmp_path / "out", *inputs))
+    assert stop.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: 2 of 3 files failed")
+    assert f"{tmp_path / 'half.png'} (no readable image" in line
+    assert f"{tmp_path / 'text.mp4'} (no readable video" in line
+    content = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [Path(x["file_name"]).name for x in content["images"]] == ["0.png"]
+
+
+def test_what_was_found_is_kept_when_the_rest_breaks_off(
+    tiny, trained, images, tmp_path, monkeypatch
+):
+    def read(path, form):
+        if path.endswith("2.png"):
+            raise KeyboardInterrupt
+        return read_image(path, form)
+
+    monkeypatch.setattr("dpk_det.engine.predict.read_image", read)
+    files = find_inputs([str(images)])
+    with pytest.raises(KeyboardInterrupt):
+        predict(tiny.cfg("plain"), str(trained / "model_final.pth"), files, tmp_path)
+    assert len(json.loads((tmp_path / "predictions.json").read_text())["images"]) == 2
+
+
+def test_a_drawing_that_cannot_be_written_is_an_error(tiny, trained, images, tmp_path):
+    (tmp_path / "drawings" / "0.png").mkdir(parents=True)
+    files = find_inputs([str(images / "0.png")])
+    with pytest.raises(UserError, match="OpenCV cannot write its drawing .*0.png"):
+        predict(tiny.cfg("plain"), str(trained / "model_final.pth"), files, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["MODEL.ROI_HEADS.NUM_CLASSES", "3"], "has 2 classes: set it to 2"),
+        (["DATASETS.TEST", "('tin',)"], "did you mean 'tiny'"),
+        (["MODEL.META_ARCHITECTURE", "DistilRCNN"], "did you mean 'DistillRCNN'"),
+        (["MODEL.META_ARCHITECTURE", "ProposalNetwork", "DATASETS.TEST", "()"], "no telling how"),
+        (["MODEL.RPN.CONV_DIMS", "[8, 8]"], "not of this architecture"),
+    ],
+)
+def test_mistakes_end_in_a_sentence(tiny, trained, images, tmp_path, capsys, opts, message):
+    argv = arguments(tiny, trained / "model_final.pth", tmp_path / "out", images / "0.png")
+    with pytest.raises(SystemExit):
+        run([*argv, *opts])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: ") and message in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_instances_is_refused(tiny, images, tmp_path):
+    opts = ["MODEL.META_ARCHITECTURE", "ProposalNetwork"]
+    model, weights = tiny.build("plain", *opts), tmp_path / "rpn.pth"
+    torch.save({"model": model.state_dict()}, weights)
+    files = find_inputs([str(images / "0.png")])
+    with pytest.raises(UserError, match="A ProposalNetwork gives proposals, no instances"):
+        predict(tiny.cfg("plain", *opts), str(weights), files, tmp_path)

@@ -1,0 +1,222 @@
+"""The example of a dataset of one's own: its converter, and every command of its README."""
+
+import json
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.pascal_voc import load_voc_instances
+from pycocotools.coco import COCO
+
+from dpk_det.data import shapes
+from dpk_det.data.shapes import draw_image
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "custom_dataset"
+CLASSES = ["circle", "square", "triangle"]
+
+# appended to a training: the same commands in seconds
+TINY = "SOLVER.MAX_ITER 2 SOLVER.IMS_PER_BATCH 2 MODEL.DEVICE cpu".split()
+SMALL_DATA = ["--train", "4", "--val", "3"]
+
+
+def start(script, *argv):
+    """Run a script in this process as from the command line."""
+    before, sys.argv = sys.argv, [str(script), *map(str, argv)]
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    finally:
+        sys.argv = before
+
+
+@pytest.fixture(scope="module")
+def voc(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("custom") / "voc"
+    start(EXAMPLE / "make_data.py", folder, "--train", 12, "--val", 3)
+    return folder
+
+
+@pytest.fixture
+def convert(tmp_path):
+    """``convert(annotations, ...)`` gives the content of the JSON file."""
+
+    def call(annotations, *argv):
+        output = tmp_path / "new" / "out.json"
+        start(EXAMPLE / "voc_to_coco.py", annotations, output, *argv)
+        return json.loads(output.read_text())
+
+    return call
+
+
+# ------------------------------------------------------------------ the converter
+
+
+def test_it_agrees_with_detectron2s_own_reader(voc, convert):
+    split = voc / "ImageSets" / "Main" / "train.txt"
+    content = convert(voc / "Annotations", "--classes", *CLASSES, "--split", split)
+    records = load_voc_instances(str(voc), "train", CLASSES)
+    assert len(content["images"]) == len(records) == 12
+    assert [x["name"] for x in content["categories"]] == CLASSES
+    total = 0
+    for image, record in zip(content["images"], records, strict=True):
+        assert image["file_name"] == Path(record["file_name"]).name
+        assert (image["height"], image["width"]) == (record["height"], record["width"])
+        ours = [x for x in content["annotations"] if x["image_id"] == image["id"]]
+        assert len(ours) == len(record["annotations"])
+        for a, b in zip(ours, record["annotations"], strict=True):
+            x, y, width, height = a["bbox"]
+            assert [x, y, x + width, y + height] == b["bbox"]
+            assert a["category_id"] - 1 == b["category_id"]
+            assert a["area"] == width * height > 0
+        total += len(ours)
+    assert total == len(content["annotations"]) > 12
+
+
+def test_boxes_are_those_that_were_drawn(voc, convert):
+    content = convert(voc / "Annotations", "--classes", *CLASSES)
+    assert len(content["images"]) == 15  # without --split all of them
+    total = 0
+    for i, image in enumerate(x for x in content["images"] if x["file_name"].startswith("train")):
+        pixels, objects = draw_image(100, i)
+        drawn = [x for x in objects if shapes.CLASSES[x["category_id"] - 1] in CLASSES]
+        found = [x for x in content["annotations"] if x["image_id"] == image["id"]]
+        assert len(found) == len(drawn)
+        for a, b in zip(found, drawn, strict=True):
+            assert a["category_id"] == b["category_id"]
+            assert np.abs(np.subtract(a["bbox"], b["bbox"])).max() <= 1  # corners: whole pixels
+        total += len(found)
+        photo = cv2.imread(str(voc / "JPEGImages" / image["file_name"]))
+        assert np.abs(photo.astype(int) - pixels).mean() < 10  # JPEG
+    assert total > 12
+
+
+XML = """<annotation><filename>a.jpg</filename>
+<size><width>40</width><height>30</height><depth>3</depth></size>
+<object><name>cat</name>{flags}
+<bndbox><xmin>{0}</xmin><ymin>{1}</ymin><xmax>{2}</xmax><ymax>{3}</ymax></bndbox></object>
+</annotation>"""
+
+
+@pytest.fixture
+def xml(tmp_path):
+    """``xml(1, 1, 40, 30)`` writes one file with that box, and returns its folder."""
+
+    def write(*box, flags="", change=("", "")):
+        (tmp_path / "xml").mkdir(exist_ok=True)
+        (tmp_path / "xml" / "a.xml").write_text(XML.format(*box, flags=flags).replace(*change))
+        return tmp_path / "xml"
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("corners", "box"),
+    [
+        ((1, 1, 40, 30), [0, 0, 40, 30]),  # the whole image
+        ((5, 6, 5, 6), [4, 5, 1, 1]),  # one pixel
+        ((0, 0, 50, 50), [0, 0, 40, 30]),  # beyond the image
+        ((2.5, 3, 10.5, 8), [1.5, 2, 9, 6]),
+    ],
+)
+def test_corners_count_pixels_from_one(xml, convert, corners, box):
+    (found,) = convert(xml(*corners), "--classes", "dog", "cat")["annotations"]
+    assert found["bbox"] == box and found["category_id"] == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "options", "crowd"),
+    [
+        ("", [], 0),
+        ("<difficult>0</difficult><truncated>1</truncated>", [], 0),
+        ("<difficult>1</difficult>", [], 1),
+        ("<difficult>1</difficult>", ["--keep-difficult"], 0),
+    ],
+)
+def test_difficult_objects_are_crowds(xml, convert, flags, options, crowd):
+    (found,) = convert(xml(1, 1, 9, 9, flags=flags), "--classes", "cat", *options)["annotations"]
+    assert found["iscrowd"] == crowd
+
+
+@pytest.mark.parametrize(
+    ("box", "change", "message"),
+    [
+        ((9, 1, 8, 9), ("", ""), "box of a cat that is empty"),
+        ((50, 1, 60, 9), ("", ""), "box of a cat that is empty"),
+        ((1, 1, 9, 9), ("<name>cat", "<name>cow"), "has the class 'cow': add it to --classes"),
+        ((1, 1, 9, 9), ("<width>40", "<width>0"), "gives a size of 0 x 30"),
+        ((1, 1, 9, "x"), ("", ""), "has 'x' as bndbox/ymax"),
+        ((1, 1, 9, 9), ("<filename>a.jpg</filename>", ""), "has no filename in its annotation"),
+        ((1, 1, 9, 9), ("</annotation>", ""), "cannot be read"),
+    ],
+)
+def test_a_bad_file_is_named(xml, convert, capsys, box, change, message):
+    with pytest.raises(SystemExit) as stop:
+        convert(xml(*box, change=change), "--classes", "cat")
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and "a.xml" in line and message in line
+
+
+def test_an_empty_folder_and_a_split_that_is_absent_are_told(tmp_path, convert, capsys):
+    for argv in ([], ["--split", tmp_path / "gone.txt"]):
+        with pytest.raises(SystemExit):
+            convert(tmp_path, "--classes", "cat", *argv)
+    first, second = capsys.readouterr().err.splitlines()
+    assert "no XML files" in first and "gone.txt" in second
+
+
+def test_it_needs_nothing_but_python(xml, tmp_path):
+    script = [EXAMPLE / "voc_to_coco.py", xml(1, 1, 9, 9), tmp_path / "o.json", "--classes", "cat"]
+    command = [sys.executable, "-I", "-S", *script]  # -S: no installed packages
+    subprocess.run([str(x) for x in command], check=True)
+    assert (tmp_path / "o.json").exists()
+
+
+# ------------------------------------------------------------------ the README's commands
+
+
+def test_every_command_of_the_readme_runs(tmp_path, monkeypatch, command, capsys):
+    # trainings run in this process: `command` spares Detectron2's long look at the machine
+    for name in ("configs", "examples", "tools"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    before = dict(DatasetCatalog.data), dict(MetadataCatalog.data)
+    (block,) = re.findall(r"```\n(.*?)```", (EXAMPLE / "README.md").read_text(), re.DOTALL)
+    lines = block.splitlines()
+    assert len(lines) == 10
+    try:
+        for line in lines:
+            python, script, *argv = shlex.split(line)
+            assert python == "python"
+            if script.endswith("make_data.py"):
+                argv += SMALL_DATA
+            elif script.endswith("train_net.py"):
+                argv += TINY
+            elif script.endswith("predict.py"):
+                argv += ["--threshold", "0"]
+            start(script, *argv)
+    finally:
+        DatasetCatalog.data, MetadataCatalog.data = before
+
+    output = tmp_path / "output" / "custom"
+    for name in ("teacher", "student", "distilled"):
+        summary = json.loads((output / name / "results.json").read_text())
+        assert summary["results"]["bbox"].keys() >= {"AP", *(f"AP-{x}" for x in CLASSES)}
+        assert bool(summary["distiller_parameters"]) == (name == "distilled")
+    found = COCO(str(output / "found" / "predictions.json"))
+    assert [x["name"] for x in found.loadCats(found.getCatIds())] == CLASSES
+    assert len(found.getImgIds()) == 3 and found.getAnnIds()
+    assert len(list((output / "found" / "drawings").iterdir())) == 3
+    plain = torch.load(output / "student.pth")["model"]
+    assert not any(name.startswith("distiller.") for name in plain)
+    boxes, classes, scores = torch.jit.load(output / "student.ts")(255 * torch.rand(3, 96, 96))
+    assert boxes.shape == (len(scores), 4)
+    assert json.loads((output / "student.ts.json").read_text())["classes"] == CLASSES
