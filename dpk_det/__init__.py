@@ -13,15 +13,18 @@ if find_spec("detectron2") is not None:
     from dpk_det import data, modeling  # noqa: F401  (they register themselves)
     from dpk_det.attach import attach_distiller, attach_from_config, distil
     from dpk_det.config import add_dpk_config
+    from dpk_det.engine.hook import DistillHook
     from dpk_det.modeling import register_distilled
-    from dpk_det.teacher import build_teacher, load_teacher
+    from dpk_det.teacher import build_teacher, inherit_weights, load_teacher
 
     __all__ += [
+        "DistillHook",
         "add_dpk_config",
         "attach_distiller",
         "attach_from_config",
         "build_teacher",
         "distil",
+        "inherit_weights",
         "load_teacher",
         "register_distilled",
     ]

@@ -72,6 +72,8 @@ class Distillation:
         _check_step(model, losses, maps)
         sizes = [tuple(x["image"].shape[-2:]) for x in batched_inputs]
         student = Features(maps, feature_strides(model.backbone), sizes)
+        # no part of the model, it did not come along if the model was moved after attaching
+        self.teacher.move(next(iter(maps.values())).device)
         teacher = self.teacher(batched_inputs)
         if self._heads:
             student.logits, teacher.logits = self._heads.compare(teacher.maps, sizes)

@@ -51,12 +51,13 @@ def add_dpk_config(cfg: CN) -> None:
 
     cfg.DISTILL.TEACHER = CN()
     # The teacher's own config: a path, or a name of Detectron2's model zoo
-    # ("COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml").
+    # ("COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml"). A LazyConfig's .py will do as well.
     cfg.DISTILL.TEACHER.CONFIG_FILE = ""
     # Its weights: a path or URL. "": the zoo's own, or for a path the model_final.pth that training
-    # with that config has left in its OUTPUT_DIR.
+    # with that config has left in its OUTPUT_DIR (train.output_dir).
     cfg.DISTILL.TEACHER.WEIGHTS = ""
-    # Overrides of the teacher's config, as on the command line: ["MODEL.ROI_HEADS.NUM_CLASSES", 3].
+    # Overrides of the teacher's config, as on the command line: ["MODEL.ROI_HEADS.NUM_CLASSES", 3],
+    # of a LazyConfig ["model.roi_heads.num_classes", 3].
     cfg.DISTILL.TEACHER.OPTS = []
 
     _add_dpk(cfg.DISTILL)
@@ -222,8 +223,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
     add_dpk_config(cfg)
     if config_file and not Path(config_file).expanduser().is_file():
         raise UserError(f"There is no config file {config_file}: give --config-file a path to one.")
-    if len(opts) % 2:
-        raise UserError(f"The overrides {list(opts)} are no pairs: write KEY VALUE KEY VALUE ...")
+    check_pairs(opts)
     try:
         if config_file:
             cfg.merge_from_file(str(Path(config_file).expanduser()))
@@ -234,6 +234,16 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
         reason = " ".join(str(e).split())
         raise UserError(f"The config {config_file} does not fit ({reason}): correct it.") from e
     return cfg
+
+
+def check_pairs(opts: Sequence[str]) -> None:
+    """Overrides are pairs of a key and its value.
+
+    Raises:
+        UserError: when there is one too many.
+    """
+    if len(opts) % 2:
+        raise UserError(f"The overrides {list(opts)} are no pairs: write KEY VALUE KEY VALUE ...")
 
 
 def plain_architecture(cfg: CN) -> CN:

@@ -1,18 +1,20 @@
 """The frozen teacher: its own config, its own normalisation, and every weight matched."""
 
 import itertools
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, LazyConfig, instantiate
 from detectron2.modeling import build_model
 from detectron2.structures import ImageList
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from dpk_det.checkpoint import load_weights_strictly
-from dpk_det.config import load_config, plain_architecture
+from dpk_det.config import check_pairs, load_config, plain_architecture
 from dpk_det.distill import Features
 from dpk_det.errors import UserError
 
@@ -34,6 +36,11 @@ class Teacher:
     def __init__(self, model: nn.Module, image_format: str, student_format: str) -> None:
         self.model = model.eval().requires_grad_(False)
         self.flip_channels = image_format != student_format
+
+    def move(self, device: torch.device) -> None:
+        """Go to a device; one that is there already stays."""
+        if next(self.model.parameters()).device != device:
+            self.model.to(device)
 
     @torch.no_grad()
     def __call__(self, batched_inputs: list[dict[str, Any]]) -> Features:
@@ -77,11 +84,14 @@ def feature_strides(backbone: nn.Module) -> dict[str, int]:
     return {name: spec.stride for name, spec in backbone.output_shape().items()}
 
 
-def load_teacher_config(config_file: str, opts: Sequence[Any] = ()) -> CfgNode:
+def load_teacher_config(config_file: str, opts: Sequence[Any] = ()) -> CfgNode | DictConfig:
     """Read a teacher's config from a path or Detectron2's model zoo.
 
+    Args:
+        config_file: YAML, or a LazyConfig's ``.py``, which is run. opts: ``[KEY, VALUE, ...]``.
+
     Raises:
-        UserError: when it is neither.
+        UserError: when it is neither, a LazyConfig without a model, or opts are no pairs.
     """
     if not config_file:
         raise UserError(
@@ -100,10 +110,21 @@ def load_teacher_config(config_file: str, opts: Sequence[Any] = ()) -> CfgNode:
                 f"Detectron2's model zoo: give DISTILL.TEACHER.CONFIG_FILE a path or a name "
                 f"such as {ZOO_EXAMPLE}."
             ) from e
-    return load_config(str(path), [str(opt) for opt in opts])
+    opts = [str(opt) for opt in opts]
+    if not str(path).endswith(".py"):
+        return load_config(str(path), opts)
+    check_pairs(opts)
+    overrides = [f"{key}={value}" for key, value in zip(opts[::2], opts[1::2], strict=True)]
+    cfg = LazyConfig.apply_overrides(LazyConfig.load(str(path)), overrides)
+    if "model" not in cfg:
+        raise UserError(
+            f"The teacher's LazyConfig {config_file} defines no 'model': give "
+            "DISTILL.TEACHER.CONFIG_FILE one that does."
+        )
+    return cfg
 
 
-def find_teacher_weights(config_file: str, weights: str, teacher_cfg: CfgNode) -> str:
+def find_teacher_weights(config_file: str, weights: str, teacher_cfg: CfgNode | DictConfig) -> str:
     """The weights to load: as given, or the zoo's own, or those that training has left.
 
     Raises:
@@ -121,7 +142,11 @@ def find_teacher_weights(config_file: str, weights: str, teacher_cfg: CfgNode) -
                 f"Detectron2's model zoo has no weights for the teacher {config_file}: name them "
                 "in DISTILL.TEACHER.WEIGHTS."
             ) from e
-    trained = Path(teacher_cfg.OUTPUT_DIR) / "model_final.pth"
+    if isinstance(teacher_cfg, DictConfig):
+        folder = OmegaConf.select(teacher_cfg, "train.output_dir", default=".")
+    else:
+        folder = teacher_cfg.OUTPUT_DIR
+    trained = Path(folder) / "model_final.pth"
     if trained.is_file():
         return str(trained)
     raise UserError(
@@ -140,22 +165,28 @@ def load_teacher(
     """Build a teacher from its own config, every weight matched.
 
     Args:
-        config_file: a path, or a name of Detectron2's model zoo.
+        config_file: a path, or a name of Detectron2's model zoo; YAML or a LazyConfig's ``.py``.
         weights: a path or URL; "": those that :func:`find_teacher_weights` finds.
         opts: overrides of its config, ``[KEY, VALUE, ...]``.
-        device: where it is to run, as the student does.
+        device: where it is to run; it follows the student if that is elsewhere.
         student_format: channel order of the images that it will be shown, "BGR" or "RGB".
 
     Raises:
         UserError: when config or weights are not found, or a weight does not fit.
     """
-    # a teacher may have been distilled itself
-    cfg = plain_architecture(load_teacher_config(config_file, opts))
+    cfg = load_teacher_config(config_file, opts)
     weights = find_teacher_weights(config_file, weights, cfg)
-    cfg.MODEL.DEVICE = str(device)
-    model = build_model(cfg)
+    if isinstance(cfg, DictConfig):
+        model = instantiate(cfg.model).to(device)
+        # Detectron2's default where the model has no use for it, as its FCOS
+        image_format = cfg.model.get("input_format", "BGR")
+    else:
+        cfg = plain_architecture(cfg)  # a teacher may have been distilled itself
+        cfg.MODEL.DEVICE = str(device)
+        model = build_model(cfg)
+        image_format = cfg.INPUT.FORMAT
     load_weights_strictly(model, weights, "DISTILL.TEACHER.WEIGHTS")
-    return Teacher(model, cfg.INPUT.FORMAT, student_format)
+    return Teacher(model, image_format, student_format)
 
 
 def build_teacher(cfg: CfgNode) -> Teacher:
@@ -182,7 +213,7 @@ def inherit_weights(student: nn.Module, teacher: nn.Module) -> tuple[list[str], 
     use without its weight. So it goes between detectors of different kinds too. A sequence of
     layers that are but numbered (a RetinaNet's ``cls_subnet``) counts as one layer: in another
     sequence the same number is another place. Pixel mean and deviation stay, each network keeps its
-    own.
+    own. Which were taken is logged.
 
     Args:
         student: gets the weights in place. teacher: gives them.
@@ -206,7 +237,14 @@ def inherit_weights(student: nn.Module, teacher: nn.Module) -> tuple[list[str], 
     ]
     for name in taken:
         wanted[name].copy_(given[name])
-    return taken, [name for name in wanted if name not in taken]
+    left = [name for name in wanted if name not in taken]
+    logging.getLogger("dpk_det").info(
+        "Inherited %d weights of the teacher: %s. Not inherited, of another name or shape: %s.",
+        len(taken),
+        ", ".join(taken) or "none",
+        ", ".join(left) or "none",
+    )
+    return taken, left
 
 
 def _layers(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, dict[str, torch.Size]]:

@@ -383,3 +383,15 @@ def test_distil_takes_what_a_lazy_config_holds(tiny, batch):
     assert [x.student for x in model.distiller.methods["pkd"].levels] == ["p3"]
     losses = train_step(model, batch)
     assert {"loss_pkd", "loss_kd_roi", "loss_rpn_cls"} <= losses.keys()
+
+
+def test_the_teacher_follows_a_model_that_is_moved_after_attaching(parties, batch):
+    # as `instantiate(cfg.model).to(device)` does; "meta" stands for a GPU
+    model, spy = Headless(parties[0]), Spy([])
+    attach_distiller(model, parties[1], spy)
+    assert {p.device.type for p in parties[1].model.parameters()} == {"cpu"}
+    parties[0].to("meta")
+    model.train()(batch)
+    _, teacher, _ = spy.seen
+    assert {x.device.type for x in teacher.maps.values()} == {"meta"}
+    assert {x.device.type for x in parties[1].model.state_dict().values()} == {"meta"}

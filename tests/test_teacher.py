@@ -13,6 +13,7 @@ from dpk_det.teacher import (
     build_teacher,
     find_teacher_weights,
     inherit_weights,
+    load_teacher,
     load_teacher_config,
 )
 
@@ -132,14 +133,14 @@ def test_a_student_equal_to_its_teacher_has_cka_1_and_the_smallest_ratio(tiny, b
 
 def test_a_teacher_of_noise_resembles_nothing_so_nearly_all_is_prior(tiny, batch, monkeypatch):
     model = tiny.build("dpk")
-    sees = model.distillation.teacher
+    sees = Teacher.__call__
 
-    def noise(batched_inputs):
-        seen = sees(batched_inputs)
+    def noise(teacher, batched_inputs):
+        seen = sees(teacher, batched_inputs)
         maps = {name: torch.randn_like(x) for name, x in seen.maps.items()}
         return Features(maps, seen.strides, seen.image_sizes)
 
-    monkeypatch.setattr(model.distillation, "teacher", noise)
+    monkeypatch.setattr(Teacher, "__call__", noise)
     torch.manual_seed(0)
     for _ in range(30):
         losses_of(model, batch)
@@ -338,3 +339,101 @@ def test_a_zoo_config_without_weights_is_an_error():
     name = "Base-RCNN-FPN.yaml"
     with pytest.raises(UserError, match=f"no weights for the teacher {name}: name them"):
         find_teacher_weights(name, "", load_teacher_config(name))
+
+
+# ------------------------------------------------------------------ LazyConfig
+
+LAZY = """
+from detectron2.config import LazyCall as L
+from detectron2.modeling import build_model
+from dpk_det.config import load_config
+
+
+def network(config_file, mean, input_format):
+    cfg = load_config(config_file, ["MODEL.PIXEL_MEAN", str(list(mean))])
+    return build_model(cfg)
+
+
+model = L(network)(config_file={config!r}, mean=[1.0, 2.0, 3.0], input_format="RGB")
+train = dict(output_dir={output!r})
+"""
+
+
+@pytest.fixture
+def lazy(tiny, tmp_path):
+    """A LazyConfig of the tiny teacher, and the folder where its training would leave weights."""
+    folder = tmp_path / "lazy"
+    folder.mkdir()
+    path = tmp_path / "teacher.py"
+    path.write_text(LAZY.format(config=str(tiny.teacher), output=str(folder)))
+    return path, folder
+
+
+def test_a_lazy_config_is_as_good_as_yaml(tiny, lazy):
+    path, _ = lazy
+    opts = ["MODEL.PIXEL_MEAN", [1.0, 2.0, 3.0]]
+    expected = load_teacher(str(tiny.teacher), str(tiny.weights), opts)
+    teacher = load_teacher(str(path), str(tiny.weights))
+    assert teacher.flip_channels and expected.flip_channels  # RGB, and BGR is what it is shown
+    assert same(teacher.model.state_dict(), expected.model.state_dict())
+    images = noise_images((70, 80), (64, 50))
+    assert same(teacher(images).maps, expected(images).maps)
+    assert not teacher.model.training
+    assert not any(p.requires_grad for p in teacher.model.parameters())
+
+
+def test_a_lazy_config_may_be_overridden_and_need_not_say_its_format(tiny, lazy):
+    path, _ = lazy
+    opts = ["model.mean", [4.0, 5.0, 6.0], "model.input_format", "BGR"]
+    teacher = load_teacher(str(path), str(tiny.weights), opts)
+    assert teacher.model.pixel_mean.flatten().tolist() == [4, 5, 6]
+    assert not teacher.flip_channels
+    path.write_text(
+        path.read_text()
+        .replace(', input_format="RGB"', "")
+        .replace("input_format):", 'input_format="RGB"):')
+    )
+    assert not load_teacher(str(path), str(tiny.weights)).flip_channels
+
+
+def test_the_weights_of_a_lazy_config_are_what_its_training_has_left(tiny, lazy):
+    path, folder = lazy
+    trained = folder / "model_final.pth"
+    with pytest.raises(UserError, match=rf"train it \(that leaves {trained}\)"):
+        load_teacher(str(path))
+    state = torch.load(tiny.weights)
+    torch.save(state, trained)
+    assert same(
+        load_teacher(str(path)).model.state_dict(), tiny.build("teacher", seed=7).state_dict()
+    )
+    del state["model"][LATERAL]
+    torch.save(state, trained)
+    with pytest.raises(UserError, match=f"missing from the file, {LATERAL}"):
+        load_teacher(str(path))
+
+
+def test_the_zoos_lazy_configs_are_known_with_their_weights():
+    name = "new_baselines/mask_rcnn_R_50_FPN_100ep_LSJ.py"
+    cfg = load_teacher_config(name, ["model.roi_heads.num_classes", 3])
+    assert cfg.model.roi_heads.num_classes == 3
+    url = find_teacher_weights(name, "", cfg)
+    assert url.startswith(f"https://dl.fbaipublicfiles.com/detectron2/{name[:-3]}/")
+
+
+def test_a_lazy_config_without_a_model_is_an_error(tmp_path):
+    path = tmp_path / "empty.py"
+    path.write_text("train = dict(output_dir='x')\n")
+    with pytest.raises(UserError, match="empty.py defines no 'model'"):
+        load_teacher(str(path))
+
+
+def test_overrides_of_a_lazy_config_come_in_pairs(lazy):
+    with pytest.raises(UserError, match="are no pairs"):
+        load_teacher_config(str(lazy[0]), ["model.mean"])
+
+
+def test_what_was_inherited_is_logged(tiny, caplog):
+    caplog.set_level("INFO", "dpk_det")
+    inherit_weights(tiny.build("plain", seed=1), tiny.build("teacher"))
+    assert "Inherited 18 weights of the teacher: " in caplog.text
+    assert "of another name or shape: backbone.fpn_lateral2" in caplog.text

@@ -2,7 +2,8 @@
 
 from .check import check
 from .export import export_student
+from .hook import DistillHook
 from .launch import launch
 from .trainer import DistillTrainer
 
-__all__ = ["DistillTrainer", "check", "export_student", "launch"]
+__all__ = ["DistillHook", "DistillTrainer", "check", "export_student", "launch"]

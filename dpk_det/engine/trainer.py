@@ -13,11 +13,11 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, get_event_storage
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from dpk_det.checkpoint import load_backbone_weights, load_weights
 from dpk_det.teacher import build_teacher, inherit_weights
 
+from .ddp import unwrap
 from .evaluators import build_evaluator
 from .machine import describe_machine, peak_memory_mb
 
@@ -125,28 +125,16 @@ class _PriorAdapter(logging.LoggerAdapter):
         return "  ".join([msg, *(f"{k}: {', '.join(v)}" for k, v in shown.items())]), kwargs
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model itself, without DistributedDataParallel around it."""
-    return model.module if isinstance(model, DistributedDataParallel) else model
-
-
 def count_parameters(module: nn.Module) -> int:
     """How many numbers a module's parameters have, frozen ones included."""
     return sum(p.numel() for p in module.parameters())
 
 
 def inherit(model: nn.Module, cfg: CfgNode) -> None:
-    """Give a model, plain or distilling, its teacher's neck and heads, and log which weights.
+    """Give a model, plain or distilling, its teacher's neck and heads.
 
     Raises:
         UserError: when the teacher cannot be built.
     """
     bond = getattr(model, "distillation", None)
-    teacher = bond.teacher if bond else build_teacher(cfg)
-    taken, left = inherit_weights(model, teacher.model)
-    logging.getLogger("dpk_det").info(
-        "Inherited %d weights of the teacher: %s. Not inherited, of another name or shape: %s.",
-        len(taken),
-        ", ".join(taken) or "none",
-        ", ".join(left) or "none",
-    )
+    inherit_weights(model, (bond.teacher if bond else build_teacher(cfg)).model)

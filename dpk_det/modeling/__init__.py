@@ -3,7 +3,7 @@
 from .fcos import FCOS
 from .fpn import build_fpn, build_resnet_fpn_top_backbone
 from .meta_arch import register_distilled
-from .small_resnet import build_small_resnet_fpn_backbone
+from .small_resnet import build_small_resnet_fpn_backbone, small_resnet
 from .timm_backbone import build_timm_backbone, build_timm_fpn_backbone
 
 register_distilled("GeneralizedRCNN", "DistillRCNN")  # Faster, Mask, Keypoint and Cascade R-CNN
@@ -19,4 +19,5 @@ __all__ = [
     "build_timm_backbone",
     "build_timm_fpn_backbone",
     "register_distilled",
+    "small_resnet",
 ]

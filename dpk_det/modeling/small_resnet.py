@@ -1,6 +1,6 @@
 """A ResNet of any width on an FPN: detectors small enough for a demonstration on a CPU."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -16,24 +16,51 @@ from .fpn import build_fpn
 
 @BACKBONE_REGISTRY.register()
 def build_small_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Basic blocks as in ResNet-18, in the widths and depths of ``cfg.MODEL.SMALL_RESNET``.
+    """:func:`small_resnet` in the widths and depths of ``cfg.MODEL.SMALL_RESNET``, on an FPN.
 
-    Detectron2's own builder holds ResNet-18 to 64 channels in its first stage. Norm and FPN come
-    from ``MODEL.RESNETS.NORM`` and ``MODEL.FPN``, as there; but "GN" has groups of four channels,
-    32 groups at most. With res5 last in ``MODEL.FPN.IN_FEATURES`` the maps are p2 to p6, as usual;
-    without it there is no p6 either, unless ``MODEL.FPN.TOP_BLOCK`` says so.
+    Norm and FPN come from ``MODEL.RESNETS.NORM`` and ``MODEL.FPN``, as for Detectron2's own. With
+    res5 last in ``MODEL.FPN.IN_FEATURES`` the maps are p2 to p6, as usual; without it there is no
+    p6 either, unless ``MODEL.FPN.TOP_BLOCK`` says so.
 
     Raises:
-        UserError: when widths and blocks do not go together, and as :func:`.build_fpn` does.
+        UserError: as :func:`small_resnet` and :func:`.build_fpn` do.
     """
-    widths, blocks = cfg.MODEL.SMALL_RESNET.WIDTHS, cfg.MODEL.SMALL_RESNET.BLOCKS
+    node = cfg.MODEL.SMALL_RESNET
+    network = small_resnet(
+        node.WIDTHS,
+        node.BLOCKS,
+        cfg.MODEL.FPN.IN_FEATURES,
+        cfg.MODEL.RESNETS.NORM,
+        input_shape.channels,
+    )
+    return build_fpn(network, cfg)
+
+
+def small_resnet(
+    widths: Sequence[int],
+    blocks: Sequence[int],
+    out_features: Sequence[str],
+    norm: str = "GN",
+    in_channels: int = 3,
+) -> ResNet:
+    """Basic blocks as in ResNet-18, of any width: Detectron2's builder holds that one to 64.
+
+    Args:
+        widths: channels of each stage, of the first one and the stem first. blocks: of each stage.
+        out_features: the maps that it gives, of "res2", "res3", ...
+        norm: Detectron2's name; but "GN" has groups of four channels, 32 groups at most.
+        in_channels: of the image.
+
+    Raises:
+        UserError: when widths and blocks do not go together.
+    """
+    widths, blocks = list(widths), list(blocks)
     if len(widths) != len(blocks) or len(set(widths)) < len(widths):
         raise UserError(
             f"MODEL.SMALL_RESNET has WIDTHS {widths} and BLOCKS {blocks}: give as many of "
             "either, and each stage another width."
         )  # Detectron2's basic block has no shortcut to stride in where the width stays
-    norm = _norm(cfg.MODEL.RESNETS.NORM)
-    stem = BasicStem(input_shape.channels, widths[0], norm)
+    layer = _norm(norm)
     stages = [
         ResNet.make_stage(
             BasicBlock,
@@ -41,11 +68,11 @@ def build_small_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN
             stride_per_block=[1 if i == 0 else 2] + [1] * (depth - 1),
             in_channels=widths[max(i - 1, 0)],
             out_channels=width,
-            norm=norm,
+            norm=layer,
         )
         for i, (width, depth) in enumerate(zip(widths, blocks, strict=True))
     ]
-    return build_fpn(ResNet(stem, stages, out_features=cfg.MODEL.FPN.IN_FEATURES), cfg)
+    return ResNet(BasicStem(in_channels, widths[0], layer), stages, out_features=list(out_features))
 
 
 def _norm(name: str) -> str | Callable[[int], nn.Module]:
