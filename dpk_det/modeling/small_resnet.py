@@ -61,6 +61,7 @@ def small_resnet(
             "either, and each stage another width."
         )  # Detectron2's basic block has no shortcut to stride in where the width stays
     layer = _norm(norm)
+    stem = BasicStem(in_channels, widths[0], layer)
     stages = [
         ResNet.make_stage(
             BasicBlock,
@@ -72,7 +73,7 @@ def small_resnet(
         )
         for i, (width, depth) in enumerate(zip(widths, blocks, strict=True))
     ]
-    return ResNet(BasicStem(in_channels, widths[0], layer), stages, out_features=list(out_features))
+    return ResNet(stem, stages, out_features=list(out_features))
 
 
 def _norm(name: str) -> str | Callable[[int], nn.Module]:

@@ -59,7 +59,7 @@ def test_it_is_detectron2s_own_class_with_what_the_keys_say(tiny, batch):
     with torch.no_grad():
         found, known = model.eval()(batch), by_hand.eval()(batch)
     for a, b in zip(found, known, strict=True):
-        assert len(a["instances"]) == 7
+        assert 0 < len(a["instances"]) <= 7
         assert torch.equal(a["instances"].pred_boxes.tensor, b["instances"].pred_boxes.tensor)
         assert torch.equal(a["instances"].scores, b["instances"].scores)
 
