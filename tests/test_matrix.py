@@ -21,6 +21,7 @@ from torch import nn
 import dpk_det
 from dpk_det.config import load_config, plain_architecture
 from dpk_det.data import made_up_batch
+from dpk_det.engine import check
 
 
 @META_ARCH_REGISTRY.register()
@@ -258,3 +259,13 @@ def test_a_pair(student, teacher, teachers):
     found, expected = evaluate(model, batch), evaluate(plain_model, batch)
     assert found.keys() == expected.keys() and any(len(x) for x in found.values())
     assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+@pytest.mark.parametrize("student", KINDS)
+def test_a_job_of_each_kind_can_be_checked(student, teachers):
+    file, weights = teachers("faster")
+    opts = {"DISTILL.TEACHER.CONFIG_FILE": file, "DISTILL.TEACHER.WEIGHTS": weights}
+    cfg = config(student, **opts, **{"DATASETS.TRAIN": (), "DATASETS.TEST": ()})
+    report = check(cfg)
+    assert report.endswith("The job is ready to run.")
+    assert all(f"{name} " in report for name in ("loss_dpk", *plain_losses(student)))

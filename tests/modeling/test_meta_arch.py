@@ -1,5 +1,7 @@
 """Distilling architectures: the plain ones in all that is kept, more in nothing but training."""
 
+import json
+
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -8,6 +10,7 @@ from detectron2.utils.events import EventStorage
 
 import dpk_det
 from dpk_det.config import PLAIN, plain_architecture
+from dpk_det.engine import export_student
 from dpk_det.engine.train import parse_args, setup
 from dpk_det.errors import UserError
 
@@ -106,6 +109,35 @@ def test_the_plain_architecture_of_a_config_needs_no_teacher(tiny):
     assert cfg.MODEL.META_ARCHITECTURE == "DistillRCNN"  # a copy was changed
     cfg = tiny.cfg("plain")
     assert plain_architecture(cfg) == cfg
+
+
+DENSE = {
+    "DistillRetinaNet": ["MODEL.RETINANET.NUM_CLASSES", 2, "MODEL.RETINANET.NUM_CONVS", 1],
+    "DistillFCOS": ["MODEL.FCOS.NUM_CLASSES", 2, "MODEL.FCOS.NUM_CONVS", 1],
+}
+DENSE["DistillRetinaNet"] += ["MODEL.RETINANET.IN_FEATURES", "['p2', 'p3', 'p4']"]
+DENSE["DistillRetinaNet"] += ["MODEL.RETINANET.SCORE_THRESH_TEST", 0.0]
+DENSE["DistillFCOS"] += ["MODEL.FCOS.IN_FEATURES", "['p2', 'p3', 'p4']"]
+DENSE["DistillFCOS"] += ["MODEL.FCOS.SCORE_THRESH_TEST", 0.0]
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_a_dense_student_of_an_rcnn_is_trained_evaluated_and_exported(
+    tiny, tmp_path, command, name
+):
+    opts = ["MODEL.META_ARCHITECTURE", name, *DENSE[name]]
+    line = ["--config-file", tiny.dpk]
+    command(*line, "OUTPUT_DIR", tmp_path, *opts)
+    weights = tmp_path / "model_final.pth"
+    more = ["OUTPUT_DIR", tmp_path / "again", "MODEL.WEIGHTS", weights]
+    command(*line, "--eval-only", *more, *opts)
+    file = "inference/coco_instances_results.json"
+    found = json.loads((tmp_path / file).read_text())
+    assert len(found) > 10
+    assert found == json.loads((tmp_path / "again" / file).read_text())
+    export_student(str(tiny.dpk), str(weights), str(tmp_path / "it.pth"), [str(x) for x in opts])
+    plain = tiny.build("plain", *opts, "MODEL.META_ARCHITECTURE", PLAIN[name])
+    plain.load_state_dict(torch.load(tmp_path / "it.pth")["model"])
 
 
 # ------------------------------------------------------------------ one of the user's own
