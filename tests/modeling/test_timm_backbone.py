@@ -193,8 +193,9 @@ def test_torchvisions_resnet_files_fit_timms_resnets(tmp_path):
     ],
     ids=["missing", "left over", "of another shape"],
 )
-def test_a_file_that_does_not_fit_whole_is_an_error(spoil, tmp_path):
-    state = timm.create_model("test_resnet").state_dict()
+@pytest.mark.parametrize("classes", [1000, 7, 0])
+def test_a_file_that_does_not_fit_whole_is_an_error(spoil, classes, tmp_path):
+    state = timm.create_model("test_resnet", num_classes=classes).state_dict()
     spoil(state)
     torch.save(state, tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"w\.pth are not those of timm's test_resnet \(.*layer2\."):
