@@ -58,7 +58,8 @@ def predict(
             names and category ids are those of the first dataset in ``DATASETS.TEST``.
         weights: checkpoint, which must fit the plain model whole.
         files: from :func:`find_inputs`. output: folder to write to.
-        threshold: score from which a detection counts; the config's own limit holds as well.
+        threshold: score from which a detection counts; the config's own limits hold as well, and
+            alone for segments.
         drawings: whether to draw.
 
     Returns:
