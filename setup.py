@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 # Read, not imported: importing dpk_det imports torch, which is not there yet when pip asks.
 VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "dpk_det/__init__.py").read_text(), re.M)[1]
+ONNX = ["onnx>=1.16", "onnxruntime>=1.20"]
 
 setup(
     name="dpk_det",
@@ -40,7 +41,9 @@ setup(
         # tools/install_detectron2.py (which `make` runs) put its Python part in place.
     ],
     extras_require={
+        # to write .onnx files, and to run them
+        "onnx": ONNX,
         # setuptools: tools/install_detectron2.py builds a wheel without build isolation.
-        "dev": ["pytest>=8", "pytest-xdist>=3", "ruff>=0.8", "setuptools>=77"],
+        "dev": ["pytest>=8", "pytest-xdist>=3", "ruff>=0.8", "setuptools>=77", *ONNX],
     },
 )
