@@ -101,3 +101,9 @@ def test_widths_that_do_not_grow_or_do_not_match_the_blocks_are_an_error(widths,
             ["res2", "res3"],
             *("MODEL.SMALL_RESNET.WIDTHS", widths, "MODEL.SMALL_RESNET.BLOCKS", blocks),
         )
+
+
+def test_images_may_have_other_channels_than_three():
+    opts = ("MODEL.PIXEL_MEAN", "[0.0]", "MODEL.PIXEL_STD", "[1.0]", "MODEL.RESNETS.NORM", "GN")
+    backbone = small(ALL, *opts)
+    assert backbone.bottom_up.stem.conv1.weight.shape[1] == 1
