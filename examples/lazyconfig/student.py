@@ -15,14 +15,18 @@ from detectron2.layers import ShapeSpec
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import CosineParamScheduler
 
-from dpk_det.modeling import small_resnet_fpn
+from dpk_det.modeling import small_resnet
 
 MAPS = ["p2", "p3", "p4"]
 
 model = model_zoo.get_config("common/models/mask_rcnn_fpn.py").model
 model.pixel_mean, model.pixel_std = [127.5] * 3, [64.0] * 3
-model.backbone = L(small_resnet_fpn)(
-    widths=[16, 32, 64], blocks=[1, 1, 1], in_features=["res2", "res3", "res4"], out_channels=64
+stages = ["res2", "res3", "res4"]
+model.backbone.update(
+    bottom_up=L(small_resnet)(widths=[16, 32, 64], blocks=[1, 1, 1], out_features=stages),
+    in_features=stages,
+    out_channels=64,
+    top_block=None,
 )
 proposals = model.proposal_generator
 proposals.in_features = MAPS
