@@ -36,6 +36,9 @@ setup(
         "PyYAML",
         "portalocker",
         "termcolor",
+        # Upstream's model zoo imports pkg_resources, which setuptools 82 removed, and
+        # tools/install_detectron2.py builds a wheel with it.
+        "setuptools>=77,<82",
         # Detectron2 is needed as well, but the index does not have it, so pip could not install
         # dpk_det if it stood here: build it from upstream's sources, or let
         # tools/install_detectron2.py (which `make` runs) put its Python part in place.
@@ -43,7 +46,6 @@ setup(
     extras_require={
         # to write .onnx files, and to run them
         "onnx": ONNX,
-        # setuptools: tools/install_detectron2.py builds a wheel without build isolation.
-        "dev": ["pytest>=8", "pytest-xdist>=3", "ruff>=0.8", "setuptools>=77", *ONNX],
+        "dev": ["pytest>=8", "pytest-xdist>=3", "ruff>=0.8", *ONNX],
     },
 )

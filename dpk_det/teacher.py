@@ -4,6 +4,7 @@ import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -100,10 +101,8 @@ def load_teacher_config(config_file: str, opts: Sequence[Any] = ()) -> CfgNode |
         )
     path = Path(config_file).expanduser()
     if not path.is_file():
-        from detectron2 import model_zoo  # not at the top: older ones need an old setuptools
-
         try:
-            path = model_zoo.get_config_file(config_file)
+            path = _model_zoo().get_config_file(config_file)
         except RuntimeError as e:
             raise UserError(
                 f"The teacher's config {config_file} is neither a file below {Path.cwd()} nor in "
@@ -124,6 +123,18 @@ def load_teacher_config(config_file: str, opts: Sequence[Any] = ()) -> CfgNode |
     return cfg
 
 
+def _model_zoo() -> ModuleType:
+    # upstream's imports pkg_resources: not at the top, for a teacher with a path needs none of it
+    try:
+        from detectron2 import model_zoo
+    except ModuleNotFoundError as e:
+        raise UserError(
+            f"Detectron2's model zoo cannot be read ({e}): install 'setuptools<82', which has "
+            "pkg_resources, or give DISTILL.TEACHER a config and weights by their paths."
+        ) from e
+    return model_zoo
+
+
 def find_teacher_weights(config_file: str, weights: str, teacher_cfg: CfgNode | DictConfig) -> str:
     """The weights to load: as given, or the zoo's own, or those that training has left.
 
@@ -133,10 +144,8 @@ def find_teacher_weights(config_file: str, weights: str, teacher_cfg: CfgNode | 
     if weights:
         return weights
     if not Path(config_file).expanduser().is_file():
-        from detectron2 import model_zoo
-
         try:
-            return model_zoo.get_checkpoint_url(config_file)
+            return _model_zoo().get_checkpoint_url(config_file)
         except RuntimeError as e:
             raise UserError(
                 f"Detectron2's model zoo has no weights for the teacher {config_file}: name them "

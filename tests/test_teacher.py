@@ -1,5 +1,8 @@
 """The frozen teacher: what it sees, that nothing changes it, and that its weights must fit."""
 
+import sys
+
+import detectron2
 import pytest
 import torch
 from detectron2.solver import build_optimizer
@@ -437,3 +440,11 @@ def test_what_was_inherited_is_logged(tiny, caplog):
     inherit_weights(tiny.build("plain", seed=1), tiny.build("teacher"))
     assert "Inherited 18 weights of the teacher: " in caplog.text
     assert "of another name or shape: backbone.fpn_lateral2" in caplog.text
+
+
+@pytest.mark.parametrize("find", [load_teacher_config, lambda x: find_teacher_weights(x, "", None)])
+def test_a_model_zoo_that_lacks_pkg_resources_says_what_to_install(monkeypatch, find):
+    monkeypatch.delattr(detectron2, "model_zoo", raising=False)
+    monkeypatch.setitem(sys.modules, "detectron2.model_zoo", None)
+    with pytest.raises(UserError, match="install 'setuptools<82'.*by their paths"):
+        find(ZOO_NAME)
