@@ -178,6 +178,12 @@ except ImportError:  # no caffe2
         "torch warns, and will raise, where indexing is not given",
     ),
     Mend(
+        "detectron2/modeling/meta_arch/retinanet.py",
+        r"get_norm\(norm, 1\)",
+        "get_norm(norm, 32)",
+        "torch refuses a GroupNorm of 32 groups on one channel: FCOS could not be built",
+    ),
+    Mend(
         "detectron2/engine/train_loop.py",
         r"from torch\.cuda\.amp import (\w+)",
         r"from torch.amp import \1",

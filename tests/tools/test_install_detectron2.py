@@ -157,6 +157,13 @@ def test_copy_false_becomes_asarray(tmp_path):
     assert new == "np.asarray(mask)"
 
 
+def test_a_dense_heads_norm_is_tried_with_as_many_channels_as_it_has_groups(tmp_path):
+    file = "detectron2/modeling/meta_arch/retinanet.py"
+    source = "norm_name = str(type(get_norm(norm, 1)))\nx = get_norm(norm, out_channels)"
+    new = mended(tmp_path, file, source, r"norm, 1")
+    assert new == source.replace("norm, 1)", "norm, 32)")
+
+
 def test_model_zoo_finds_its_files_without_pkg_resources(tmp_path):
     source = (
         "import os\nimport pkg_resources\n"
