@@ -31,10 +31,14 @@ class Teacher:
             ``pixel_mean`` and ``pixel_std``; frozen in place.
         image_format: channel order it was trained with, "BGR" or "RGB".
         student_format: channel order of the images that it will be shown.
+
+    Attributes:
+        model, student_format: as given. flip_channels: whether the two orders differ.
     """
 
     def __init__(self, model: nn.Module, image_format: str, student_format: str) -> None:
         self.model = model.eval().requires_grad_(False)
+        self.student_format = student_format
         self.flip_channels = image_format != student_format
 
     def move(self, device: torch.device) -> None:
