@@ -182,8 +182,10 @@ def load_teacher(
     weights = find_teacher_weights(config_file, weights, cfg)
     if isinstance(cfg, DictConfig):
         model = instantiate(cfg.model).to(device)
-        # Detectron2's default where the model has no use for it, as its FCOS
-        image_format = cfg.model.get("input_format", "BGR")
+        # said by the model where the config wraps it, as `distil` does; by neither where the model
+        # has no use for it, as Detectron2's FCOS
+        said = cfg.model.get("input_format") or getattr(model, "input_format", None)
+        image_format = said or "BGR"
     else:
         cfg = plain_architecture(cfg)  # a teacher may have been distilled itself
         cfg.MODEL.DEVICE = str(device)
