@@ -140,13 +140,32 @@ def attach_distiller(
             without Detectron2's event storage, set ``distiller.progress`` yourself.
 
     Raises:
-        UserError: when the model distils already or has no backbone, or its heads and the
-            teacher's cannot be compared but the distiller needs it.
+        UserError: when the model distils already or has no backbone, it has an ``input_format``
+            other than the one its teacher was told, or its heads and the teacher's cannot be
+            compared but the distiller needs it.
     """
     if hasattr(model, "distillation"):
         raise UserError(f"This {type(model).__name__} distils already: remove() that one first.")
     _check_backbone(model)
+    check_format(teacher, getattr(model, "input_format", None))
     return Distillation(model, teacher, distiller, max_iter)
+
+
+def check_format(teacher: Teacher, image_format: str | None) -> None:
+    """The teacher must know in which channel order it is shown the student's images.
+
+    Args:
+        image_format: of these images, "BGR" or "RGB"; None: not known.
+
+    Raises:
+        UserError: when it was told the other one, and would see red as blue.
+    """
+    if image_format not in (None, teacher.student_format):
+        raise UserError(
+            f"The student's images are {image_format} but its teacher was told "
+            f"{teacher.student_format}: load it by load_teacher(..., "
+            f"student_format={image_format!r})."
+        )
 
 
 def _check_backbone(model: nn.Module) -> None:

@@ -29,7 +29,7 @@ def pair_levels(
         if name not in student:
             raise UserError(
                 f"DISTILL.LEVELS names '{name}', which the student lacks: choose from "
-                f"{_list(student)}."
+                f"{list_maps(student)}."
             )
     deepest = {spec.stride: name for name, spec in teacher.items()}
     levels = []
@@ -44,15 +44,16 @@ def pair_levels(
         elif names:
             raise UserError(
                 f"The student's level {name} (stride {spec.stride}) has no partner among the "
-                f"teacher's {_list(teacher)}: take it out of DISTILL.LEVELS."
+                f"teacher's {list_maps(teacher)}: take it out of DISTILL.LEVELS."
             )
     if not levels:
         raise UserError(
-            f"Student and teacher share no feature level: the student has {_list(student)}, the "
-            f"teacher {_list(teacher)}; choose backbones that have a stride in common."
+            f"Student and teacher share no feature level: the student has {list_maps(student)}, "
+            f"the teacher {list_maps(teacher)}; choose backbones that have a stride in common."
         )
     return sorted(levels, key=lambda level: level.stride)
 
 
-def _list(shapes: Mapping[str, ShapeSpec]) -> str:
+def list_maps(shapes: Mapping[str, ShapeSpec]) -> str:
+    """What an error says of a backbone's maps: the name and stride of each."""
     return ", ".join(f"{name} (stride {spec.stride})" for name, spec in shapes.items())

@@ -32,10 +32,14 @@ class Teacher:
             ``pixel_mean`` and ``pixel_std``; frozen in place.
         image_format: channel order it was trained with, "BGR" or "RGB".
         student_format: channel order of the images that it will be shown.
+
+    Attributes:
+        model, student_format: as given. flip_channels: whether the two orders differ.
     """
 
     def __init__(self, model: nn.Module, image_format: str, student_format: str) -> None:
         self.model = model.eval().requires_grad_(False)
+        self.student_format = student_format
         self.flip_channels = image_format != student_format
 
     def move(self, device: torch.device) -> None:
@@ -187,8 +191,10 @@ def load_teacher(
     weights = find_teacher_weights(config_file, weights, cfg)
     if isinstance(cfg, DictConfig):
         model = instantiate(cfg.model).to(device)
-        # Detectron2's default where the model has no use for it, as its FCOS
-        image_format = cfg.model.get("input_format", "BGR")
+        # said by the model where the config wraps it, as `distil` does; by neither where the model
+        # has no use for it, as Detectron2's FCOS
+        said = cfg.model.get("input_format") or getattr(model, "input_format", None)
+        image_format = said or "BGR"
     else:
         cfg = plain_architecture(cfg)  # a teacher may have been distilled itself
         cfg.MODEL.DEVICE = str(device)

@@ -372,6 +372,17 @@ def test_distil_is_attach_from_config_without_a_config(tiny, batch):
     assert all(torch.equal(losses[name], others[name]) for name in losses)
 
 
+def test_a_teacher_that_was_told_another_channel_order_is_an_error(tiny):
+    teacher = load_teacher(str(tiny.teacher), str(tiny.weights), student_format="RGB")
+    with pytest.raises(UserError, match=r"are BGR but .* RGB: .*\(\.\.\., student_format='BGR'\)"):
+        distil(tiny.build("plain"), teacher, {"fitnets": {}})
+    model = tiny.build("plain", "INPUT.FORMAT", "RGB")
+    assert distil(model, teacher, {"fitnets": {}}) is model
+    silent = tiny.build("plain")
+    del silent.input_format  # a model need not say it
+    distil(silent, teacher, {"fitnets": {}})
+
+
 def test_distil_takes_what_a_lazy_config_holds(tiny, batch):
     lazy = LazyCall(distil)(
         model=LazyCall(tiny.build)(name="plain"),

@@ -357,6 +357,11 @@ def network(config_file, mean, input_format):
     return build_model(cfg)
 
 
+def silent(model):
+    del model.input_format
+    return model
+
+
 model = L(network)(config_file={config!r}, mean=[1.0, 2.0, 3.0], input_format="RGB")
 train = dict(output_dir={output!r})
 """
@@ -396,6 +401,8 @@ def test_a_lazy_config_may_be_overridden_and_need_not_say_its_format(tiny, lazy)
         .replace(', input_format="RGB"', "")
         .replace("input_format):", 'input_format="RGB"):')
     )
+    assert load_teacher(str(path), str(tiny.weights)).flip_channels  # its model says so
+    path.write_text(f"{path.read_text()}\nmodel = L(silent)(model=model)")
     assert not load_teacher(str(path), str(tiny.weights)).flip_channels
 
 

@@ -11,7 +11,11 @@ from dpk_det.errors import UserError
 
 
 def check_annotations(
-    content: dict[str, Any], json_file: str, image_root: str | None, evaluated: bool
+    content: dict[str, Any],
+    json_file: str,
+    image_root: str | None,
+    evaluated: bool,
+    masks: bool = False,
 ) -> None:
     """Check a COCO JSON file as Detectron2 and pycocotools read it.
 
@@ -22,10 +26,12 @@ def check_annotations(
         content: of the file, its categories readable. json_file: for the errors.
         image_root: folder of the images; None or an address ("://") is not looked into.
         evaluated: whether the dataset is evaluated, which takes ``area`` and ``iscrowd`` as well.
+        masks: whether the model makes masks: then each object, crowds aside, needs its own.
 
     Raises:
         UserError: the first thing found wrong: a list or a field that is absent, ids that are not
-            unique, an unknown category, a box that is not four numbers, an image without a file.
+            unique, an unknown category, a box that is not four numbers, an object without a mask,
+            an image without size or file.
     """
 
     def check(what: str, wrong: Iterable[dict[str, Any]], remedy: str) -> None:
@@ -41,6 +47,11 @@ def check_annotations(
     images, annotations = content["images"], content["annotations"]
     for key in ("id", "file_name", "height", "width"):
         check(f"image(s) without {key!r}", _without(images, key), "add it")
+    check(
+        "image(s) of no size",
+        (x for x in images if not all(_is_size(x[key]) for key in ("height", "width"))),
+        "give height and width as whole numbers of pixels",
+    )
     for key in ("id", "image_id", "category_id", "bbox", *(("area", "iscrowd") * evaluated)):
         check(f"annotation(s) without {key!r}", _without(annotations, key), "add it")
     for name in ("images", "annotations", "categories"):
@@ -58,6 +69,11 @@ def check_annotations(
         "give bbox as [x, y, width, height] in pixels",
     )
     check(
+        "annotation(s) without 'segmentation'",
+        (x for x in annotations if masks and not (x.get("segmentation") or x.get("iscrowd"))),
+        "add polygons or a run-length code, or set MODEL.MASK_ON to False",
+    )
+    check(
         "annotation(s) with 'ignore', which Detectron2 does not take",
         (x for x in annotations if x.get("ignore")),
         "write iscrowd: 1 instead",
@@ -72,7 +88,7 @@ def check_annotations(
 
 
 # what an error shows of an entry
-_TELLING = ("id", "image_id", "file_name", "name", "category_id", "bbox")
+_TELLING = ("id", "image_id", "file_name", "name", "height", "width", "category_id", "bbox")
 
 
 def _without(entries: Iterable[dict[str, Any]], key: str) -> list[dict[str, Any]]:
@@ -82,6 +98,10 @@ def _without(entries: Iterable[dict[str, Any]], key: str) -> list[dict[str, Any]
 def _doubled(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     counts = Counter(x["id"] for x in entries)
     return [x for x in entries if counts[x["id"]] > 1]
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int | float) and value >= 1 and float(value).is_integer()
 
 
 def _is_box(box: Any) -> bool:

@@ -153,8 +153,8 @@ def _check_class_count(cfg: CfgNode, name: str, metadata: Metadata) -> None:
         return
     if metadata.get("thing_classes") is None:
         content = read_json(metadata.json_file)
-        evaluated = name in cfg.DATASETS.TEST
-        check_annotations(content, metadata.json_file, metadata.get("image_root"), evaluated)
+        folder, evaluated = metadata.get("image_root"), name in cfg.DATASETS.TEST
+        check_annotations(content, metadata.json_file, folder, evaluated, cfg.MODEL.MASK_ON)
         _keep_classes(metadata, content)
     found = len(metadata.thing_classes)
     if found != expected:

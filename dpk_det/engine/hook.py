@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from torch import nn
 
-from dpk_det.attach import distil
+from dpk_det.attach import check_format, distil
 from dpk_det.config import method_arguments
 from dpk_det.errors import UserError
 from dpk_det.teacher import Teacher, build_teacher, inherit_weights
@@ -67,8 +67,9 @@ class DistillHook(HookBase):
         """The trainer, set when the hook is registered: that attaches the distiller to its model.
 
         Raises:
-            UserError: when it is no DefaultTrainer or has resumed already, and as
-                :func:`~dpk_det.attach.distil` does.
+            UserError: when it is no DefaultTrainer or has resumed already, the teacher was told
+                another channel order than ``INPUT.FORMAT``, and as :func:`~dpk_det.attach.distil`
+                does.
         """
         return self._trainer
 
@@ -84,6 +85,7 @@ class DistillHook(HookBase):
                 f"DistillHook was registered at iteration {trainer.start_iter or trainer.iter}: "
                 "register it before resume_or_load(), which else finds no place for its weights."
             )
+        check_format(self.teacher, trainer.cfg.INPUT.FORMAT)
         self._trainer = trainer
         model = distil(
             unwrap(trainer.model), self.teacher, self.methods, self.levels, trainer.max_iter

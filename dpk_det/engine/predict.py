@@ -66,9 +66,9 @@ def predict(
         A line that says what was written.
 
     Raises:
-        UserError: when the weights do not fit, classes are not known or the model detects nothing
-            of a kind that is known here; after all others, for files that could not be read or
-            drawn.
+        UserError: when the weights do not fit, the model takes no colours, classes are not known
+            or it detects nothing of a kind that is known here; after all others, for files that
+            could not be read or drawn.
     """
     cfg = plain_architecture(cfg)
     use_device(cfg)
@@ -77,6 +77,11 @@ def predict(
         metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
     else:
         metadata = Metadata(thing_classes=list(names.values()))
+    if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
+        raise UserError(
+            f"INPUT.FORMAT is {cfg.INPUT.FORMAT}, but Detectron2's predictor makes images BGR or "
+            "RGB: evaluate such a model by tools/train_net.py --eval-only."
+        )
     cfg.MODEL.WEIGHTS = ""  # the predictor would take whatever fits
     predictor = DefaultPredictor(cfg)
     load_weights_strictly(predictor.model, weights, "--weights")

@@ -12,6 +12,7 @@ from torch import nn
 
 from dpk_det.distill.registry import find
 from dpk_det.errors import UserError
+from dpk_det.pairing import list_maps
 
 
 def build_fpn(bottom_up: Backbone, cfg: CfgNode) -> FPN:
@@ -32,12 +33,13 @@ def build_fpn(bottom_up: Backbone, cfg: CfgNode) -> FPN:
     names = list(node.IN_FEATURES)
     if not names or not set(names) <= set(shapes):
         raise UserError(
-            f"MODEL.FPN.IN_FEATURES is {names}, but the network below has {_list(shapes)}: choose "
-            "from these."
+            f"MODEL.FPN.IN_FEATURES is {names}, but the network below has {list_maps(shapes)}: "
+            "choose from these."
         )
     if any(shapes[b].stride != 2 * shapes[a].stride for a, b in pairwise(names)):
         raise UserError(
-            f"MODEL.FPN.IN_FEATURES is {names} of {_list(shapes)}: give it maps of doubling stride."
+            f"MODEL.FPN.IN_FEATURES is {names} of {list_maps(shapes)}: give it maps of "
+            "doubling stride."
         )
     return FPN(
         bottom_up,
@@ -76,7 +78,3 @@ def _top_block(node: CfgNode, coarsest: str, shape: ShapeSpec) -> nn.Module | No
     if name == "maxpool":
         block.in_feature = level  # Detectron2's says p5, whatever there is
     return block
-
-
-def _list(shapes: dict[str, ShapeSpec]) -> str:
-    return ", ".join(f"{name} (stride {spec.stride})" for name, spec in shapes.items())

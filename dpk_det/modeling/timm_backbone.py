@@ -38,7 +38,7 @@ class TimmBackbone(Backbone):
 
     Args:
         body: the network; gives a list of maps.
-        name: what errors call it.
+        name: what errors call it. channels: C of the images that it takes.
 
     Attributes:
         body: as given.
@@ -48,10 +48,10 @@ class TimmBackbone(Backbone):
             take images of any size, as a trial with one shows.
     """
 
-    def __init__(self, body: nn.Module, name: str) -> None:
+    def __init__(self, body: nn.Module, name: str, channels: int = 3) -> None:
         super().__init__()
         self.body = body
-        strides, channels = body.feature_info.reduction(), body.feature_info.channels()
+        strides, widths = body.feature_info.reduction(), body.feature_info.channels()
         if len(set(strides)) < len(strides) or any(s & (s - 1) for s in strides):
             raise UserError(
                 f"The maps of {name} at MODEL.TIMM.OUT_INDICES have strides {strides}: choose one "
@@ -59,10 +59,10 @@ class TimmBackbone(Backbone):
             )
         self._out_features = [_map_name(stride) for stride in strides]
         self._out_feature_strides = dict(zip(self._out_features, strides, strict=True))
-        self._out_feature_channels = dict(zip(self._out_features, channels, strict=True))
+        self._out_feature_channels = dict(zip(self._out_features, widths, strict=True))
         # Swin gives (B, H, W, C); a network that does not say has the usual (B, C, H, W)
         self._channels_last = getattr(body, "output_fmt", "NCHW") == "NHWC"
-        self._try(name)
+        self._try(name, channels)
 
     @property
     def size_divisibility(self) -> int:
@@ -70,21 +70,21 @@ class TimmBackbone(Backbone):
         return max(self._out_feature_strides.values())
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Images (B, 3, H, W) to maps (B, C, H / stride, W / stride) by name."""
+        """Images (B, C, H, W) to maps (B, Cs, H / stride, W / stride) by name."""
         maps = self.body(x)
         if self._channels_last:
             maps = [m.permute(0, 3, 1, 2).contiguous() for m in maps]
         return dict(zip(self._out_features, maps, strict=True))
 
     @torch.no_grad()
-    def _try(self, name: str) -> None:
+    def _try(self, name: str, channels: int) -> None:
         # on whatever device it is being built, which may be "meta"
         weight = next(self.body.parameters())
         height, width = (max(side, 2 * self.size_divisibility) for side in _PROBE)
         was_training = self.body.training
         self.body.eval()  # statistics are not to move
         try:
-            maps = self(weight.new_zeros(1, 3, height, width))
+            maps = self(weight.new_zeros(1, channels, height, width))
         except _REFUSALS as e:
             raise UserError(
                 f"{name} does not take an image of {height} x {width} pixels ({_reason(e)}): "
@@ -130,14 +130,14 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
 
 
 def _build(cfg: CfgNode, input_shape: ShapeSpec, maps: Sequence[str]) -> TimmBackbone:
-    node = cfg.MODEL.TIMM
-    body = _build_body(node, input_shape.channels, maps)
+    node, channels = cfg.MODEL.TIMM, input_shape.channels
+    body = _build_body(node, channels, maps)
     if node.WEIGHTS:
-        _load(body, node, input_shape.channels)
-    if node.WEIGHTS or node.PRETRAINED:
+        _load(body, node, channels)
+    if (node.WEIGHTS or node.PRETRAINED) and channels == 3:
         _check_statistics(cfg, body.pretrained_cfg)
     _freeze(body, cfg.MODEL.BACKBONE.FREEZE_AT, node.NAME)
-    return TimmBackbone(_convert_norm(body, node.NORM), node.NAME)
+    return TimmBackbone(_convert_norm(body, node.NORM), node.NAME, channels)
 
 
 def _build_body(node: CfgNode, channels: int, maps: Sequence[str]) -> nn.Module:

@@ -55,10 +55,13 @@ MISTAKES = {
     "no list of images": lambda content: content.pop("images"),
     "no list of annotations": lambda content: content.update(annotations={}),
     "no list of annotations, each": lambda content: content.update(annotations=[3]),
-    r"1 image\(s\) without 'id', first {file_name: '2.png'}": drop("images", "id"),
+    r"1 image\(s\) without 'id', first {file_name: '2.png', height": drop("images", "id"),
     "without 'file_name'": drop("images", "file_name"),
     "without 'height'": drop("images", "height"),
     "without 'width'": drop("images", "width"),
+    r"image\(s\) of no size, .*height: 30, width: '40'": change("images", width="40"),
+    r"of no size, .*height: None.* whole numbers": change("images", height=None),
+    "of no size, .*width: 0}": change("images", width=0),
     r"annotation\(s\) without 'id'": drop("annotations", "id"),
     "without 'image_id'": drop("annotations", "image_id"),
     "without 'category_id'": drop("annotations", "category_id"),
@@ -93,6 +96,18 @@ def test_a_mistake_is_a_sentence_that_names_file_and_entry(content, warnings, me
 def test_what_only_an_evaluation_needs_is_not_asked_of_training_data(content, warnings):
     del content["annotations"][0]["area"], content["annotations"][1]["iscrowd"]
     assert warnings(evaluated=False) == []
+
+
+@pytest.mark.parametrize("fields", [{}, {"segmentation": []}, {"segmentation": None}])
+def test_models_of_masks_need_the_mask_of_each_object(content, fields):
+    first, second = content["annotations"]
+    second |= {"segmentation": [[5, 6, 15, 6, 15, 18]]}
+    first |= fields
+    check_annotations(content, "pets.json", None, True)
+    with pytest.raises(UserError, match=r"1 annotation\(s\) without 'segmentation', first {id: 1,"):
+        check_annotations(content, "pets.json", None, True, masks=True)
+    first["iscrowd"] = 1  # training leaves it out
+    check_annotations(content, "pets.json", None, True, masks=True)
 
 
 def test_images_at_an_address_are_not_looked_for(content, warnings):

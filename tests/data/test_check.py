@@ -252,3 +252,14 @@ def test_keypoints_need_names_to_be_trained(pets):
     MetadataCatalog.get("pets").keypoint_names = ["nose"]
     with pytest.raises(UserError, match=r"keypoint_flip_map, .*get.'pets'.\.keypoint_flip_map = "):
         check_datasets(pets)
+
+
+def test_models_of_masks_need_masks(pets, tmp_path):
+    content = json.loads((tmp_path / "pets.json").read_text())
+    content["annotations"] = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4]}]
+    (tmp_path / "pets.json").write_text(json.dumps(content))
+    pets.MODEL.MASK_ON = True
+    with pytest.raises(UserError, match="without 'segmentation'"):
+        check_datasets(pets)
+    pets.MODEL.MASK_ON = False
+    check_datasets(pets)

@@ -80,8 +80,7 @@ def test_the_loop(snippet, tiny, batch):
     keys = list(model.state_dict())
     names |= {"model": model.train(), "batches": [batch, batch]}
     first = model.backbone.bottom_up.stem.conv1.weight.detach().clone()
-    with EventStorage():
-        exec(snippet("A call in a loop"), names)
+    exec(snippet("A call in a loop"), names)
     assert {"loss_dpk", "loss_dkd_roi", "loss_cls"} <= names["losses"].keys()
     assert list(model.state_dict()) == keys and not hasattr(model, "distillation")
     assert not torch.equal(model.backbone.bottom_up.stem.conv1.weight, first)

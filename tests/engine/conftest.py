@@ -67,6 +67,14 @@ ARCHITECTURES = {
         "MODEL.RETINANET.SCORE_THRESH_TEST": 0.0,
         "MODEL.RETINANET.TOPK_CANDIDATES_TEST": 50,
     },
+    "fcos": {
+        "MODEL.META_ARCHITECTURE": "FCOS",
+        "MODEL.FCOS.NUM_CLASSES": 2,
+        "MODEL.FCOS.IN_FEATURES": ["p2", "p3", "p4"],
+        "MODEL.FCOS.NUM_CONVS": 1,
+        "MODEL.FCOS.SCORE_THRESH_TEST": 0.0,
+        "MODEL.FCOS.TOPK_CANDIDATES_TEST": 50,
+    },
     "panoptic": MASK
     | {
         "MODEL.META_ARCHITECTURE": "PanopticFPN",
@@ -88,7 +96,7 @@ def variant(tiny, tmp_path_factory) -> Callable[..., tuple[Any, list[str], str]]
     def make(kind: str) -> tuple[Any, list[str], str]:
         opts = [str(x) for pair in ARCHITECTURES[kind].items() for x in pair]
         model, path = tiny.build("plain", *opts).eval(), folder / f"{kind}.pth"
-        if kind == "retinanet":  # begins with nearly the same score everywhere
+        if kind in ("retinanet", "fcos"):  # begins with nearly the same score everywhere
             model.head.cls_score.weight.data.mul_(50)
         torch.save({"model": model.state_dict()}, path)
         return model, opts, str(path)

@@ -78,7 +78,7 @@ SIZES = [(64, 85), (96, 64), (80, 112), (50, 33)]  # the first is the example's 
 NOISE = torch.Generator().manual_seed(5)
 IMAGES = [torch.randint(256, (3, *size), generator=NOISE).float() for size in SIZES]
 IMAGES += [scale * IMAGES[0] for scale in (0.1, 0.3, 2)]
-KINDS = ["faster", "mask", "cascade", "retinanet", "panoptic"]
+KINDS = ["faster", "mask", "cascade", "retinanet", "fcos", "panoptic"]
 
 # In a process of its own: neither Detectron2 nor dpk_det may be needed.
 RUN = """

@@ -360,6 +360,15 @@ def test_a_model_that_distils_by_its_config_needs_no_hook(config):
         trainer.register_hooks([DistillHook.from_config(trainer.cfg)])
 
 
+def test_a_teacher_that_was_told_another_channel_order_is_an_error(tiny, config):
+    trainer = Watched(config(*PLAIN, "INPUT.FORMAT", "RGB"))
+    del trainer.model.input_format  # FCOS has none, so that the config alone says it
+    hook = DistillHook(load_teacher(str(tiny.teacher), str(tiny.weights)), DPK)
+    with pytest.raises(UserError, match=r"are RGB but .* BGR: .*student_format='RGB'"):
+        trainer.register_hooks([hook])
+    assert not hasattr(trainer.model, "distiller")
+
+
 def test_a_config_without_the_projects_keys_is_an_error():
     from detectron2.config import get_cfg
 

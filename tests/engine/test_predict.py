@@ -325,3 +325,10 @@ def test_a_model_without_instances_is_refused(tiny, images, tmp_path):
     files = find_inputs([str(images / "0.png")])
     with pytest.raises(UserError, match="A ProposalNetwork gives proposals, no instances"):
         predict(tiny.cfg("plain", *opts), str(weights), files, tmp_path)
+
+
+def test_a_model_of_grey_images_is_refused(tiny, images, tmp_path):
+    cfg = tiny.cfg("plain", "INPUT.FORMAT", "L")
+    files = find_inputs([str(images / "0.png")])
+    with pytest.raises(UserError, match=r"INPUT.FORMAT is L, but .* BGR or RGB: evaluate"):
+        predict(cfg, "unread.pth", files, tmp_path / "out")

@@ -266,6 +266,14 @@ def test_images_unlike_those_of_the_weights_are_warned_of(opts, warned, tmp_path
     assert bool([x for x in caplog.messages if right in x]) == warned
 
 
+def test_images_may_have_one_channel(tmp_path):
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "w.pth")
+    grey = ["MODEL.PIXEL_MEAN", "[127.5]", "MODEL.PIXEL_STD", "[127.5]", "INPUT.FORMAT", "L"]
+    for weights in ("", tmp_path / "w.pth"):  # of which timm adds up the channels
+        backbone = build("test_resnet", *grey, "MODEL.TIMM.WEIGHTS", weights)
+        assert backbone(images()[:, :1])["res3"].shape[-2:] == (8, 12)
+
+
 # ------------------------------------------------------------------ norms and freezing
 
 
