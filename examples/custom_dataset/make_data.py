@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw a small dataset in Pascal VOC's form: photos of circles, squares and triangles.
+"""Draw a small dataset in Pascal VOC's form: photos of shapes in three classes.
 
 python examples/custom_dataset/make_data.py output/custom/voc
 """
@@ -12,7 +12,14 @@ import cv2
 
 from dpk_det.data.shapes import CLASSES, draw_image
 
-KEPT = ["circle", "square", "triangle"]  # the other shapes are drawn too, but nobody looks for them
+GROUPS = {  # each shape's class
+    "circle": "round",
+    "ring": "round",
+    "square": "polygon",
+    "triangle": "polygon",
+    "star": "spiky",
+    "cross": "spiky",
+}
 SIZE = 96
 
 
@@ -24,9 +31,7 @@ def annotation(file_name: str, objects: list[dict]) -> ElementTree.ElementTree:
     for name, value in (("width", SIZE), ("height", SIZE), ("depth", 3)):
         ElementTree.SubElement(size, name).text = str(value)
     for item in objects:
-        name = CLASSES[item["category_id"] - 1]
-        if name not in KEPT:
-            continue
+        name = GROUPS[CLASSES[item["category_id"] - 1]]
         x, y, width, height = item["bbox"]
         node = ElementTree.SubElement(root, "object")
         small = width * height < 100
@@ -46,7 +51,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="where Annotations, ImageSets and JPEGImages go")
-    parser.add_argument("--train", type=int, default=300, help="images (default: %(default)s)")
+    parser.add_argument("--train", type=int, default=600, help="images (default: %(default)s)")
     parser.add_argument("--val", type=int, default=100, help="images (default: %(default)s)")
     args = parser.parse_args()
     for name in ("Annotations", "ImageSets/Main", "JPEGImages"):
