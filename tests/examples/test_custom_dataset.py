@@ -22,8 +22,14 @@ from dpk_det.data.shapes import draw_image
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "custom_dataset"
 CLASSES = ["round", "polygon", "spiky"]
-CLASS_OF = {"circle": "round", "ring": "round", "square": "polygon", "triangle": "polygon"}
-CLASS_OF |= {"star": "spiky", "cross": "spiky"}
+CLASS_OF = {
+    "circle": "round",
+    "ring": "round",
+    "square": "polygon",
+    "triangle": "polygon",
+    "star": "spiky",
+    "cross": "spiky",
+}
 
 # appended to a training: the same commands in seconds
 TINY = "SOLVER.MAX_ITER 2 SOLVER.IMS_PER_BATCH 2 MODEL.DEVICE cpu".split()
