@@ -94,7 +94,6 @@ def test_boxes_are_those_that_were_drawn(voc, convert):
     total = 0
     for i, image in enumerate(x for x in content["images"] if x["file_name"].startswith("train")):
         pixels, objects = draw_image(100, i)
-        drawn = [x for x in objects if shapes.CLASSES[x["category_id"] - 1] in CLASSES]
         found = [x for x in content["annotations"] if x["image_id"] == image["id"]]
         for a, b in zip(found, objects, strict=True):
             shape = shapes.CLASSES[b["category_id"] - 1]
