@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import json
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -184,5 +185,6 @@ def _class_names(cfg: CfgNode) -> list[str] | None:
     register_json_datasets(cfg)
     try:
         return list(categories(cfg).values())
-    except UserError:  # an export needs no dataset, so it may be gone
+    except UserError as e:  # an export needs no dataset, so it may be gone
+        logging.getLogger(__name__).warning("The classes stay without names: %s", e)
         return None

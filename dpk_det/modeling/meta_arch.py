@@ -29,10 +29,14 @@ def register_distilled(plain_name: str, name: str | None = None) -> str:
         The new name.
 
     Raises:
-        UserError: when the plain name is not registered (naming the nearest that is), or the new
-            name stands for something else already.
+        UserError: when the plain name is not registered (naming the nearest that is) or distils
+            itself, or the new name stands for something else already.
     """
     find(dict(META_ARCH_REGISTRY), plain_name, "meta-architecture")
+    if plain_name in PLAIN:
+        raise UserError(
+            f"{plain_name} distils already: use it, or register the plain {PLAIN[plain_name]}."
+        )
     name = name or f"Distill{plain_name}"
     if PLAIN.get(name) == plain_name:
         return name

@@ -221,7 +221,7 @@ def test_onnx_without_its_package_is_refused(tiny, trained, tmp_path, monkeypatc
         export_student(str(tiny.dpk), str(trained / "model_final.pth"), str(tmp_path / "a.onnx"))
 
 
-def test_the_description_says_what_goes_in_and_comes_out(tiny, trained, tmp_path):
+def test_the_description_says_what_goes_in_and_comes_out(tiny, trained, tmp_path, caplog):
     checkpoint, output = trained / "model_final.pth", tmp_path / "student.ts"
     export_student(str(tiny.dpk), str(checkpoint), str(output), ["INPUT.FORMAT", "RGB"])
     content = json.loads((tmp_path / "student.ts.json").read_text())
@@ -232,3 +232,4 @@ def test_the_description_says_what_goes_in_and_comes_out(tiny, trained, tmp_path
     opts = ["DATASETS.TEST", "('gone',)"]
     export_student(str(tiny.dpk), str(checkpoint), str(output), opts)
     assert json.loads((tmp_path / "student.ts.json").read_text())["classes"] is None
+    assert "The classes stay without names: " in caplog.text and "gone" in caplog.text

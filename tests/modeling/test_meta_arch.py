@@ -206,3 +206,9 @@ def test_a_name_that_is_taken_is_an_error(registry, name):
     with pytest.raises(UserError, match=f"{name} is registered already, as something else than"):
         dpk_det.register_distilled("RetinaNet", name)
     assert PLAIN["DistillRCNN"] == "GeneralizedRCNN" and "GeneralizedRCNN" not in PLAIN
+
+
+def test_an_architecture_that_distils_already_is_not_registered_again(registry):
+    with pytest.raises(UserError, match="DistillRetinaNet distils already.*plain RetinaNet"):
+        dpk_det.register_distilled("DistillRetinaNet")
+    assert "DistillDistillRetinaNet" not in registry
