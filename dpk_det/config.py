@@ -28,6 +28,11 @@ def add_dpk_config(cfg: CN) -> None:
 
     _add_timm(cfg.MODEL)
 
+    # The network of build_cifar_backbone: resnet20, 32, 44, 56, 110, 8x4, 32x4; wrn_16_2, wrn_40_1,
+    # wrn_40_2; vgg8, vgg13; mobilenetv2, shufflenetv1, shufflenetv2.
+    cfg.MODEL.CIFAR = CN()
+    cfg.MODEL.CIFAR.NAME = "resnet20"
+
     # Weights that only the backbone's bottom-up network starts from, after MODEL.WEIGHTS: another
     # detector's checkpoint, or a file of such a network alone.
     cfg.MODEL.BACKBONE_WEIGHTS = ""

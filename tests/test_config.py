@@ -70,8 +70,9 @@ def test_adding_our_keys_changes_none_of_detectron2s():
     assert {key: after[key] for key in before} == before
     new = set(after) - set(before)
     ours = ("DISTILL.", "MODEL.SMALL_RESNET.", "MODEL.BACKBONE_WEIGHTS")
-    networks = ("MODEL.FCOS.", "MODEL.FPN.TOP_BLOCK", "MODEL.TIMM.")
-    assert all(key.startswith(ours + networks) for key in new)
+    networks = ("MODEL.FCOS.", "MODEL.FPN.TOP_BLOCK", "MODEL.TIMM.", "MODEL.CIFAR.")
+    classifiers = ("MODEL.CLASSIFIER.", "INPUT.IMAGES.")
+    assert all(key.startswith(ours + networks + classifiers) for key in new)
 
 
 @pytest.mark.parametrize("name", sorted(DISTILLERS))

@@ -1,5 +1,6 @@
 """Meta-architectures that distil, and networks that Detectron2 lacks; importing registers them."""
 
+from .cifar import build_cifar_backbone
 from .fcos import FCOS
 from .fpn import build_fpn, build_resnet_fpn_top_backbone
 from .meta_arch import register_distilled
@@ -13,6 +14,7 @@ register_distilled("PanopticFPN")
 
 __all__ = [
     "FCOS",
+    "build_cifar_backbone",
     "build_fpn",
     "build_resnet_fpn_top_backbone",
     "build_small_resnet_fpn_backbone",
