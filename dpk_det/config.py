@@ -28,6 +28,13 @@ def add_dpk_config(cfg: CN) -> None:
 
     _add_timm(cfg.MODEL)
 
+    # ImageClassifier: classes, weight of the cross-entropy, and the share of its target that is
+    # spread evenly over the classes.
+    cfg.MODEL.CLASSIFIER = CN()
+    cfg.MODEL.CLASSIFIER.NUM_CLASSES = 1000
+    cfg.MODEL.CLASSIFIER.LOSS_WEIGHT = 1.0
+    cfg.MODEL.CLASSIFIER.LABEL_SMOOTHING = 0.0
+
     # The network of build_cifar_backbone: resnet20, 32, 44, 56, 110, 8x4, 32x4; wrn_16_2, wrn_40_1,
     # wrn_40_2; vgg8, vgg13; mobilenetv2, shufflenetv1, shufflenetv2.
     cfg.MODEL.CIFAR = CN()

@@ -235,3 +235,56 @@ def trained(tiny, tmp_path_factory) -> Path:
     with command_context() as run:
         run("--config-file", tiny.dpk, "OUTPUT_DIR", folder)
     return folder
+
+
+CLASSIFIER = """
+MODEL:
+  META_ARCHITECTURE: "ImageClassifier"
+  DEVICE: "cpu"
+  PIXEL_MEAN: [120.0, 110.0, 100.0]
+  PIXEL_STD: [60.0, 55.0, 50.0]
+  BACKBONE: {{NAME: "build_cifar_backbone"}}
+  CIFAR: {{NAME: "resnet20"}}
+  CLASSIFIER: {{NUM_CLASSES: 3}}
+SOLVER:
+  IMS_PER_BATCH: 8
+  BASE_LR: 0.01
+  MAX_ITER: 3
+  WARMUP_ITERS: 0
+SEED: 1
+VERSION: 2
+OUTPUT_DIR: {output}
+"""
+# other pixel statistics, the other channel order
+CLASSIFYING_TEACHER = """
+_BASE_: "plain.yaml"
+MODEL:
+  PIXEL_MEAN: [90.0, 100.0, 110.0]
+  PIXEL_STD: [40.0, 50.0, 60.0]
+  CIFAR: {{NAME: "wrn_16_2"}}
+INPUT: {{FORMAT: "RGB"}}
+OUTPUT_DIR: {output}
+"""
+CLASSIFYING_DPK = """
+_BASE_: "plain.yaml"
+MODEL: {{META_ARCHITECTURE: "DistillClassifier"}}
+DISTILL:
+  TEACHER: {{CONFIG_FILE: {teacher}, WEIGHTS: {weights}}}
+  DPK: {{TOKEN_STRIDE: 8, DIM: 16, HEADS: 2, CKA_OF: "images"}}
+OUTPUT_DIR: {output}
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_images(tmp_path_factory) -> Tiny:
+    """As ``tiny``, of classifiers of three classes."""
+    folder = tmp_path_factory.mktemp("tiny_images")
+    names = ("plain.yaml", "dpk.yaml", "teacher.yaml", "teacher.pth")
+    tiny = Tiny(*(folder / name for name in names))
+    tiny.plain.write_text(CLASSIFIER.format(output=folder / "plain"))
+    tiny.teacher.write_text(CLASSIFYING_TEACHER.format(output=folder / "teacher"))
+    tiny.dpk.write_text(
+        CLASSIFYING_DPK.format(teacher=tiny.teacher, weights=tiny.weights, output=folder / "dpk")
+    )
+    torch.save({"model": tiny.build("teacher", seed=7).state_dict()}, tiny.weights)
+    return tiny
