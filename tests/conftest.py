@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import random
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,10 +125,11 @@ class Tiny:
     def cfg(self, name: str, *opts: Any) -> Any:
         """The config ``name``, its dataset registered."""
         from dpk_det.config import load_config
-        from dpk_det.data import register_json_datasets
+        from dpk_det.data import register_image_datasets, register_json_datasets
 
         cfg = load_config(str(getattr(self, name)), [str(opt) for opt in opts])
         register_json_datasets(cfg)
+        register_image_datasets(cfg)
         return cfg
 
     def build(self, name: str, *opts: Any, seed: int = 0) -> Any:
@@ -246,6 +248,14 @@ MODEL:
   BACKBONE: {{NAME: "build_cifar_backbone"}}
   CIFAR: {{NAME: "resnet20"}}
   CLASSIFIER: {{NUM_CLASSES: 3}}
+INPUT:
+  IMAGES: {{SIZE: 32, IN_MEMORY: True, BATCH_TEST: 7}}
+DATASETS:
+  IMAGES: {{discs_train: {images}.zip, discs_test: {images}}}
+  TRAIN: ("discs_train",)
+  TEST: ("discs_test",)
+DATALOADER:
+  NUM_WORKERS: 0
 SOLVER:
   IMS_PER_BATCH: 8
   BASE_LR: 0.01
@@ -275,16 +285,44 @@ OUTPUT_DIR: {output}
 """
 
 
+def draw_classes(folder: Path) -> None:
+    """Ten noisy images of 32 x 32 pixels a class, in a folder each, and ``folder.zip``."""
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile(f"{folder}.zip", "w") as archive:
+        for number, name in enumerate(("disc", "none", "square")):
+            (folder / name).mkdir(parents=True)
+            for i in range(10):
+                image = rng.integers(0, 60, (32, 32, 3), dtype=np.uint8)
+                if number == 0:
+                    cv2.circle(image, (16, 16), 9, (250, 200, 100), -1)
+                elif number == 2:
+                    cv2.rectangle(image, (8, 8), (24, 24), (50, 100, 250), -1)
+                path = folder / name / f"{i}.png"
+                cv2.imwrite(str(path), image)
+                archive.write(path, f"images/{name}/{i}.png")
+
+
 @pytest.fixture(scope="session")
 def tiny_images(tmp_path_factory) -> Tiny:
-    """As ``tiny``, of classifiers of three classes."""
+    """As ``tiny``, of classifiers of three classes, with 30 images of discs and other shapes."""
     folder = tmp_path_factory.mktemp("tiny_images")
+    draw_classes(folder / "images")
     names = ("plain.yaml", "dpk.yaml", "teacher.yaml", "teacher.pth")
     tiny = Tiny(*(folder / name for name in names))
-    tiny.plain.write_text(CLASSIFIER.format(output=folder / "plain"))
+    tiny.plain.write_text(CLASSIFIER.format(images=folder / "images", output=folder / "plain"))
     tiny.teacher.write_text(CLASSIFYING_TEACHER.format(output=folder / "teacher"))
     tiny.dpk.write_text(
         CLASSIFYING_DPK.format(teacher=tiny.teacher, weights=tiny.weights, output=folder / "dpk")
     )
     torch.save({"model": tiny.build("teacher", seed=7).state_dict()}, tiny.weights)
     return tiny
+
+
+@pytest.fixture(scope="session")
+def distilled_images(tiny_images, tmp_path_factory) -> Path:
+    """The folder of a classifier's training of three steps, with DPK and KD."""
+    folder = tmp_path_factory.mktemp("distilled_images")
+    with command_context() as run:
+        methods = ["DISTILL.METHODS", "['dpk', 'kd']"]
+        run("--config-file", tiny_images.dpk, *methods, "OUTPUT_DIR", folder)
+    return folder
