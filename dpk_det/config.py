@@ -59,7 +59,7 @@ def add_dpk_config(cfg: CN) -> None:
     cfg.MODEL.CIFAR.NAME = "resnet20"
 
     # Weights that only the backbone's bottom-up network starts from, after MODEL.WEIGHTS: another
-    # detector's checkpoint, or a file of such a network alone.
+    # detector's or a classifier's checkpoint, or a file of such a network alone.
     cfg.MODEL.BACKBONE_WEIGHTS = ""
 
     # Stem and residual widths of build_small_resnet_fpn_backbone, and residual blocks a stage.

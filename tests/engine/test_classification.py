@@ -4,10 +4,13 @@ import json
 
 import pytest
 import torch
+import yaml
 from detectron2.modeling import build_model
 
 from dpk_det.data import build_image_test_loader
 from dpk_det.engine.check import check
+from dpk_det.engine.compare import compare
+from dpk_det.engine.suite import plan, read_suite
 from dpk_det.engine.train import parse_args, setup
 from dpk_det.errors import UserError
 from dpk_det.modeling import ImageClassifier
@@ -79,6 +82,37 @@ def test_methods_with_one_seed_see_the_same_images(tiny_images, monkeypatch, tmp
     for config in (tiny_images.plain, tiny_images.dpk):
         command("--config-file", config, "OUTPUT_DIR", tmp_path)
     assert len(seen) == 6 and torch.equal(torch.stack(seen[:3]), torch.stack(seen[3:]))
+
+
+def test_a_suite_of_classifiers_is_compared(tiny_images, tmp_path, command):
+    content = {
+        "seeds": [1, 2],
+        "metric": "cls/top1",
+        "secondary": "cls/top5",
+        "common": {"SOLVER.MAX_ITER": 2},
+        "start": "teacher",
+        "teachers": {"teacher": {"config": str(tiny_images.plain), "seed": 5}},
+        "baseline": "plain",
+        "methods": {
+            "plain": {"config": str(tiny_images.plain)},
+            "kd": {
+                "config": str(tiny_images.dpk),
+                "teacher": "teacher",
+                "opts": {"DISTILL.METHODS": ["kd"]},
+            },
+        },
+    }
+    path = tmp_path / "suite.yaml"
+    path.write_text(yaml.safe_dump(content))
+    todo = plan(read_suite(path), tmp_path / "runs")
+    for run in todo.runs:  # in this process: starting one takes ten seconds
+        command(*run.arguments)
+    compare(todo, tmp_path / "out", None, "command", print)
+    report = (tmp_path / "out" / "report.md").read_text()
+    summary = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert "top1" in report and "top5" in report
+    figures = [read(tmp_path / "runs" / f"kd-seed{s}")["results"]["cls"]["top1"] for s in (1, 2)]
+    assert list(summary["methods"]["kd"]["values"].values()) == pytest.approx(figures)
 
 
 def test_check_reports_levels_and_sizes(tiny_images):
