@@ -123,6 +123,17 @@ def test_processes_share_a_batch_and_draw_different_images(tiny_images, monkeypa
         build_image_train_loader(cfg)
 
 
+def test_augmentation_has_a_seed_of_its_own_in_each_process(tiny_images, monkeypatch):
+    cfg, seeds = tiny_images.cfg("plain"), set()
+    for seed, rank in itertools.product((5, 50), (0, 1)):
+        monkeypatch.setattr(comm, "shared_random_seed", lambda seed=seed: seed)
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        loader = build_image_train_loader(cfg)
+        assert loader.dataset.generator is loader.generator
+        seeds.add(loader.generator.initial_seed())
+    assert len(seeds) == 4
+
+
 def test_channels_come_in_the_configs_order(tiny_images):
     cfgs = (tiny_images.cfg("plain", "INPUT.FORMAT", x) for x in ("RGB", "BGR"))
     own, other = (next(iter(build_image_test_loader(cfg, "discs_test"))) for cfg in cfgs)

@@ -10,6 +10,7 @@ from detectron2.modeling import build_model
 from dpk_det.data import build_image_test_loader
 from dpk_det.engine.check import check
 from dpk_det.engine.compare import compare
+from dpk_det.engine.export import export_student
 from dpk_det.engine.suite import plan, read_suite
 from dpk_det.engine.train import parse_args, setup
 from dpk_det.errors import UserError
@@ -59,6 +60,14 @@ def test_figures_are_those_of_the_checkpoint(tiny_images, distilled_images):
     ]
     hits = [hit for batch in hits for hit in batch]
     assert read(distilled_images)["results"]["cls"]["top1"] == pytest.approx(100 * sum(hits) / 30)
+
+
+def test_the_weights_are_exported_without_the_distillers(tiny_images, distilled_images, tmp_path):
+    weights, output = str(distilled_images / "model_final.pth"), tmp_path / "student.pth"
+    export_student(str(tiny_images.dpk), weights, str(output))
+    tiny_images.build("plain").load_state_dict(torch.load(output)["model"])
+    with pytest.raises(UserError, match="cannot be written as TorchScript"):
+        export_student(str(tiny_images.dpk), weights, str(tmp_path / "student.ts"))
 
 
 def test_training_resumes(tiny_images, tmp_path, command):
