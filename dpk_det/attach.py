@@ -8,8 +8,9 @@ from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage, get_event_storage
 from torch import nn
 
+from dpk_det.batches import box_targets, image_labels, image_sizes
 from dpk_det.config import method_arguments
-from dpk_det.distill import Distiller, Features, Targets, build_distiller
+from dpk_det.distill import Distiller, Features, build_distiller
 from dpk_det.errors import UserError
 from dpk_det.heads import ComparedHeads
 from dpk_det.pairing import pair_levels
@@ -67,20 +68,22 @@ class Distillation:
     def _add_losses(self, model: nn.Module, inputs: tuple, kwargs: dict, losses: Any) -> Any:
         if not self._learns():
             return None
-        batched_inputs, maps = (*inputs, *kwargs.values())[0], self._maps
+        batch, maps = (*inputs, *kwargs.values())[0], self._maps
         self._maps = None  # the graph must not outlive the step
         _check_step(model, losses, maps)
-        sizes = [tuple(x["image"].shape[-2:]) for x in batched_inputs]
+        sizes = image_sizes(batch)
         student = Features(maps, feature_strides(model.backbone), sizes)
         # no part of the model, it did not come along if the model was moved after attaching
         self.teacher.move(next(iter(maps.values())).device)
-        teacher = self.teacher(batched_inputs)
+        teacher = self.teacher(batch)
         if self._heads:
-            student.logits, teacher.logits = self._heads.compare(teacher.maps, sizes)
+            labels = image_labels(batch)
+            student.logits, teacher.logits = self._heads.compare(teacher.maps, sizes, labels)
         storage = _event_storage()
         if storage and self.max_iter:
             self.distiller.progress = storage.iter / self.max_iter
-        distilled = self.distiller(student, teacher, _targets(batched_inputs, maps))
+        targets = box_targets(batch, next(iter(maps.values())).device)
+        distilled = self.distiller(student, teacher, targets)
         if storage:
             self._log(storage)
         return {**losses, **distilled}
@@ -111,17 +114,6 @@ def _event_storage() -> EventStorage | None:
         return None
 
 
-def _targets(batched_inputs: list[dict[str, Any]], maps: dict[str, Any]) -> Targets | None:
-    instances = [x.get("instances") for x in batched_inputs]
-    if not all(x is not None and x.has("gt_boxes") and x.has("gt_classes") for x in instances):
-        return None
-    device = next(iter(maps.values())).device
-    return Targets(
-        [x.gt_boxes.tensor.to(device) for x in instances],
-        [x.gt_classes.to(device) for x in instances],
-    )
-
-
 def attach_distiller(
     model: nn.Module, teacher: Teacher, distiller: Distiller, max_iter: int | None = None
 ) -> Distillation:
@@ -133,7 +125,7 @@ def attach_distiller(
 
     Args:
         model: any Detectron2 model with a ``backbone``, whose training forward takes a list of
-            dicts and returns a dict of losses.
+            dicts (a classifier: one dict of tensors) and returns a dict of losses.
         teacher: from :func:`~dpk_det.teacher.build_teacher`.
         distiller: on the levels that :func:`~dpk_det.pairing.pair_levels` found.
         max_iter: steps of the training, for schedules that follow its progress; without it, or
@@ -141,13 +133,18 @@ def attach_distiller(
 
     Raises:
         UserError: when the model distils already or has no backbone, it has an ``input_format``
-            other than the one its teacher was told, or its heads and the teacher's cannot be
-            compared but the distiller needs it.
+            other than the one its teacher was told, one of the two is a detector and the other a
+            classifier, or their heads cannot be compared but the distiller needs it.
     """
     if hasattr(model, "distillation"):
         raise UserError(f"This {type(model).__name__} distils already: remove() that one first.")
     _check_backbone(model)
     check_format(teacher, getattr(model, "input_format", None))
+    if getattr(model, "takes_tensors", False) != getattr(teacher.model, "takes_tensors", False):
+        raise UserError(
+            f"A {type(model).__name__} cannot learn from a {type(teacher.model).__name__}, for a "
+            "classifier's batches are not a detector's: choose a teacher of the student's kind."
+        )
     return Distillation(model, teacher, distiller, max_iter)
 
 

@@ -2,12 +2,13 @@
 
 A path ``torchvision://ResNet18_Weights.IMAGENET1K_V1`` names weights of torchvision, downloaded
 once. Its ResNets, whose layout timm shares, and its MobileNetV2 are recognised by their keys; they
-fill their part of the model whole, or are refused.
+fill their part of the model whole, or are refused. A ResNet's classifier goes along where the model
+is a classifier.
 """
 
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torchvision
@@ -29,8 +30,9 @@ class Checkpointer(DetectionCheckpointer):
     """Detectron2's checkpointer for more layouts, that remembers what did not match.
 
     Args:
-        model: to load into. part: what the model is called in the file, where it is a part of what
-            the file holds ("backbone.bottom_up"); a file that has no such part is taken whole.
+        model: to load into. parts: what the model may be called in the file, where it is a part of
+            what the file holds ("backbone.bottom_up"): the first that is there; a file that has
+            none of them is taken whole.
 
     Attributes:
         incompatible: fvcore's ``missing_keys``, ``unexpected_keys`` and ``incorrect_shapes`` of the
@@ -40,22 +42,27 @@ class Checkpointer(DetectionCheckpointer):
 
     from_imagenet = False
 
-    def __init__(self, model: nn.Module, *args: Any, part: str = "", **kwargs: Any) -> None:
+    def __init__(
+        self, model: nn.Module, *args: Any, parts: Sequence[str] = (), **kwargs: Any
+    ) -> None:
         super().__init__(model, *args, **kwargs)
-        self.prefix = f"{part}." if part else ""
+        self.prefixes = [f"{part}." for part in parts]
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         loaded = super()._load_file(filename)
-        part = {
-            key.removeprefix(self.prefix): value
-            for key, value in loaded["model"].items()
-            if key.startswith(self.prefix)
-        }
-        loaded["model"] = part or loaded["model"]
+        state = loaded["model"]
+        for prefix in self.prefixes:
+            part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            if part:
+                state = loaded["model"] = part
+                break
         for key, rename in _RENAMES.items():
-            if key in loaded["model"]:
+            if key in state:
                 self.from_imagenet = True
-                return {"model": rename(loaded["model"]), "matching_heuristics": True}
+                renamed = rename(state)
+                if isinstance(getattr(self.model, "head", None), nn.Linear):  # a classifier's
+                    renamed |= {f"head.{k[3:]}": v for k, v in state.items() if k[:3] == "fc."}
+                return {"model": renamed, "matching_heuristics": True}
         return loaded
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
@@ -66,13 +73,15 @@ class Checkpointer(DetectionCheckpointer):
         return self.incompatible
 
 
-def load_weights(model: nn.Module, path: str, key: str = "MODEL.WEIGHTS", part: str = "") -> Any:
+def load_weights(
+    model: nn.Module, path: str, key: str = "MODEL.WEIGHTS", parts: Sequence[str] = ()
+) -> Any:
     """Load a model's weights as far as they match; Detectron2 logs what does not.
 
     Args:
         model: gets the weights in place. path: file or URL; "" loads nothing.
         key: the config key that holds the path, for the error.
-        part: as for :class:`Checkpointer`.
+        parts: as for :class:`Checkpointer`.
 
     Returns:
         :attr:`Checkpointer.incompatible`, or None for no path.
@@ -91,7 +100,7 @@ def load_weights(model: nn.Module, path: str, key: str = "MODEL.WEIGHTS", part: 
         raise UserError(f"The weights at {path} cannot be had ({e}): check {key}.") from e
     if not found:
         raise UserError(f"There are no weights at {path}: give {key} an existing file or URL.")
-    checkpointer = Checkpointer(model, part=part)
+    checkpointer = Checkpointer(model, parts=parts)
     try:
         checkpointer.load(path, checkpointables=[])
     except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError) as e:
@@ -134,16 +143,16 @@ def load_backbone_weights(model: nn.Module, path: str) -> Any:
     """Load the bottom-up network of a model's backbone alone, as :func:`load_weights` does.
 
     Args:
-        model: a detector. path: a detector's checkpoint, of which only that network is read, or a
-            file that holds nothing else; "" loads nothing.
+        model: a detector or classifier. path: a checkpoint of one or the other, of which only that
+            network is read, or a file that holds nothing else; "" loads nothing.
 
     Raises:
         UserError: as there, and when not one weight fits.
     """
     has_neck = hasattr(model.backbone, "bottom_up")
     network = model.backbone.bottom_up if has_neck else model.backbone
-    part = "backbone.bottom_up" if has_neck else "backbone"
-    found = load_weights(network, path, "MODEL.BACKBONE_WEIGHTS", part)
+    parts = "backbone.bottom_up", "backbone"  # below a neck, or without one as in a classifier
+    found = load_weights(network, path, "MODEL.BACKBONE_WEIGHTS", parts)
     if found and len(found.missing_keys) >= len(network.state_dict()):
         raise UserError(
             f"Not one weight of {path} fits the backbone: give MODEL.BACKBONE_WEIGHTS the weights "

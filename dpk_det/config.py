@@ -20,6 +20,24 @@ def add_dpk_config(cfg: CN) -> None:
     # can then stand in DATASETS.TRAIN and .TEST. Relative paths start at the working directory.
     cfg.DATASETS.JSON = CN(new_allowed=True)
 
+    # The same for classifiers, `name: path` of a folder or zip that has a folder a class, or
+    # `name: [path, part]` of CIFAR's archive, unpacked or not, where part is train or test.
+    cfg.DATASETS.IMAGES = CN(new_allowed=True)
+
+    # What classifiers are given.
+    cfg.INPUT.IMAGES = CN()
+    # Side in pixels.
+    cfg.INPUT.IMAGES.SIZE = 224
+    # Decode all images once and keep them, brought to SIZE: for small ones. Training then shifts
+    # each by PAD pixels at most, over black. Otherwise they are read by DATALOADER.NUM_WORKERS;
+    # training cuts a part of any size and shape out and resizes it (RandomResizedCrop), evaluation
+    # brings the shorter side to RESIZE_TEST and takes the middle. INPUT.RANDOM_FLIP holds for both.
+    cfg.INPUT.IMAGES.IN_MEMORY = False
+    cfg.INPUT.IMAGES.PAD = 4
+    cfg.INPUT.IMAGES.RESIZE_TEST = 256
+    # Images of a batch in evaluation, of each process.
+    cfg.INPUT.IMAGES.BATCH_TEST = 100
+
     # What an FPN of dpk_det's builders has above IN_FEATURES: "maxpool", one map pooled from its
     # coarsest; "p6p7", two by convolutions from the coarsest map of the network below (RetinaNet);
     # "p6p7_p5", the same from the FPN's own coarsest (FCOS); "none". "": "maxpool" where res5 is
@@ -28,8 +46,20 @@ def add_dpk_config(cfg: CN) -> None:
 
     _add_timm(cfg.MODEL)
 
+    # ImageClassifier: classes, weight of the cross-entropy, and the share of its target that is
+    # spread evenly over the classes.
+    cfg.MODEL.CLASSIFIER = CN()
+    cfg.MODEL.CLASSIFIER.NUM_CLASSES = 1000
+    cfg.MODEL.CLASSIFIER.LOSS_WEIGHT = 1.0
+    cfg.MODEL.CLASSIFIER.LABEL_SMOOTHING = 0.0
+
+    # The network of build_cifar_backbone: resnet20, 32, 44, 56, 110, 8x4, 32x4; wrn_16_2, wrn_40_1,
+    # wrn_40_2; vgg8, vgg13; mobilenetv2, shufflenetv1, shufflenetv2.
+    cfg.MODEL.CIFAR = CN()
+    cfg.MODEL.CIFAR.NAME = "resnet20"
+
     # Weights that only the backbone's bottom-up network starts from, after MODEL.WEIGHTS: another
-    # detector's checkpoint, or a file of such a network alone.
+    # detector's or a classifier's checkpoint, or a file of such a network alone.
     cfg.MODEL.BACKBONE_WEIGHTS = ""
 
     # Stem and residual widths of build_small_resnet_fpn_backbone, and residual blocks a stage.

@@ -1,4 +1,4 @@
-"""What detectors' heads say: the student's are watched, the teacher's are asked the same.
+"""What heads say: the student's are watched, the teacher's are asked the same.
 
 Shapes: B images, H x W cells, A anchors a cell, K classes.
 """
@@ -83,6 +83,28 @@ class BoxHead:
         return self.predictor(self.features(pooled))[0]
 
 
+@dataclass
+class ImageHead:
+    """The head of a classifier.
+
+    Attributes:
+        model: classifies maps. head: its last layer, returns logits (B, K).
+    """
+
+    name = "image"
+    model: nn.Module
+    head: nn.Module
+
+    @property
+    def num_classes(self) -> int:
+        return self.model.num_classes
+
+    @staticmethod
+    def of(model: nn.Module) -> "ImageHead | None":
+        """A model's, or None."""
+        return ImageHead(model, model.head) if hasattr(model, "classify") else None
+
+
 class ComparedHeads:
     """Heads that student and teacher share, compared on the same places.
 
@@ -98,10 +120,11 @@ class ComparedHeads:
     def __init__(self, student: nn.Module, teacher: nn.Module, names: Collection[str]) -> None:
         self._hooks: list[Any] = []
         self._seen: dict[str, Any] = {}
-        self.dense, self.box = (
-            _shared(find(student), find(teacher), names) for find in (DenseHead.of, BoxHead.of)
+        self.dense, self.box, self.image = (
+            _shared(find(student), find(teacher), names)
+            for find in (DenseHead.of, BoxHead.of, ImageHead.of)
         )
-        if not self.dense and not self.box:
+        if not self.dense and not self.box and not self.image:
             raise UserError(
                 f"A {type(student).__name__} student and a {type(teacher).__name__} teacher share "
                 f"none of the heads whose logits are to be compared ({', '.join(sorted(names))}): "
@@ -124,13 +147,21 @@ class ComparedHeads:
             hook = own.heads.box_pooler.register_forward_pre_hook(self._see_boxes)
             self._hooks.append(hook)
 
+        if self.image:
+            _check_classes(*self.image)
+            self._watch(self.image[0].head, "image")
+
     def compare(
-        self, maps: Mapping[str, Tensor], image_sizes: Sequence[tuple[int, int]]
+        self,
+        maps: Mapping[str, Tensor],
+        image_sizes: Sequence[tuple[int, int]],
+        labels: Tensor | None = None,
     ) -> tuple[dict[str, Logits], dict[str, Logits]]:
         """What both say of the places that the student looked at in this step.
 
         Args:
             maps: the teacher's. image_sizes: (height, width) of each image before padding.
+            labels: (B,) the class of each image, of a classifier.
 
         Returns:
             Head to logits of the student, and the same of the teacher.
@@ -161,6 +192,11 @@ class ComparedHeads:
                 answers = self.box[1].classify(maps, seen["boxes"])
             student["roi"] = Logits(seen["logits"][0], True, labels)
             teacher["roi"] = Logits(answers, True)
+        if self.image:
+            with torch.no_grad():
+                answers = self.image[1].model.classify(maps)
+            student["image"] = Logits(seen["image"], True, labels.to(answers.device))
+            teacher["image"] = Logits(answers, True)
         return student, teacher
 
     def forget(self) -> None:

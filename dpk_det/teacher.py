@@ -14,6 +14,7 @@ from detectron2.structures import ImageList
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from dpk_det.batches import Batch, flip_channels
 from dpk_det.checkpoint import load_weights_strictly
 from dpk_det.config import check_pairs, load_config, plain_architecture
 from dpk_det.distill import Features
@@ -23,7 +24,7 @@ ZOO_EXAMPLE = "COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml"
 
 
 class Teacher:
-    """A detector that only looks: in eval mode, without gradients.
+    """A detector or classifier that only looks: in eval mode, without gradients.
 
     No ``nn.Module``, so that a student that holds it does not adopt its weights.
 
@@ -48,20 +49,19 @@ class Teacher:
             self.model.to(device)
 
     @torch.no_grad()
-    def __call__(self, batched_inputs: list[dict[str, Any]]) -> Features:
+    def __call__(self, batch: Batch) -> Features:
         """Look at a batch, normalised and padded the teacher's own way; only its backbone runs.
 
         Args:
-            batched_inputs: Detectron2's list of dicts; ``image`` (3, H, W) in the student's format.
+            batch: Detectron2's list of dicts, or a classifier's dict of tensors; images in the
+                student's format.
         """
-        if self.flip_channels:
-            batched_inputs = [{**x, "image": x["image"].flip(0)} for x in batched_inputs]
-        images = preprocess(self.model, batched_inputs)
+        images = preprocess(self.model, flip_channels(batch) if self.flip_channels else batch)
         backbone = self.model.backbone
         return Features(backbone(images.tensor), feature_strides(backbone), images.image_sizes)
 
 
-def preprocess(model: nn.Module, batched_inputs: list[dict[str, Any]]) -> ImageList:
+def preprocess(model: nn.Module, batch: Batch) -> ImageList:
     """Normalise, pad and batch images as a model does.
 
     Detectron2's ``ProposalNetwork`` and ``SemanticSegmentor`` do so within their forward, and have
@@ -69,12 +69,12 @@ def preprocess(model: nn.Module, batched_inputs: list[dict[str, Any]]) -> ImageL
 
     Args:
         model: with ``preprocess_image``, or ``pixel_mean`` and ``pixel_std``.
-        batched_inputs: Detectron2's list of dicts; ``image`` (3, H, W).
+        batch: as :class:`Teacher` takes it.
     """
     if hasattr(model, "preprocess_image"):
-        return model.preprocess_image(batched_inputs)
+        return model.preprocess_image(batch)
     mean, std, backbone = model.pixel_mean, model.pixel_std, model.backbone
-    images = [(x["image"].to(mean.device) - mean) / std for x in batched_inputs]
+    images = [(x["image"].to(mean.device) - mean) / std for x in batch]
     # Detectron2 0.6 knows no constraints but the divisor
     more = (
         {"padding_constraints": backbone.padding_constraints}

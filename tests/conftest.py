@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import random
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,10 +125,11 @@ class Tiny:
     def cfg(self, name: str, *opts: Any) -> Any:
         """The config ``name``, its dataset registered."""
         from dpk_det.config import load_config
-        from dpk_det.data import register_json_datasets
+        from dpk_det.data import register_image_datasets, register_json_datasets
 
         cfg = load_config(str(getattr(self, name)), [str(opt) for opt in opts])
         register_json_datasets(cfg)
+        register_image_datasets(cfg)
         return cfg
 
     def build(self, name: str, *opts: Any, seed: int = 0) -> Any:
@@ -234,4 +236,93 @@ def trained(tiny, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     with command_context() as run:
         run("--config-file", tiny.dpk, "OUTPUT_DIR", folder)
+    return folder
+
+
+CLASSIFIER = """
+MODEL:
+  META_ARCHITECTURE: "ImageClassifier"
+  DEVICE: "cpu"
+  PIXEL_MEAN: [120.0, 110.0, 100.0]
+  PIXEL_STD: [60.0, 55.0, 50.0]
+  BACKBONE: {{NAME: "build_cifar_backbone"}}
+  CIFAR: {{NAME: "resnet20"}}
+  CLASSIFIER: {{NUM_CLASSES: 3}}
+INPUT:
+  IMAGES: {{SIZE: 32, IN_MEMORY: True, BATCH_TEST: 7}}
+DATASETS:
+  IMAGES: {{discs_train: {images}.zip, discs_test: {images}}}
+  TRAIN: ("discs_train",)
+  TEST: ("discs_test",)
+DATALOADER:
+  NUM_WORKERS: 0
+SOLVER:
+  IMS_PER_BATCH: 8
+  BASE_LR: 0.01
+  MAX_ITER: 3
+  WARMUP_ITERS: 0
+SEED: 1
+VERSION: 2
+OUTPUT_DIR: {output}
+"""
+# other pixel statistics, the other channel order
+CLASSIFYING_TEACHER = """
+_BASE_: "plain.yaml"
+MODEL:
+  PIXEL_MEAN: [90.0, 100.0, 110.0]
+  PIXEL_STD: [40.0, 50.0, 60.0]
+  CIFAR: {{NAME: "wrn_16_2"}}
+INPUT: {{FORMAT: "RGB"}}
+OUTPUT_DIR: {output}
+"""
+CLASSIFYING_DPK = """
+_BASE_: "plain.yaml"
+MODEL: {{META_ARCHITECTURE: "DistillClassifier"}}
+DISTILL:
+  TEACHER: {{CONFIG_FILE: {teacher}, WEIGHTS: {weights}}}
+  DPK: {{TOKEN_STRIDE: 8, DIM: 16, HEADS: 2, CKA_OF: "images"}}
+OUTPUT_DIR: {output}
+"""
+
+
+def draw_classes(folder: Path) -> None:
+    """Ten noisy images of 32 x 32 pixels a class, in a folder each, and ``folder.zip``."""
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile(f"{folder}.zip", "w") as archive:
+        for number, name in enumerate(("disc", "none", "square")):
+            (folder / name).mkdir(parents=True)
+            for i in range(10):
+                image = rng.integers(0, 60, (32, 32, 3), dtype=np.uint8)
+                if number == 0:
+                    cv2.circle(image, (16, 16), 9, (250, 200, 100), -1)
+                elif number == 2:
+                    cv2.rectangle(image, (8, 8), (24, 24), (50, 100, 250), -1)
+                path = folder / name / f"{i}.png"
+                cv2.imwrite(str(path), image)
+                archive.write(path, f"images/{name}/{i}.png")
+
+
+@pytest.fixture(scope="session")
+def tiny_images(tmp_path_factory) -> Tiny:
+    """As ``tiny``, of classifiers of three classes, with 30 images of discs and other shapes."""
+    folder = tmp_path_factory.mktemp("tiny_images")
+    draw_classes(folder / "images")
+    names = ("plain.yaml", "dpk.yaml", "teacher.yaml", "teacher.pth")
+    tiny = Tiny(*(folder / name for name in names))
+    tiny.plain.write_text(CLASSIFIER.format(images=folder / "images", output=folder / "plain"))
+    tiny.teacher.write_text(CLASSIFYING_TEACHER.format(output=folder / "teacher"))
+    tiny.dpk.write_text(
+        CLASSIFYING_DPK.format(teacher=tiny.teacher, weights=tiny.weights, output=folder / "dpk")
+    )
+    torch.save({"model": tiny.build("teacher", seed=7).state_dict()}, tiny.weights)
+    return tiny
+
+
+@pytest.fixture(scope="session")
+def distilled_images(tiny_images, tmp_path_factory) -> Path:
+    """The folder of a classifier's training of three steps, with DPK and KD."""
+    folder = tmp_path_factory.mktemp("distilled_images")
+    with command_context() as run:
+        methods = ["DISTILL.METHODS", "['dpk', 'kd']"]
+        run("--config-file", tiny_images.dpk, *methods, "OUTPUT_DIR", folder)
     return folder

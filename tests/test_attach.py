@@ -8,7 +8,7 @@ from detectron2.config import LazyCall, instantiate
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from dpk_det.attach import _targets, attach_distiller, attach_from_config, distil
+from dpk_det.attach import attach_distiller, attach_from_config, distil
 from dpk_det.distill import DISTILLERS, DPK, Distiller, build_distiller
 from dpk_det.errors import UserError
 from dpk_det.pairing import pair_levels
@@ -236,13 +236,6 @@ def test_the_batch_may_be_given_by_its_name(parties, batch):
 
 
 # ------------------------------------------------------------------ targets and progress
-
-
-def test_instances_without_boxes_are_no_targets(batch):
-    maps = {"p2": torch.zeros(1)}
-    assert _targets(batch, maps) is not None
-    batch[1]["instances"].remove("gt_boxes")
-    assert _targets(batch, maps) is None
 
 
 @pytest.mark.parametrize("which", [(), (0,), (1,)])

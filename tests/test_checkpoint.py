@@ -125,6 +125,57 @@ def test_torchvisions_deeper_resnets_fill_the_backbone_and_give_the_same_maps(de
         torch.testing.assert_close(given, same, rtol=1e-4, atol=1e-5 * same.abs().max().item())
 
 
+def classifier(tiny_images, **more):
+    """A ResNet-18 of Detectron2's as a classifier of torchvision's 1000 classes."""
+    opts = {
+        "MODEL.BACKBONE.NAME": "build_resnet_backbone",
+        "MODEL.BACKBONE.FREEZE_AT": 0,
+        "MODEL.RESNETS.DEPTH": 18,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
+        "MODEL.RESNETS.NORM": "BN",
+        "MODEL.RESNETS.OUT_FEATURES": "['res2', 'res3', 'res4', 'res5']",
+        "MODEL.CLASSIFIER.NUM_CLASSES": 1000,
+        **more,
+    }
+    return tiny_images.build("plain", *(x for pair in opts.items() for x in pair)).eval()
+
+
+def test_a_classifier_takes_torchvisions_classifier_along(tiny_images, tmp_path):
+    reference, path = resnet(18), str(tmp_path / "r18.pth")
+    torch.save(reference.state_dict(), path)
+    model = classifier(tiny_images)
+    load_weights_strictly(model, path, "KEY")
+    images = torch.randint(256, (2, 3, 64, 64))
+    with torch.no_grad():
+        want = reference((images - model.pixel_mean) / model.pixel_std)
+        torch.testing.assert_close(model({"images": images}), want, rtol=1e-4, atol=1e-5)
+    other = classifier(tiny_images, **{"MODEL.CLASSIFIER.NUM_CLASSES": 10})
+    with pytest.raises(UserError, match=r"of another shape in the file, head.bias, head.weight"):
+        load_weights_strictly(other, path, "KEY")
+
+
+def test_a_classifier_starts_a_detectors_backbone_by_one_line_and_the_other_way(
+    tiny_images, tmp_path
+):
+    source, path = classifier(tiny_images), str(tmp_path / "classifier.pth")
+    randomize_norms(source)
+    torch.save({"model": source.state_dict() | {"distiller.x": torch.ones(1)}}, path)
+    detector = build_model(resnet_config(18)).eval()
+    found = load_backbone_weights(detector, path)
+    assert not found.missing_keys and not found.incorrect_shapes
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            detector.backbone.bottom_up(x)["res5"], source.backbone(x)["res5"]
+        )
+
+    torch.save({"model": detector.state_dict()}, path)
+    again = classifier(tiny_images, **{"MODEL.CLASSIFIER.NUM_CLASSES": 10})
+    load_backbone_weights(again, path)
+    with torch.no_grad():
+        torch.testing.assert_close(again.backbone(x), source.backbone(x))
+
+
 def timm_fpn(name, *opts):
     return load_config(
         "",

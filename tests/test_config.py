@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchvision
 from detectron2.config import CfgNode, get_cfg
-from detectron2.modeling import build_backbone
+from detectron2.modeling import build_backbone, build_model
 
 from dpk_det import config
 from dpk_det.checkpoint import rename_torchvision
@@ -42,6 +42,16 @@ TWINS = {
     ],
     "configs/shapes/dpk.yaml": ["configs/shapes/plain.yaml", "configs/shapes/inherit.yaml"],
 }
+CLASSIFIERS = ROOT / "configs" / "classification"
+# dpk_TEACHER_STUDENT.yaml beside plain_STUDENT.yaml; names of networks hold "_" as well
+TWINS |= {
+    str(path.relative_to(ROOT)): [
+        str(twin.relative_to(ROOT))
+        for twin in path.parent.glob("plain_*.yaml")
+        if path.stem.endswith(twin.stem.removeprefix("plain"))
+    ]
+    for path in sorted(CLASSIFIERS.rglob("dpk_*.yaml"))
+}
 
 
 def flatten(node, prefix=""):
@@ -70,8 +80,9 @@ def test_adding_our_keys_changes_none_of_detectron2s():
     assert {key: after[key] for key in before} == before
     new = set(after) - set(before)
     ours = ("DISTILL.", "MODEL.SMALL_RESNET.", "MODEL.BACKBONE_WEIGHTS")
-    networks = ("MODEL.FCOS.", "MODEL.FPN.TOP_BLOCK", "MODEL.TIMM.")
-    assert all(key.startswith(ours + networks) for key in new)
+    networks = ("MODEL.FCOS.", "MODEL.FPN.TOP_BLOCK", "MODEL.TIMM.", "MODEL.CIFAR.")
+    classifiers = ("MODEL.CLASSIFIER.", "INPUT.IMAGES.")
+    assert all(key.startswith(ours + networks + classifiers) for key in new)
 
 
 @pytest.mark.parametrize("name", sorted(DISTILLERS))
@@ -122,7 +133,7 @@ def test_every_key_stands_below_a_comment():
     new = set(flatten(cfg)) - set(flatten(get_cfg()))
     wanted = {key.removeprefix("DISTILL.").removeprefix("MODEL.") for key in new}
     # none is set in a way that is not seen here, but those that are empty nodes
-    assert set(found) - {"DATASETS.JSON", "TIMM.KWARGS"} == wanted
+    assert set(found) - {"DATASETS.JSON", "DATASETS.IMAGES", "TIMM.KWARGS"} == wanted
 
 
 # ------------------------------------------------------------------ mistakes
@@ -231,10 +242,34 @@ def test_the_students_that_the_model_zoo_has_are_its_own(path, zoo):
     assert {key for key in theirs if ours[key] != theirs[key]} == {"OUTPUT_DIR"}
 
 
-FROM_TORCHVISION = [
-    path
-    for path in CONFIGS
-    if "torchvision://" in (ROOT / path).read_text()  # its twins and heirs are as it is
+@pytest.mark.parametrize(
+    ("path", "epochs", "drops", "num_images"),
+    [
+        ("cifar100/base.yaml", 240, (150, 180, 210), 50_000),
+        ("cifar10/base.yaml", 240, (150, 180, 210), 50_000),
+        ("imagenet/base.yaml", 100, (30, 60, 90), 1_281_167),
+    ],
+)
+def test_classifiers_have_the_literatures_schedule_in_steps(path, epochs, drops, num_images):
+    solver = load_config(str(CLASSIFIERS / path)).SOLVER
+    steps = num_images / solver.IMS_PER_BATCH
+    assert pytest.approx(epochs * steps, abs=1) == solver.MAX_ITER
+    assert list(solver.STEPS) == pytest.approx([epoch * steps for epoch in drops], abs=1)
+    assert solver.WEIGHT_DECAY == solver.WEIGHT_DECAY_NORM
+
+
+@pytest.mark.parametrize("name", ["plain_resnet34", "plain_resnet50", "plain_mobilenetv1"])
+def test_imagenets_networks_have_their_published_size(name):
+    cfg = load_config(str(CLASSIFIERS / "imagenet" / f"{name}.yaml"), ["MODEL.DEVICE", "meta"])
+    millions = {"plain_resnet34": 21.80, "plain_resnet50": 25.56, "plain_mobilenetv1": 4.23}
+    with torch.device("meta"):
+        model = build_model(cfg)
+    parameters = sum(p.numel() for p in model.parameters())
+    assert round(parameters / 1e6, 2) == millions[name]
+
+
+FROM_TORCHVISION = [  # its twins and heirs are as it is
+    path for path in CONFIGS if '\n  WEIGHTS: "torchvision://' in (ROOT / path).read_text()
 ]
 
 

@@ -1,24 +1,32 @@
 """Datasets registered by name, and the checks of them that come before training.
 
-Importing this package registers ``shapes_{train,val}`` and ``bccd_{train,val,test}`` in
+Importing this package registers ``shapes_{train,val}``, ``bccd_{train,val,test}``, and for
+classifiers ``cifar10_{train,test}``, ``cifar100_{train,test}`` and ``imagenet_{train,val}`` in
 Detectron2's catalogs, below ``$DETECTRON2_DATASETS`` as it is at that moment, just as Detectron2
 does with its own datasets. Nothing is drawn and no file is read until a dataset is loaded.
 """
 
-from . import bccd, shapes
-from .check import categories, check_datasets, dataset_sizes, num_classes
+from . import bccd, image_sets, shapes
+from .check import categories, check_datasets, classifies, dataset_sizes, num_classes
 from .coco_json import register_json_datasets
+from .image_loaders import build_image_test_loader, build_image_train_loader
+from .image_sets import register_image_datasets
 from .made_up import made_up_batch
 from .root import datasets_root
 
 bccd.register_all(datasets_root())
+image_sets.register_all(datasets_root())
 shapes.register_all(datasets_root())
 
 __all__ = [
+    "build_image_test_loader",
+    "build_image_train_loader",
     "categories",
     "check_datasets",
+    "classifies",
     "dataset_sizes",
     "made_up_batch",
     "num_classes",
+    "register_image_datasets",
     "register_json_datasets",
 ]

@@ -13,6 +13,7 @@ from dpk_det.errors import UserError
 
 from .annotations import check_annotations
 from .coco_json import list_categories, read_json
+from .image_sets import EVALUATOR_TYPE
 from .root import datasets_root
 
 # Where a meta-architecture keeps its number of classes, by the end of its plain name: so that this
@@ -22,6 +23,7 @@ _CLASS_COUNTS = {
     "PanopticFPN": "ROI_HEADS",
     "RetinaNet": "RETINANET",
     "FCOS": "FCOS",
+    "Classifier": "CLASSIFIER",
 }
 # That segment, too: they need the pixels' classes.
 _SEGMENT = ("PanopticFPN", "SemanticSegmentor")
@@ -44,8 +46,13 @@ def check_datasets(cfg: CfgNode) -> None:
     """
     for name in _names(cfg):
         if name not in DatasetCatalog:
-            raise _unknown(name)
+            raise _unknown(cfg, name)
         metadata = MetadataCatalog.get(name)
+        if _is_of_images(metadata) != classifies(cfg):
+            raise _of_another_kind(cfg, name)
+        if classifies(cfg):
+            _check_images(cfg, name)
+            continue
         _check_stuff_count(cfg, name, metadata)
         if metadata.get("json_file") is None:
             continue
@@ -64,6 +71,11 @@ def dataset_sizes(cfg: CfgNode) -> dict[str, int]:
     default.
     """
     return {name: len(DatasetCatalog.get(name)) for name in _names(cfg)}
+
+
+def classifies(cfg: CfgNode) -> bool:
+    """Return whether the model of ``cfg`` is a classifier of images, no detector."""
+    return _class_count_key(cfg) == "CLASSIFIER"
 
 
 def num_classes(cfg: CfgNode) -> int | None:
@@ -92,7 +104,7 @@ def categories(cfg: CfgNode) -> dict[int, str]:
         return {i: str(i) for i in range(count)}
     name = cfg.DATASETS.TEST[0]
     if name not in DatasetCatalog:
-        raise _unknown(name)
+        raise _unknown(cfg, name)
     metadata = MetadataCatalog.get(name)
     if metadata.get("thing_classes") is None:
         if metadata.get("json_file") is None:
@@ -120,13 +132,46 @@ def _class_count_key(cfg: CfgNode) -> str | None:
     return None
 
 
-def _unknown(name: str) -> UserError:
+def _unknown(cfg: CfgNode, name: str) -> UserError:
     near = difflib.get_close_matches(name, DatasetCatalog.list(), n=1, cutoff=0.0)
     hint = f"did you mean '{near[0]}'? " if near else ""
+    entry = f"JSON.{name}: [path/to/annotations.json, path/to/images]"
+    if classifies(cfg):
+        entry = f"IMAGES.{name}: path/to/a/folder/or/zip"
     return UserError(
         f"DATASETS names the dataset '{name}', which is not registered: {hint}Correct the name, or "
-        f"add DATASETS.JSON.{name}: [path/to/annotations.json, path/to/images]."
+        f"add DATASETS.{entry}."
     )
+
+
+def _is_of_images(metadata: Metadata) -> bool:
+    return metadata.get("evaluator_type") == EVALUATOR_TYPE
+
+
+def _of_another_kind(cfg: CfgNode, name: str) -> UserError:
+    wanted = "of images with a class each" if classifies(cfg) else "with annotated images"
+    key = "DATASETS.IMAGES" if classifies(cfg) else "DATASETS.JSON"
+    return UserError(
+        f"A {cfg.MODEL.META_ARCHITECTURE} has no use for dataset {name}: name one {wanted}, such "
+        f"as an entry of {key}."
+    )
+
+
+def _check_images(cfg: CfgNode, name: str) -> None:
+    classes = DatasetCatalog.get(name).classes
+    expected, first = num_classes(cfg), next(_names(cfg))
+    if len(classes) != expected:
+        raise UserError(
+            f"MODEL.CLASSIFIER.NUM_CLASSES is {expected} but dataset {name} has {len(classes)} "
+            f"classes: set it to {len(classes)}."
+        )
+    others = DatasetCatalog.get(first).classes
+    if classes != others:
+        strange = sorted({*classes} ^ {*others})
+        raise UserError(
+            f"Datasets {first} and {name} have not the same classes in the same order"
+            f"{f' ({strange[0]} is in one of them)' if strange else ''}: make them alike."
+        )
 
 
 def _check_files(cfg: CfgNode, name: str, metadata: Metadata) -> None:

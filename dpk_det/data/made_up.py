@@ -5,12 +5,13 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
+from torch import Tensor
 
-from .check import num_classes
+from .check import classifies, num_classes
 
 
-def made_up_batch(cfg: CfgNode, num_images: int) -> list[dict[str, Any]]:
-    """A batch as Detectron2's mapper would make it, of noise.
+def made_up_batch(cfg: CfgNode, num_images: int) -> list[dict[str, Any]] | dict[str, Tensor]:
+    """A batch as Detectron2's mapper would make it, or a classifier's loader, of noise.
 
     Args:
         cfg: its ``INPUT`` tells the images' height (the largest of ``MIN_SIZE_TRAIN``); the width
@@ -21,8 +22,13 @@ def made_up_batch(cfg: CfgNode, num_images: int) -> list[dict[str, Any]]:
     Returns:
         B dicts with ``image`` (3, H, W) uint8, ``instances`` with four boxes each, ``sem_seg``
         (H, W), which models that segment nothing ignore, and ``proposals`` where a dataset would
-        have to bring them (``MODEL.LOAD_PROPOSALS``).
+        have to bring them (``MODEL.LOAD_PROPOSALS``). For a classifier one dict: ``images``
+        (B, 3, S, S) uint8 with the side ``INPUT.IMAGES.SIZE``, and ``labels`` (B,).
     """
+    if classifies(cfg):
+        size = cfg.INPUT.IMAGES.SIZE
+        images = torch.randint(256, (num_images, 3, size, size), dtype=torch.uint8)
+        return {"images": images, "labels": torch.randint(num_classes(cfg), (num_images,))}
     height = max(cfg.INPUT.MIN_SIZE_TRAIN)
     width = min(height * 4 // 3, cfg.INPUT.MAX_SIZE_TRAIN)
     return [_made_up_image(cfg, height, width) for _ in range(num_images)]

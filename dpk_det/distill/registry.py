@@ -15,7 +15,7 @@ from .tokens import valid_cells, valid_mask
 
 @dataclass
 class Logits:
-    """What one head says of n places: regions, or the cells that a dense head looks at.
+    """What one head says of n places: regions, whole images, or a dense head's cells.
 
     Attributes:
         values: (n, K). exclusive: the K are classes of which one is true (softmax); else each is a
@@ -108,8 +108,9 @@ class Distiller(nn.Module):
         levels: what is distilled.
         metrics: scalars of the last step that deserve a curve, name to 0-d tensor. The caller logs.
         progress: share of the training that is done, in [0, 1], for schedules. The caller sets it.
-        heads: those whose logits the caller must fill in, as far as the detectors have them: "roi"
-            (regions), "rpn" (proposals), "dense" (detectors without regions).
+        heads: those whose logits the caller must fill in, as far as the models have them: "roi"
+            (regions), "rpn" (proposals), "dense" (detectors without regions), "image"
+            (classifiers).
     """
 
     heads: frozenset[str] = frozenset()

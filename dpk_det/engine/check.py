@@ -10,7 +10,7 @@ from detectron2.utils.events import EventStorage
 from tabulate import tabulate
 
 from dpk_det.checkpoint import load_backbone_weights, load_weights
-from dpk_det.data import dataset_sizes, made_up_batch
+from dpk_det.data import classifies, dataset_sizes, made_up_batch
 from dpk_det.errors import UserError
 
 from .trainer import DistillTrainer, count_parameters, inherit
@@ -20,7 +20,8 @@ def check(cfg: CfgNode) -> str:
     """Build student, teacher and distiller as training would and take one step on made-up images.
 
     Args:
-        cfg: of the training. ``SOLVER.IMS_PER_BATCH`` images are tried, two at most.
+        cfg: of the training. ``SOLVER.IMS_PER_BATCH`` images are tried, of a detector two at most
+            and of a classifier eight.
 
     Returns:
         A report: level pairs, parameter counts, which weights were found, dataset sizes, losses.
@@ -43,7 +44,7 @@ def check(cfg: CfgNode) -> str:
 
     num_images = max(cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(), 1)
     try:
-        losses = _step(cfg, model, min(num_images, 2))
+        losses = _step(cfg, model, min(num_images, 8 if classifies(cfg) else 2))
     except FloatingPointError as e:
         raise UserError(
             f"The first step on made-up images failed ({' '.join(str(e).split())}): check the "

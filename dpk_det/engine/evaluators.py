@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import (
     COCOEvaluator,
     COCOPanopticEvaluator,
@@ -16,7 +16,10 @@ from detectron2.evaluation import (
     SemSegEvaluator,
 )
 
+from dpk_det.data.image_sets import EVALUATOR_TYPE
 from dpk_det.errors import UserError
+
+from .accuracy import AccuracyEvaluator
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
@@ -25,7 +28,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     "coco" measures what the predictions have: boxes, masks, keypoints (with
     ``TEST.KEYPOINT_OKS_SIGMAS``). "coco_panoptic_seg" measures these, "sem_seg" and the panoptic
     quality; the last needs the package panopticapi, and is left out with a warning where that is
-    absent.
+    absent. "classification" measures accuracy, of datasets for classifiers.
 
     Args:
         cfg: says where the predictions go, ``OUTPUT_DIR/inference``. dataset_name: as registered.
@@ -35,6 +38,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     """
     folder = str(Path(cfg.OUTPUT_DIR) / "inference")
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if kind == EVALUATOR_TYPE:
+        return AccuracyEvaluator(DatasetCatalog.get(dataset_name).classes)
     if kind == "lvis":
         return LVISEvaluator(dataset_name, output_dir=folder)
     if kind == "pascal_voc":

@@ -12,7 +12,7 @@ from detectron2.utils.logger import setup_logger
 
 from dpk_det.checkpoint import load_weights_strictly
 from dpk_det.config import load_config, plain_architecture
-from dpk_det.data import check_datasets, register_json_datasets
+from dpk_det.data import check_datasets, register_image_datasets, register_json_datasets
 from dpk_det.distill.registry import find
 from dpk_det.errors import UserError
 
@@ -46,6 +46,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         cfg.DATASETS.TRAIN = cfg.DATASETS.TEST if cfg.MODEL.KEYPOINT_ON else ()
     find(dict(META_ARCH_REGISTRY), cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
     register_json_datasets(cfg)
+    register_image_datasets(cfg)
     check_datasets(cfg)
     use_device(cfg)
     cfg.freeze()

@@ -13,8 +13,10 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, get_event_storage
 from torch import nn
+from torch.utils.data import DataLoader
 
 from dpk_det.checkpoint import load_backbone_weights, load_weights
+from dpk_det.data import build_image_test_loader, build_image_train_loader, classifies
 from dpk_det.teacher import build_teacher, inherit_weights
 
 from .ddp import unwrap
@@ -46,6 +48,20 @@ class DistillTrainer(DefaultTrainer):
         load_backbone_weights(model, self.cfg.MODEL.BACKBONE_WEIGHTS)
         if self.cfg.DISTILL.INHERIT:
             inherit(model, self.cfg)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
+        """Detectron2's, or whole batches of tensors for a classifier."""
+        if classifies(cfg):
+            return build_image_train_loader(cfg)
+        return super().build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        """Detectron2's, or whole batches of tensors for a classifier."""
+        if classifies(cfg):
+            return build_image_test_loader(cfg, dataset_name)
+        return super().build_test_loader(cfg, dataset_name)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

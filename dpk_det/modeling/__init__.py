@@ -1,5 +1,7 @@
 """Meta-architectures that distil, and networks that Detectron2 lacks; importing registers them."""
 
+from .cifar import build_cifar_backbone
+from .classifier import ImageClassifier
 from .fcos import FCOS
 from .fpn import build_fpn, build_resnet_fpn_top_backbone
 from .meta_arch import register_distilled
@@ -10,9 +12,12 @@ register_distilled("GeneralizedRCNN", "DistillRCNN")  # Faster, Mask, Keypoint a
 register_distilled("RetinaNet")
 register_distilled("FCOS")
 register_distilled("PanopticFPN")
+register_distilled("ImageClassifier", "DistillClassifier")
 
 __all__ = [
     "FCOS",
+    "ImageClassifier",
+    "build_cifar_backbone",
     "build_fpn",
     "build_resnet_fpn_top_backbone",
     "build_small_resnet_fpn_backbone",

@@ -129,7 +129,7 @@ def test_progress_reaches_every_method_before_it_is_asked(constant):
 
 @pytest.mark.parametrize(
     ("names", "want"),
-    [(["dpk"], set()), (["fgd", "cwd"], set()), (["dpk", "kd"], {"roi", "dense"})],
+    [(["dpk"], set()), (["fgd", "cwd"], set()), (["dpk", "kd"], {"roi", "dense", "image"})],
 )
 def test_logits_are_asked_for_when_any_method_uses_them(names, want):
     assert build_distiller({name: {} for name in names}, LEVELS).heads == want

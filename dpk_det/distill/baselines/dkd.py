@@ -1,5 +1,5 @@
 """Decoupled knowledge distillation, DKD (Zhao et al., CVPR 2022, arXiv:2203.08679), on the heads
-of a detector.
+of detectors and classifiers.
 
 Shapes: n places, K classes.
 """
@@ -18,8 +18,8 @@ from .kd import softened_kl
 class DKD(Distiller):
     """KD's loss in two parts with weights of their own.
 
-    ``alpha TCKD + beta NCKD``, times the temperature's square and averaged over regions: the target
-    class against all others, and the others among themselves.
+    ``alpha TCKD + beta NCKD``, times the temperature's square and averaged over regions or images:
+    the target class against all others, and the others among themselves.
     A yes or no (dense heads) has one other class only, hence no NCKD: what is left is alpha times
     KD's loss. Losses: ``loss_dkd_HEAD`` for each head that classifies.
 
@@ -32,7 +32,7 @@ class DKD(Distiller):
         UserError: when the temperature is not positive.
     """
 
-    heads = frozenset({"roi", "dense"})
+    heads = frozenset({"roi", "dense", "image"})
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class DKD(Distiller):
     def forward(
         self, student: Features, teacher: Features, targets: Targets | None = None
     ) -> dict[str, Tensor]:
-        """See the class; targets are not used, regions bring their labels along."""
+        """See the class; targets are not used, regions and images bring their labels along."""
         return {
             f"loss_dkd_{head}": self._loss(student.logits[head], teacher.logits[head])
             for head in sorted(self.heads & student.logits.keys())

@@ -1,4 +1,5 @@
-"""Logit distillation, KD (Hinton et al. 2015, arXiv:1503.02531), on the heads of a detector.
+"""Logit distillation, KD (Hinton et al. 2015, arXiv:1503.02531), on the heads of detectors
+and classifiers.
 
 Shapes: n places, K classes.
 """
@@ -15,10 +16,10 @@ from ..registry import Distiller, Features, Level, Logits, Targets, register_dis
 class KD(Distiller):
     """The student's class probabilities are brought to the teacher's.
 
-    Regions (softmax): the divergence KL(teacher, student) of softened probabilities times the
-    temperature's square, averaged over regions. Dense heads and proposals (sigmoid): the same of
-    each yes or no, summed, over the number of places that the teacher expects to hold an object, as
-    dense heads divide their own loss by the true number.
+    Regions and whole images (softmax): the divergence KL(teacher, student) of softened
+    probabilities times the temperature's square, averaged over them. Dense heads and
+    proposals (sigmoid): the same of each yes or no, summed, over the number of places that the
+    teacher expects to hold an object, as dense heads divide their own loss by the true number.
     Losses: ``loss_kd_HEAD`` for each head that there is.
 
     Args:
@@ -44,7 +45,7 @@ class KD(Distiller):
             raise UserError(f"KD's temperature is {temperature}: choose one above 0.")
         self.weight, self.rpn_weight = weight, rpn_weight
         self.temperature = temperature
-        self.heads = frozenset({"roi", "dense", "rpn"} if rpn_weight else {"roi", "dense"})
+        self.heads = frozenset({"roi", "dense", "image"} | ({"rpn"} if rpn_weight else set()))
 
     def forward(
         self, student: Features, teacher: Features, targets: Targets | None = None

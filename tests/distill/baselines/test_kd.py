@@ -113,8 +113,8 @@ def test_a_head_that_nobody_compared_has_no_loss(scene):
 
 def test_the_proposals_are_asked_for_only_where_they_have_a_weight(scene):
     levels = scene().levels
-    assert KD(levels).heads == {"roi", "dense"}
-    assert KD(levels, rpn_weight=0.1).heads == {"roi", "dense", "rpn"}
+    assert KD(levels).heads == {"roi", "dense", "image"}
+    assert KD(levels, rpn_weight=0.1).heads == {"roi", "dense", "image", "rpn"}
 
 
 def test_a_temperature_that_is_not_positive_is_an_error(scene):

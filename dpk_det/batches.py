@@ -1,0 +1,47 @@
+"""What a batch says of its images, in whichever of two forms it comes.
+
+Detectors take Detectron2's list of dicts, one an image; classifiers one dict of tensors, ``images``
+(B, 3, H, W) and ``labels`` (B,), so that small networks do not wait for Python.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dpk_det.distill import Targets
+
+Batch = list[dict[str, Any]] | Mapping[str, Tensor]
+
+
+def image_sizes(batch: Batch) -> list[tuple[int, int]]:
+    """(height, width) of each image in pixels, before padding."""
+    if isinstance(batch, Mapping):
+        return [tuple(batch["images"].shape[-2:])] * len(batch["images"])
+    return [tuple(x["image"].shape[-2:]) for x in batch]
+
+
+def image_labels(batch: Batch) -> Tensor | None:
+    """The class of each image, (B,); None of a detector's batch."""
+    return batch.get("labels") if isinstance(batch, Mapping) else None
+
+
+def flip_channels(batch: Batch) -> Batch:
+    """The same batch with its images' channels in the other order."""
+    if isinstance(batch, Mapping):
+        return {**batch, "images": batch["images"].flip(1)}
+    return [{**x, "image": x["image"].flip(0)} for x in batch]
+
+
+def box_targets(batch: Batch, device: torch.device) -> Targets | None:
+    """Boxes and their classes on a device; None where not every image has them."""
+    if isinstance(batch, Mapping):
+        return None
+    instances = [x.get("instances") for x in batch]
+    if not all(x is not None and x.has("gt_boxes") and x.has("gt_classes") for x in instances):
+        return None
+    return Targets(
+        [x.gt_boxes.tensor.to(device) for x in instances],
+        [x.gt_classes.to(device) for x in instances],
+    )

@@ -1,0 +1,179 @@
+"""Batches for classifiers: dicts of tensors, ``images`` (B, 3, S, S) uint8 and ``labels`` (B,)."""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data.samplers import InferenceSampler, TrainingSampler
+from detectron2.utils import comm
+from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
+from torchvision.transforms import v2
+
+from dpk_det.batches import flip_channels
+from dpk_det.errors import UserError
+
+from .image_sets import Place, find_place, read_images
+
+Batch = dict[str, Tensor]
+
+
+class ImagesInMemory(Dataset):
+    """Small images, decoded once; a batch is gathered at once, each image shifted and flipped.
+
+    Args:
+        images: (n, 3, S, S) uint8. labels: (n,).
+        pad: black pixels around an image, out of which a window of S x S is cut by chance.
+        flip: mirror half of them. generator: of that chance.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        pad: int = 0,
+        flip: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self.images, self.labels = images, labels
+        self.pad, self.flip, self.generator = pad, flip, generator
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """The batch of these indices; torch's loader asks for it as a whole."""
+        index = torch.as_tensor(indices)
+        images = self.images[index]
+        if self.pad or self.flip:
+            images = shift_and_flip(images, self.pad, self.flip, self.generator)
+        return {"images": images, "labels": self.labels[index]}
+
+
+def shift_and_flip(
+    images: Tensor, pad: int, flip: bool, generator: torch.Generator | None = None
+) -> Tensor:
+    """Pad images (B, 3, S, S), cut a window of S x S out of each, and mirror half of them.
+
+    What torchvision's ``RandomCrop(S, padding=pad)`` and ``RandomHorizontalFlip`` do to an image,
+    with draws of its own for each image of a batch, which torchvision has not.
+    """
+    num, _, height, width = images.shape
+    rows, columns = torch.randint(2 * pad + 1, (2, num, 1), generator=generator)
+    rows, columns = rows + torch.arange(height), columns + torch.arange(width)
+    if flip:
+        mirrored = torch.rand(num, 1, generator=generator) < 0.5
+        columns = columns.flip(1).where(mirrored, columns)
+    padded = torch.nn.functional.pad(images, [pad] * 4).permute(0, 2, 3, 1)
+    cut = padded[torch.arange(num).view(-1, 1, 1), rows.unsqueeze(2), columns.unsqueeze(1)]
+    return cut.permute(0, 3, 1, 2).contiguous()
+
+
+class ImagesOnDisk(Dataset):
+    """Images that are read when they are asked for.
+
+    Args:
+        source: gives an image (3, H, W) and its class. transform: brings images to one size.
+    """
+
+    def __init__(self, source: Dataset, transform: Callable[[Tensor], Tensor]) -> None:
+        self.source, self.transform = source, transform
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """The batch of these indices."""
+        pairs = [self.source[i] for i in indices]
+        images = torch.stack([self.transform(image) for image, _ in pairs])
+        return {"images": images, "labels": torch.tensor([label for _, label in pairs])}
+
+
+def build_image_train_loader(cfg: CfgNode) -> DataLoader:
+    """Batches without end of ``DATASETS.TRAIN``, shuffled anew each time through, as
+    ``INPUT.IMAGES`` describes them.
+
+    Each process draws other images. With a seed (``SEED``) the order and the augmentation are the
+    same whatever is trained.
+
+    Raises:
+        UserError: when ``SOLVER.IMS_PER_BATCH`` cannot be shared by the processes, or data are not
+            named or not found.
+    """
+    num_processes = comm.get_world_size()
+    if cfg.SOLVER.IMS_PER_BATCH % num_processes or cfg.SOLVER.IMS_PER_BATCH < 1:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {num_processes} processes "
+            "cannot share: make it a multiple of their number."
+        )
+    if not cfg.DATASETS.TRAIN:
+        raise UserError("DATASETS.TRAIN is empty: name what to train on.")
+    seed = comm.shared_random_seed()
+    generator = torch.Generator().manual_seed(seed + 1 + comm.get_rank())
+    dataset = _dataset(cfg, cfg.DATASETS.TRAIN, generator)
+    batch_size = cfg.SOLVER.IMS_PER_BATCH // num_processes
+    sampler = TrainingSampler(len(dataset), seed=seed)
+    return _loader(cfg, dataset, sampler, batch_size, generator)
+
+
+def build_image_test_loader(cfg: CfgNode, name: str) -> DataLoader:
+    """The images of a dataset once, in order, shared by the processes.
+
+    Raises:
+        UserError: when data are not found.
+    """
+    dataset = _dataset(cfg, [name])
+    sampler = InferenceSampler(len(dataset))
+    return _loader(cfg, dataset, sampler, cfg.INPUT.IMAGES.BATCH_TEST)
+
+
+def _loader(cfg, dataset, sampler, batch_size: int, generator=None) -> DataLoader:
+    return DataLoader(
+        dataset,
+        batch_size,
+        sampler=sampler,
+        # what is in memory is gathered faster than it would be sent
+        num_workers=0 if cfg.INPUT.IMAGES.IN_MEMORY else cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=flip_channels if cfg.INPUT.FORMAT == "BGR" else _as_it_is,
+        generator=generator,  # of the workers' seeds, too
+    )
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _dataset(
+    cfg: CfgNode, names: Sequence[str], generator: torch.Generator | None = None
+) -> Dataset:
+    node = cfg.INPUT.IMAGES
+    trains, places = generator is not None, tuple(find_place(name) for name in names)
+    flips = cfg.INPUT.RANDOM_FLIP == "horizontal"
+    if node.IN_MEMORY:
+        images, labels = _decode(places, node.SIZE)
+        if not trains:
+            return ImagesInMemory(images, labels)
+        return ImagesInMemory(images, labels, node.PAD, flips, generator)
+    if trains:
+        steps = [v2.RandomResizedCrop(node.SIZE, antialias=True)]
+        steps += [v2.RandomHorizontalFlip()] * flips
+    else:
+        steps = [v2.Resize(node.RESIZE_TEST, antialias=True), v2.CenterCrop(node.SIZE)]
+    return ImagesOnDisk(_join(places), v2.Compose(steps))
+
+
+def _join(places: tuple[Place, ...]) -> Dataset:
+    return ConcatDataset([read_images(*place) for place in places])
+
+
+@lru_cache(maxsize=4)  # an evaluation at every TEST.EVAL_PERIOD would decode them anew
+def _decode(places: tuple[Place, ...], size: int) -> tuple[Tensor, Tensor]:
+    source = _join(places)
+    fit = v2.Compose([v2.Resize(size, antialias=True), v2.CenterCrop(size)])
+    images = torch.empty(len(source), 3, size, size, dtype=torch.uint8)
+    labels = torch.empty(len(source), dtype=torch.int64)
+    for i, (image, label) in enumerate(source):
+        images[i] = image if image.shape[1:] == (size, size) else fit(image)
+        labels[i] = label
+    return images, labels

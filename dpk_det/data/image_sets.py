@@ -1,0 +1,278 @@
+"""Datasets of images with a class each, by name.
+
+::
+
+    DATASETS:
+      IMAGES:
+        pets_train: ~/pets/train                           # a folder a class
+        pets_val: $PETS/val.zip                            # the same, zipped
+        tiny100: [cifar-100-python.tar.gz, train]          # CIFAR's archive, and which part of it
+      TRAIN: ("pets_train",)
+      TEST: ("pets_val",)
+
+Below ``$DETECTRON2_DATASETS`` are found ``cifar10_{train,test}`` and ``cifar100_{train,test}``, as
+archive, unpacked, or a folder a class, and ``imagenet_{train,val}``.
+"""
+
+import io
+import os
+import pickle
+import tarfile
+import zipfile
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from dpk_det.errors import UserError
+
+EVALUATOR_TYPE = "classification"
+"""What the metadata of such a dataset says."""
+
+Place = tuple[str, str]
+"""Path, and the part of a CIFAR archive that is meant ("train" or "test"; "" for the others)."""
+
+_PARTS = {"train": ("data_batch_", "train"), "test": ("test_batch", "test")}
+_NAMES = {"batches.meta": "label_names", "meta": "fine_label_names"}
+
+
+class ImageSet:
+    """Images and the numbers of their classes.
+
+    Args:
+        classes: names. labels: of each image.
+
+    Attributes:
+        classes, labels: as given.
+    """
+
+    def __init__(self, classes: Sequence[str], labels: Sequence[int]) -> None:
+        self.classes, self.labels = list(classes), list(labels)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """An image, (3, H, W) uint8 RGB, and its class."""
+        return self._image(index), self.labels[index]
+
+    def _image(self, index: int) -> Tensor:
+        raise NotImplementedError
+
+
+class _Pixels(ImageSet):
+    """Images that are there already, (n, 3, H, W)."""
+
+    def __init__(self, classes: Sequence[str], labels: Sequence[int], images: Tensor) -> None:
+        super().__init__(classes, labels)
+        self.images = images
+
+    def _image(self, index: int) -> Tensor:
+        return self.images[index]
+
+
+class _Files(ImageSet):
+    """Image files, by path."""
+
+    def __init__(self, classes: Sequence[str], samples: Sequence[tuple[str, int]]) -> None:
+        super().__init__(classes, [label for _, label in samples])
+        self.files = [path for path, _ in samples]
+
+    def _image(self, index: int) -> Tensor:
+        try:
+            with Image.open(self._open(index)) as image:
+                return pil_to_tensor(image.convert("RGB"))
+        except (UnidentifiedImageError, OSError) as e:
+            raise UserError(f"{self.files[index]} is no image that can be read ({e}).") from e
+
+    def _open(self, index: int) -> Any:
+        return self.files[index]
+
+
+class _ZippedFiles(_Files):
+    """Image files within a zip."""
+
+    def __init__(
+        self, path: str, classes: Sequence[str], samples: Sequence[tuple[str, int]]
+    ) -> None:
+        super().__init__(classes, samples)
+        self.path = path
+        self._zip: tuple[int, zipfile.ZipFile] | None = None
+
+    def _open(self, index: int) -> Any:
+        # one a process: workers that share a file's position read one another's bytes
+        if self._zip is None or self._zip[0] != os.getpid():
+            self._zip = os.getpid(), zipfile.ZipFile(self.path)
+        return io.BytesIO(self._zip[1].read(self.files[index]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_zip": None}  # to workers that are not forked
+
+
+@lru_cache(maxsize=8)
+def read_images(path: str, part: str) -> ImageSet:
+    """Read a dataset's list of images, of CIFAR's archives the images too. Kept for the next call.
+
+    Args:
+        path: of a folder or zip with a folder a class, or of CIFAR's archive, unpacked or not.
+        part: "train" or "test" of CIFAR's archive; else "".
+
+    Raises:
+        UserError: when there is nothing of the kind there.
+    """
+    try:
+        if not part:
+            return _read_zip(path) if zipfile.is_zipfile(path) else _read_folder(path)
+        if os.path.isdir(path):
+            return _read_cifar({x.name: x.read_bytes() for x in Path(path).iterdir()}, path, part)
+        with tarfile.open(path) as archive:
+            files = {
+                PurePosixPath(member.name).name: archive.extractfile(member).read()
+                for member in archive
+                if member.isfile()
+            }
+        return _read_cifar(files, path, part)
+    except (OSError, tarfile.TarError, zipfile.BadZipFile, pickle.UnpicklingError) as e:
+        what = f"the {part} part of CIFAR's archive" if part else "images with a folder a class"
+        reason = " ".join(str(e).split())
+        raise UserError(f"{path} cannot be read as {what} ({reason}): correct its path.") from e
+
+
+def _read_folder(path: str) -> ImageSet:
+    classes, numbers = find_classes(path)
+    return _Files(classes, make_dataset(path, numbers, IMG_EXTENSIONS))
+
+
+def _read_zip(path: str) -> ImageSet:
+    with zipfile.ZipFile(path) as file:
+        names = [
+            PurePosixPath(name)
+            for name in sorted(file.namelist())
+            if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith("__MACOSX")
+        ]
+    classes = sorted({name.parent.name for name in names})
+    if not all(classes) or not names:
+        raise UserError(f"{path} has no folder a class, with images in it: correct its path.")
+    numbers = {name: i for i, name in enumerate(classes)}
+    return _ZippedFiles(path, classes, [(str(x), numbers[x.parent.name]) for x in names])
+
+
+def _read_cifar(files: dict[str, bytes], path: str, part: str) -> ImageSet:
+    batches = [
+        _Unpickler(io.BytesIO(files[name]), encoding="latin1").load()
+        for name in sorted(files)
+        if name.startswith(_PARTS[part]) and not name.endswith(".meta")
+    ]
+    meta = next((name for name in _NAMES if name in files), None)
+    if not batches or meta is None:
+        raise UserError(f"{path} has no {part} part of CIFAR's archive in it: correct its path.")
+    names = _Unpickler(io.BytesIO(files[meta]), encoding="latin1").load()[_NAMES[meta]]
+    labels = [x for b in batches for x in b.get("fine_labels", b.get("labels"))]
+    images = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
+    return _Pixels(names, labels, torch.from_numpy(images))
+
+
+class _Unpickler(pickle.Unpickler):
+    """For arrays and plain values alone: a pickle can run whatever code its maker likes."""
+
+    _known = {
+        "_reconstruct": np.empty(0).__reduce__()[0],  # of which the module was renamed
+        "ndarray": np.ndarray,
+        "dtype": np.dtype,
+        "encode": lambda text, encoding: text.encode(encoding),
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.split(".")[0] in ("numpy", "_codecs") and name in self._known:
+            return self._known[name]
+        raise pickle.UnpicklingError(f"it holds {module}.{name}, which CIFAR's files do not")
+
+
+# ------------------------------------------------------------------ names
+
+
+def register_image_datasets(cfg: CfgNode) -> None:
+    """Register every entry of ``cfg.DATASETS.IMAGES``; see the module.
+
+    Relative paths are taken from the working directory; ``~`` and environment variables are
+    expanded. No file is read, and registering the same entry again changes nothing.
+
+    Raises:
+        UserError: an entry is neither a path nor a path and a part, or its name stands for another
+            dataset already.
+    """
+    for name, entry in cfg.DATASETS.get("IMAGES", {}).items():
+        pair = (entry, "") if isinstance(entry, str) else entry
+        if not _is_place(pair) or (pair[1] == "") != isinstance(entry, str):
+            raise UserError(
+                f"DATASETS.IMAGES.{name} is {entry!r}: give the path of a folder or zip, or "
+                "[path/to/cifar's archive, train or test]."
+            )
+        path, part = pair
+        place = os.path.abspath(os.path.expanduser(os.path.expandvars(path))), part
+        if name in DatasetCatalog and MetadataCatalog.get(name).get("places") != (place,):
+            raise UserError(
+                f"DATASETS.IMAGES.{name} is {path}, but a dataset of that name is already "
+                "registered: give it another name."
+            )
+        _register(name, place)
+
+
+def _is_place(pair: Any) -> bool:
+    return (
+        isinstance(pair, Sequence)
+        and len(pair) == 2
+        and isinstance(pair[0], str)
+        and pair[0] != ""
+        and pair[1] in ("", *_PARTS)
+    )
+
+
+def register_all(root: str) -> None:
+    """Register CIFAR and ImageNet below the folder of all datasets; no file is read."""
+    for name, batches in (("cifar10", "cifar-10-batches-py"), ("cifar100", "cifar-100-python")):
+        archive = f"cifar-{name.removeprefix('cifar')}-python.tar.gz"
+        for part in _PARTS:
+            official = [(x, part) for x in (f"{name}/{archive}", f"{name}/{batches}")]
+            official += [(x, part) for x in (archive, batches)]
+            folders = [(f"{name}/{part}.zip", ""), (f"{name}/{part}", "")]
+            _register(
+                f"{name}_{part}", *((os.path.join(root, x), p) for x, p in official + folders)
+            )
+    for part in ("train", "val"):
+        _register(f"imagenet_{part}", (os.path.join(root, "imagenet", part), ""))
+
+
+def find_place(name: str) -> Place:
+    """Where a dataset lies: of the places where it may, the first that exists.
+
+    Raises:
+        UserError: when none does.
+    """
+    places = MetadataCatalog.get(name).places
+    for place in places:
+        if os.path.exists(place[0]):
+            return place
+    remedy = (
+        "set the environment variable DETECTRON2_DATASETS to the folder of all datasets, or name "
+        "the place in DATASETS.IMAGES under a name of your own"
+        if len(places) > 1 or name.startswith("imagenet_")
+        else f"correct DATASETS.IMAGES.{name}"
+    )
+    looked = " nor ".join(path for path, _ in places)
+    raise UserError(f"Dataset {name} is not at {looked}: {remedy}.")
+
+
+def _register(name: str, *places: Place) -> None:
+    if name not in DatasetCatalog:
+        DatasetCatalog.register(name, lambda: read_images(*find_place(name)))
+        MetadataCatalog.get(name).set(evaluator_type=EVALUATOR_TYPE, places=places)

@@ -1,0 +1,63 @@
+"""What the CIFAR networks share: a stem and stages, each of which gives a map."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from detectron2.modeling import Backbone
+from torch import Tensor, nn
+
+
+@dataclass
+class Stage:
+    """A part of a network.
+
+    Attributes:
+        module: from the map before to its own. stride: pixels a cell of its map.
+        channels: of its map. name: of its map; "": stage1, stage2, ... by its place.
+    """
+
+    module: nn.Module
+    stride: int
+    channels: int
+    name: str = ""
+
+
+class CifarBackbone(Backbone):
+    """A network without its classifier, which reads the mean over the cells of the last map.
+
+    Args:
+        stem: from images to what the first stage takes. stages: in order, those that give maps.
+    """
+
+    def __init__(self, stem: nn.Module, stages: Sequence[Stage]) -> None:
+        super().__init__()
+        self.stem = stem
+        named = {stage.name or f"stage{i}": stage for i, stage in enumerate(stages, 1)}
+        for name, stage in named.items():
+            self.add_module(name, stage.module)
+        self._out_features = list(named)
+        self._out_feature_strides = {name: stage.stride for name, stage in named.items()}
+        self._out_feature_channels = {name: stage.channels for name, stage in named.items()}
+
+    @property
+    def size_divisibility(self) -> int:
+        """Sides of images have to be multiples of the coarsest stride, so that maps fit."""
+        return max(self._out_feature_strides.values())
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Images (B, 3, H, W) to maps (B, C, H / stride, W / stride) by name, finest first."""
+        x = self.stem(x)
+        maps = {}
+        for name in self._out_features:
+            maps[name] = x = self.get_submodule(name)(x)
+        return maps
+
+
+def fill_convolutions(network: CifarBackbone) -> CifarBackbone:
+    """Draw the weights of convolutions as He et al. (2015) do, for the maps that come out."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return network

@@ -1,0 +1,195 @@
+"""Images with a class each, from folders, zips and CIFAR's archives, and what is refused."""
+
+import io
+import pickle
+import tarfile
+import zipfile
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from dpk_det.config import load_config
+from dpk_det.data import check_datasets, dataset_sizes, image_sets, register_image_datasets
+from dpk_det.data.image_sets import find_place, read_images
+from dpk_det.errors import UserError
+
+
+@pytest.fixture
+def catalog():
+    """Datasets that a test registers are gone after it."""
+    before = set(DatasetCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def draw_archive(folder, hundred):
+    """CIFAR's archive with four images of training, in two batches of CIFAR-10, and two of test."""
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (6, 3, 32, 32), dtype=np.uint8)
+    key, names = "labels", [f"class{i}" for i in range(10)]
+    parts = {"data_batch_1": [0, 1], "data_batch_2": [2, 3], "test_batch": [4, 5]}
+    inner, meta, meta_key = "cifar-10-batches-py", "batches.meta", "label_names"
+    if hundred:
+        key, names = "fine_labels", [f"class{i}" for i in range(100)]
+        parts = {"train": [0, 1, 2, 3], "test": [4, 5]}
+        inner, meta, meta_key = "cifar-100-python", "meta", "fine_label_names"
+    path = folder / f"cifar-{len(names)}-python.tar.gz"
+    files = {
+        part: {"data": images[rows].reshape(len(rows), 3072), key: [9 - i for i in rows]}
+        for part, rows in parts.items()
+    }
+    files[meta] = {meta_key: names, "coarse_label_names": ["no", "use"]}
+    (folder / inner).mkdir()
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in files.items():
+            # as the archives are, written by Python 2
+            data = pickle.dumps(content, protocol=2)
+            (folder / inner / name).write_bytes(data)
+            info = tarfile.TarInfo(f"{inner}/{name}")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path, folder / inner, images
+
+
+@pytest.mark.parametrize("hundred", [False, True])
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_cifars_archive_is_read_packed_or_not(tmp_path, hundred, unpacked):
+    archive, folder, images = draw_archive(tmp_path, hundred)
+    path = str(folder if unpacked else archive)
+    train, test = read_images(path, "train"), read_images(path, "test")
+    assert train.labels == [9, 8, 7, 6] and test.labels == [5, 4]
+    assert train.classes == test.classes == [f"class{i}" for i in range(100 if hundred else 10)]
+    assert np.array_equal(torch.stack([train[i][0] for i in range(4)]), images[:4])
+    assert np.array_equal(test[1][0], images[5]) and test[1][1] == 4
+
+
+def test_an_archive_runs_no_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return print, ("this ran",)
+
+    (tmp_path / "train").write_bytes(pickle.dumps(Evil(), protocol=2))
+    with pytest.raises(UserError, match=r"cannot be read as the train part.*print"):
+        read_images(str(tmp_path), "train")
+
+
+def test_folder_and_zip_hold_the_same(tiny_images):
+    images = tiny_images.plain.parent / "images"
+    folder, zipped = read_images(str(images), ""), read_images(f"{images}.zip", "")
+    assert folder.classes == zipped.classes == ["disc", "none", "square"]
+    assert folder.labels == zipped.labels == [0] * 10 + [1] * 10 + [2] * 10
+    for i in (0, 29):
+        assert torch.equal(folder[i][0], zipped[i][0]) and folder[i][1] == zipped[i][1]
+    bgr = cv2.imread(str(images / "square" / "9.png"))
+    assert np.array_equal(folder[29][0], bgr[..., ::-1].transpose(2, 0, 1))
+
+
+def test_a_grey_image_has_three_channels_and_a_broken_one_is_named(tmp_path):
+    (tmp_path / "a").mkdir()
+    cv2.imwrite(str(tmp_path / "a" / "0.png"), np.full((5, 4), 7, np.uint8))
+    (tmp_path / "a" / "1.png").write_bytes(b"no image")
+    images = read_images(str(tmp_path), "")
+    assert torch.equal(images[0][0], torch.full((3, 5, 4), 7, dtype=torch.uint8))
+    with pytest.raises(UserError, match=r"1\.png is no image"):
+        images[1]
+
+
+def test_what_is_no_dataset_is_refused_by_its_path(tmp_path):
+    (tmp_path / "empty").mkdir()
+    zipfile.ZipFile(tmp_path / "flat.zip", "w").writestr("0.png", b"")
+    zipfile.ZipFile(tmp_path / "none.zip", "w").close()
+    (tmp_path / "text.tar.gz").write_text("text")
+    for name, part in [
+        ("empty", ""),
+        ("flat.zip", ""),
+        ("none.zip", ""),
+        ("text.tar.gz", ""),
+        ("text.tar.gz", "train"),
+        ("empty", "test"),
+        ("absent", ""),
+    ]:
+        with pytest.raises(UserError, match=f"{name}.*correct its path"):
+            read_images(str(tmp_path / name), part)
+
+
+@pytest.mark.parametrize(
+    "layout", ["zip", "folder", "archive", "nested archive", "unpacked", "nested unpacked"]
+)
+def test_cifar_is_found_below_the_folder_of_all_datasets(tmp_path, catalog, monkeypatch, layout):
+    monkeypatch.setattr(image_sets, "_register", lambda name, *at: found.update({name: at}))
+    found = {}
+    image_sets.register_all(str(tmp_path))
+    nested = tmp_path / "cifar10"
+    nested.mkdir()
+    if layout in ("zip", "folder"):
+        (nested / ("train.zip" if layout == "zip" else "train")).mkdir()
+        expected = nested / ("train.zip" if layout == "zip" else "train"), ""
+    else:
+        archive, folder, _ = draw_archive(nested if "nested" in layout else tmp_path, False)
+        if "unpacked" in layout:
+            archive.unlink()
+        expected = (folder if "unpacked" in layout else archive), "train"
+    MetadataCatalog.get("made_up_cifar").places = found["cifar10_train"]
+    assert find_place("made_up_cifar") == (str(expected[0]), expected[1])
+    MetadataCatalog.remove("made_up_cifar")
+
+
+def test_entries_are_registered_by_name(tmp_path, catalog, monkeypatch):
+    draw_archive(tmp_path, False)
+    monkeypatch.setenv("HERE", str(tmp_path))
+    cfg = load_config("", ["MODEL.META_ARCHITECTURE", "ImageClassifier"])
+    cfg.DATASETS.IMAGES.few = ["$HERE/cifar-10-python.tar.gz", "train"]
+    cfg.DATASETS.IMAGES.fewer = ["$HERE/cifar-10-batches-py", "test"]
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("few",), ("fewer",)
+    cfg.MODEL.CLASSIFIER.NUM_CLASSES = 10
+    for _ in range(2):
+        register_image_datasets(cfg)
+    check_datasets(cfg)
+    assert dataset_sizes(cfg) == {"few": 4, "fewer": 2}
+    cfg.DATASETS.IMAGES.few = "$HERE/elsewhere"
+    with pytest.raises(UserError, match=r"DATASETS.IMAGES.few .* already registered"):
+        register_image_datasets(cfg)
+
+
+@pytest.mark.parametrize("entry", [["a.tar.gz"], ["a.tar.gz", "valid"], "", 3, ["", "train"]])
+def test_an_entry_that_is_no_place_is_refused(entry):
+    cfg = load_config("")
+    cfg.DATASETS.IMAGES.pets = entry
+    with pytest.raises(UserError, match=r"DATASETS.IMAGES.pets is .*: give the path"):
+        register_image_datasets(cfg)
+
+
+def test_datasets_must_suit_the_model(tiny, tiny_images, tmp_path, catalog):
+    check_datasets(tiny_images.cfg("plain"))
+    tiny.cfg("plain")  # registers its own
+    for config, opts, message in [
+        (tiny_images, ["MODEL.CLASSIFIER.NUM_CLASSES", 4], "NUM_CLASSES is 4.*set it to 3"),
+        (tiny_images, ["DATASETS.TEST", ("tiny",)], "has no use for dataset tiny.*DATASETS.IMAGES"),
+        (tiny, ["DATASETS.TEST", ("discs_test",)], "has no use for dataset discs_test.*JSON"),
+        (
+            tiny_images,
+            ["DATASETS.TEST", ("disks_test",)],
+            "mean 'discs_test'.*IMAGES.disk",
+        ),
+        (tiny_images, ["DATASETS.TEST", ("imagenet_val",)], "not at .*DETECTRON2_DATASETS"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            check_datasets(config.cfg("plain", *opts))
+    for name in ("disc", "circle", "square"):
+        (tmp_path / name).mkdir()
+        cv2.imwrite(str(tmp_path / name / "0.png"), np.zeros((4, 4), np.uint8))
+    cfg = tiny_images.cfg("plain")
+    cfg.DATASETS.IMAGES.others = str(tmp_path)
+    cfg.DATASETS.IMAGES.absent = str(tmp_path / "nowhere")
+    register_image_datasets(cfg)
+    cfg.DATASETS.TEST = ("others",)
+    with pytest.raises(UserError, match=r"discs_train and others .*\(circle is in one of them\)"):
+        check_datasets(cfg)
+    cfg.DATASETS.TEST = ("absent",)
+    with pytest.raises(UserError, match=r"absent is not at .*correct DATASETS.IMAGES.absent"):
+        check_datasets(cfg)
