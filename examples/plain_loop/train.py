@@ -59,8 +59,9 @@ def train(cfg, model, teacher, resume):
 
 def evaluate(cfg, model):
     for name in cfg.DATASETS.TEST:
+        loader = build_detection_test_loader(cfg, name)  # first: it draws the images
         evaluator = COCOEvaluator(name, output_dir=cfg.OUTPUT_DIR)
-        results = inference_on_dataset(model, build_detection_test_loader(cfg, name), evaluator)
+        results = inference_on_dataset(model, loader, evaluator)
         if comm.is_main_process():
             print_csv_format(results)
 
