@@ -145,12 +145,17 @@ def tiny(tmp_path_factory) -> Tiny:
     """Eight images, three configs, and random weights for the teacher."""
     folder = tmp_path_factory.mktemp("tiny")
     draw_images(folder / "images")
+    return write_experiment(folder, BASE, TEACHER, DPK)
+
+
+def write_experiment(folder: Path, base: str, teacher: str, dpk: str) -> Tiny:
+    """Three configs on ``folder/images``, and random weights for the teacher."""
     names = ("plain.yaml", "dpk.yaml", "teacher.yaml", "teacher.pth")
     tiny = Tiny(*(folder / name for name in names))
-    tiny.plain.write_text(BASE.format(images=folder / "images", output=folder / "plain"))
-    tiny.teacher.write_text(TEACHER.format(output=folder / "teacher"))
+    tiny.plain.write_text(base.format(images=folder / "images", output=folder / "plain"))
+    tiny.teacher.write_text(teacher.format(output=folder / "teacher"))
     tiny.dpk.write_text(
-        DPK.format(teacher=tiny.teacher, weights=tiny.weights, output=folder / "dpk")
+        dpk.format(teacher=tiny.teacher, weights=tiny.weights, output=folder / "dpk")
     )
     torch.save({"model": tiny.build("teacher", seed=7).state_dict()}, tiny.weights)
     return tiny
@@ -307,15 +312,7 @@ def tiny_images(tmp_path_factory) -> Tiny:
     """As ``tiny``, of classifiers of three classes, with 30 images of discs and other shapes."""
     folder = tmp_path_factory.mktemp("tiny_images")
     draw_classes(folder / "images")
-    names = ("plain.yaml", "dpk.yaml", "teacher.yaml", "teacher.pth")
-    tiny = Tiny(*(folder / name for name in names))
-    tiny.plain.write_text(CLASSIFIER.format(images=folder / "images", output=folder / "plain"))
-    tiny.teacher.write_text(CLASSIFYING_TEACHER.format(output=folder / "teacher"))
-    tiny.dpk.write_text(
-        CLASSIFYING_DPK.format(teacher=tiny.teacher, weights=tiny.weights, output=folder / "dpk")
-    )
-    torch.save({"model": tiny.build("teacher", seed=7).state_dict()}, tiny.weights)
-    return tiny
+    return write_experiment(folder, CLASSIFIER, CLASSIFYING_TEACHER, CLASSIFYING_DPK)
 
 
 @pytest.fixture(scope="session")
