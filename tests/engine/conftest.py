@@ -1,7 +1,12 @@
-"""Finished trainings that nobody trained."""
+"""Finished trainings that nobody trained, and trainings in two processes."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,3 +107,26 @@ def variant(tiny, tmp_path_factory) -> Callable[..., tuple[Any, list[str], str]]
         return model, opts, str(path)
 
     return make
+
+
+@pytest.fixture
+def two_processes(tiny, tmp_path) -> Callable[..., list[dict[str, Any]]]:
+    """``two_processes(source, KEY, VALUE, ...)`` runs a script under torchrun with the tiny DPK
+    config, and gives what each rank has left in ``OUTPUT_DIR/rankN.json``."""
+
+    def run(source: str, *opts: str) -> list[dict[str, Any]]:
+        worker = tmp_path / "worker.py"
+        worker.write_text(source)
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        # no GPU, whatever the machine has
+        env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+        command += ["--master-addr", "127.0.0.1", "--master-port", str(port), str(worker)]
+        command += ["--config-file", str(tiny.dpk), "OUTPUT_DIR", str(tmp_path), *opts]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return [json.loads(Path(tmp_path, f"rank{rank}.json").read_text()) for rank in (0, 1)]
+
+    return run

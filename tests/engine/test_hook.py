@@ -3,9 +3,6 @@
 import itertools
 import json
 import os
-import socket
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -463,20 +460,8 @@ if __name__ == "__main__":
 """
 
 
-def test_in_two_processes_the_model_is_wrapped_anew_and_stays_in_step(tiny, tmp_path):
-    worker = tmp_path / "worker.py"
-    worker.write_text(WORKER)
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--master-addr", "127.0.0.1", "--master-port", str(port), str(worker)]
-    command += ["--config-file", str(tiny.dpk), "OUTPUT_DIR", str(tmp_path)]
-    command += ["SOLVER.MAX_ITER", "3", "DATASETS.TEST", "()"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-4000:]
-    one, other = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+def test_in_two_processes_the_model_is_wrapped_anew_and_stays_in_step(two_processes):
+    one, other = two_processes(WORKER, "SOLVER.MAX_ITER", "3", "DATASETS.TEST", "()")
     assert one["hooked"] == other["hooked"] and len(set(one["hooked"])) == 3
     assert one["hooked"] == one["reference"]
     assert one["anew"] and one["wrapped"] and not one["buffers"]

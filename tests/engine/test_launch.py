@@ -2,9 +2,6 @@
 
 import argparse
 import json
-import os
-import socket
-import subprocess
 import sys
 
 import pytest
@@ -196,23 +193,8 @@ if __name__ == "__main__":
 """
 
 
-def test_two_processes_of_torchrun_train_in_step(tiny, tmp_path):
-    worker = tmp_path / "worker.py"
-    worker.write_text(WORKER)
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    # no GPU, whatever the machine has
-    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--master-addr", "127.0.0.1", "--master-port", str(port), str(worker)]
-    command += ["--config-file", str(tiny.dpk), "OUTPUT_DIR", str(tmp_path)]
-    done = subprocess.run(
-        [*command, "SOLVER.MAX_ITER", "2"], env=env, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-
-    one, other = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+def test_two_processes_of_torchrun_train_in_step(tiny, tmp_path, two_processes):
+    one, other = two_processes(WORKER, "SOLVER.MAX_ITER", "2")
     assert (one["world"], one["local"], other["local"]) == (2, 0, 1)
     assert one["backend"] == other["backend"] == "gloo"
     assert len(one["steps"]) == len(other["steps"]) == 2
