@@ -22,7 +22,7 @@ from .vgg import vgg
 from .wrn import wrn
 
 NETWORKS: dict[str, Callable[[], CifarBackbone]] = {
-    **{f"resnet{depth}": partial(resnet, depth) for depth in (20, 32, 44, 56, 110)},
+    **{f"resnet{depth}": partial(resnet, depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
     "resnet8x4": partial(resnet, 8, 4),
     "resnet32x4": partial(resnet, 32, 4),
     "wrn_16_2": partial(wrn, 16, 2),

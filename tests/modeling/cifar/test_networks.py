@@ -13,6 +13,8 @@ from dpk_det.modeling.cifar import NETWORKS, build_cifar_backbone
 # Parameters with a classifier of 100 classes, counted once in the networks of CRD's code; rounded
 # they are the figures of the literature's tables (0.28, 0.86, 1.74, 7.43 M, ...).
 PARAMETERS = {
+    "resnet8": 83_892,
+    "resnet14": 181_108,
     "resnet20": 278_324,
     "resnet32": 472_756,
     "resnet44": 667_188,
