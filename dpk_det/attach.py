@@ -6,15 +6,16 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage, get_event_storage
-from torch import nn
+from torch import Tensor, nn
 
 from dpk_det.batches import box_targets, image_labels, image_sizes
 from dpk_det.config import method_arguments
 from dpk_det.distill import Distiller, Features, build_distiller
+from dpk_det.distill.late import Late
 from dpk_det.errors import UserError
 from dpk_det.heads import ComparedHeads
 from dpk_det.pairing import pair_levels
-from dpk_det.teacher import Teacher, build_teacher, feature_strides
+from dpk_det.teacher import Teacher, build_teacher, feature_strides, prepare_alike
 
 
 class Distillation:
@@ -32,6 +33,10 @@ class Distillation:
         self.model, self.teacher, self.distiller = model, teacher, distiller
         self.max_iter = max_iter
         self._maps: dict[str, Any] | None = None
+        # what the student's backbone was given, where the teacher's would be given the same
+        self._images: Tensor | None = None
+        self._alike = not teacher.flip_channels and prepare_alike(model, teacher.model)
+        self._metrics: tuple[list[str], Late] | None = None
         self._heads = None
         if distiller.heads:
             self._heads = ComparedHeads(model, teacher.model, distiller.heads)
@@ -53,13 +58,14 @@ class Distillation:
 
     def _forget(self, model: nn.Module, inputs: Any) -> None:
         # what a step left that was broken off, by an error that the caller survived
-        self._maps = None
+        self._maps = self._images = None
         if self._heads:
             self._heads.forget()
 
-    def _see_maps(self, backbone: nn.Module, inputs: Any, maps: dict[str, Any]) -> None:
+    def _see_maps(self, backbone: nn.Module, inputs: tuple, maps: dict[str, Any]) -> None:
         if self._learns():
             self._maps = maps
+            self._images = inputs[0] if self._alike and inputs else None
 
     def _learns(self) -> bool:
         # without gradients a model in training mode is only being looked at, by PreciseBN say
@@ -68,14 +74,14 @@ class Distillation:
     def _add_losses(self, model: nn.Module, inputs: tuple, kwargs: dict, losses: Any) -> Any:
         if not self._learns():
             return None
-        batch, maps = (*inputs, *kwargs.values())[0], self._maps
-        self._maps = None  # the graph must not outlive the step
+        batch, maps, images = (*inputs, *kwargs.values())[0], self._maps, self._images
+        self._maps = self._images = None  # the graph must not outlive the step
         _check_step(model, losses, maps)
         sizes = image_sizes(batch)
         student = Features(maps, feature_strides(model.backbone), sizes)
         # no part of the model, it did not come along if the model was moved after attaching
         self.teacher.move(next(iter(maps.values())).device)
-        teacher = self.teacher(batch)
+        teacher = self.teacher(batch, images)
         if self._heads:
             labels = image_labels(batch)
             student.logits, teacher.logits = self._heads.compare(teacher.maps, sizes, labels)
@@ -92,9 +98,15 @@ class Distillation:
         if not self.distiller.metrics:
             return
         names, values = zip(*self.distiller.metrics.items(), strict=True)
-        storage.put_scalars(
-            **dict(zip(names, torch.stack(values).tolist(), strict=True)), smoothing_hint=False
-        )
+        last, self._metrics = self._metrics, (names, Late(torch.stack(values)))
+        if self._metrics[1].here:
+            last = self._metrics
+        # off the CPU they are logged a step late: to read them at once would halt the device
+        if last:
+            names, values = last
+            storage.put_scalars(
+                **dict(zip(names, values.read().tolist(), strict=True)), smoothing_hint=False
+            )
 
 
 def _check_step(model: nn.Module, losses: Any, maps: Any) -> None:

@@ -42,6 +42,6 @@ def box_targets(batch: Batch, device: torch.device) -> Targets | None:
     if not all(x is not None and x.has("gt_boxes") and x.has("gt_classes") for x in instances):
         return None
     return Targets(
-        [x.gt_boxes.tensor.to(device) for x in instances],
-        [x.gt_classes.to(device) for x in instances],
+        [x.gt_boxes.tensor.to(device, non_blocking=True) for x in instances],
+        [x.gt_classes.to(device, non_blocking=True) for x in instances],
     )

@@ -89,6 +89,13 @@ def add_dpk_config(cfg: CN) -> None:
     # Overrides of the teacher's config, as on the command line: ["MODEL.ROI_HEADS.NUM_CLASSES", 3],
     # of a LazyConfig ["model.roi_heads.num_classes", 3].
     cfg.DISTILL.TEACHER.OPTS = []
+    # What its backbone computes in: "" as the student's does (SOLVER.AMP), "bf16" or "fp16".
+    cfg.DISTILL.TEACHER.PRECISION = ""
+    # Keep its channels innermost in memory, which convolutions on CPUs, and in 16 bits on GPUs, are
+    # faster with. Its features stay the same but for rounding.
+    cfg.DISTILL.TEACHER.CHANNELS_LAST = False
+    # Run it through torch.compile, which takes a minute or two at the start.
+    cfg.DISTILL.TEACHER.COMPILE = False
 
     _add_dpk(cfg.DISTILL)
     _add_rivals(cfg.DISTILL)

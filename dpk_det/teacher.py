@@ -14,12 +14,14 @@ from detectron2.structures import ImageList
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from dpk_det.batches import Batch, flip_channels
+from dpk_det.batches import Batch, flip_channels, image_sizes
 from dpk_det.checkpoint import load_weights_strictly
 from dpk_det.config import check_pairs, load_config, plain_architecture
 from dpk_det.distill import Features
+from dpk_det.distill.registry import find
 from dpk_det.errors import UserError
 
+PRECISIONS = {"": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 ZOO_EXAMPLE = "COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml"
 
 
@@ -33,15 +35,36 @@ class Teacher:
             ``pixel_mean`` and ``pixel_std``; frozen in place.
         image_format: channel order it was trained with, "BGR" or "RGB".
         student_format: channel order of the images that it will be shown.
+        precision: the backbone runs in: "bf16" or "fp16" (autocast); "": as the student's does.
+        channels_last: keep the backbone's weights and maps with their channels innermost in memory.
+        compiled: run the backbone through ``torch.compile``.
 
     Attributes:
         model, student_format: as given. flip_channels: whether the two orders differ.
+
+    Raises:
+        UserError: for an unknown precision.
     """
 
-    def __init__(self, model: nn.Module, image_format: str, student_format: str) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        image_format: str,
+        student_format: str,
+        *,
+        precision: str = "",
+        channels_last: bool = False,
+        compiled: bool = False,
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.student_format = student_format
         self.flip_channels = image_format != student_format
+        self._dtype = find(PRECISIONS, precision, "precision (DISTILL.TEACHER.PRECISION)")
+        self._layout = torch.channels_last if channels_last else torch.preserve_format
+        if channels_last:
+            model.backbone.to(memory_format=torch.channels_last)
+        # images may have any size
+        self._look = torch.compile(model.backbone, dynamic=True) if compiled else model.backbone
 
     def move(self, device: torch.device) -> None:
         """Go to a device; one that is there already stays."""
@@ -49,16 +72,27 @@ class Teacher:
             self.model.to(device)
 
     @torch.no_grad()
-    def __call__(self, batch: Batch) -> Features:
+    def __call__(self, batch: Batch, images: Tensor | None = None) -> Features:
         """Look at a batch, normalised and padded the teacher's own way; only its backbone runs.
 
         Args:
             batch: Detectron2's list of dicts, or a classifier's dict of tensors; images in the
                 student's format.
+            images: what the teacher would make of the batch, (B, 3, H, W), if somebody has made it
+                already; see :func:`prepare_alike`.
         """
-        images = preprocess(self.model, flip_channels(batch) if self.flip_channels else batch)
-        backbone = self.model.backbone
-        return Features(backbone(images.tensor), feature_strides(backbone), images.image_sizes)
+        if images is None:
+            images = preprocess(
+                self.model, flip_channels(batch) if self.flip_channels else batch
+            ).tensor
+        images = images.contiguous(memory_format=self._layout)
+        if self._dtype is None:
+            maps = self._look(images)
+        else:
+            with torch.autocast(images.device.type, self._dtype):
+                maps = self._look(images)
+            maps = {name: x.float() for name, x in maps.items()}  # the student's heads may be asked
+        return Features(maps, feature_strides(self.model.backbone), image_sizes(batch))
 
 
 def preprocess(model: nn.Module, batch: Batch) -> ImageList:
@@ -82,6 +116,26 @@ def preprocess(model: nn.Module, batch: Batch) -> ImageList:
         else {}
     )
     return ImageList.from_tensors(images, backbone.size_divisibility, **more)
+
+
+def prepare_alike(model: nn.Module, other: nn.Module) -> bool:
+    """Whether two models make the same tensor of a batch whose channels have the order of both.
+
+    False where it is not plain to see: where they are prepared by code of different classes.
+    """
+    ways = [getattr(type(m), "preprocess_image", None) for m in (model, other)]
+    if ways[0] is None or ways[0] is not ways[1]:
+        return False
+    for name in ("pixel_mean", "pixel_std"):
+        values = [getattr(m, name, None) for m in (model, other)]
+        if any(value is None for value in values) or not torch.equal(
+            *(value.cpu() for value in values)
+        ):
+            return False
+    return all(
+        getattr(model.backbone, name, None) == getattr(other.backbone, name, None)
+        for name in ("size_divisibility", "padding_constraints")
+    )
 
 
 def feature_strides(backbone: nn.Module) -> dict[str, int]:
@@ -174,6 +228,7 @@ def load_teacher(
     opts: Sequence[Any] = (),
     device: str | torch.device = "cpu",
     student_format: str = "BGR",
+    **speed: Any,
 ) -> Teacher:
     """Build a teacher from its own config, every weight matched.
 
@@ -183,6 +238,7 @@ def load_teacher(
         opts: overrides of its config, ``[KEY, VALUE, ...]``.
         device: where it is to run; it follows the student if that is elsewhere.
         student_format: channel order of the images that it will be shown, "BGR" or "RGB".
+        speed: ``precision``, ``channels_last`` and ``compiled`` of :class:`Teacher`.
 
     Raises:
         UserError: when config or weights are not found, or a weight does not fit.
@@ -201,7 +257,7 @@ def load_teacher(
         model = build_model(cfg)
         image_format = cfg.INPUT.FORMAT
     load_weights_strictly(model, weights, "DISTILL.TEACHER.WEIGHTS")
-    return Teacher(model, image_format, student_format)
+    return Teacher(model, image_format, student_format, **speed)
 
 
 def build_teacher(cfg: CfgNode) -> Teacher:
@@ -215,7 +271,14 @@ def build_teacher(cfg: CfgNode) -> Teacher:
     """
     node = cfg.DISTILL.TEACHER
     return load_teacher(
-        node.CONFIG_FILE, node.WEIGHTS, node.OPTS, cfg.MODEL.DEVICE, cfg.INPUT.FORMAT
+        node.CONFIG_FILE,
+        node.WEIGHTS,
+        node.OPTS,
+        cfg.MODEL.DEVICE,
+        cfg.INPUT.FORMAT,
+        precision=node.PRECISION,
+        channels_last=node.CHANNELS_LAST,
+        compiled=node.COMPILE,
     )
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from dpk_det.attach import attach_distiller, attach_from_config, distil
 from dpk_det.distill import DISTILLERS, DPK, Distiller, build_distiller
+from dpk_det.distill.late import Late
 from dpk_det.errors import UserError
 from dpk_det.pairing import pair_levels
 from dpk_det.teacher import build_teacher, load_teacher
@@ -153,6 +154,56 @@ def test_metrics_go_to_the_storage_unsmoothed(parties, batch):
     for name in expected:
         assert logged[name] == (distiller.metrics[name].item(), 7)
         assert storage.smoothing_hints()[name] is False
+
+
+def test_off_the_cpu_metrics_are_logged_a_step_late(parties, batch, monkeypatch):
+    class Elsewhere(Late):
+        def __init__(self, x):
+            super().__init__(x)
+            self.here = False
+
+    monkeypatch.setattr("dpk_det.attach.Late", Elsewhere)
+    model, _, distiller = parties
+    attach_distiller(*parties)
+    with EventStorage() as storage:
+        for _ in range(3):
+            before = distiller.metrics
+            model.train()(batch)
+            logged = {k: v for k, (v, _) in storage.latest().items() if k.startswith("dpk/")}
+            assert logged == {name: value.item() for name, value in before.items()}
+            storage.step()
+
+
+@pytest.mark.parametrize(
+    "other", [(), ("MODEL.PIXEL_MEAN", [1.0, 2.0, 3.0]), ("INPUT.FORMAT", "RGB"), "method"]
+)
+def test_a_teacher_that_would_prepare_the_images_alike_is_given_the_students(tiny, batch, other):
+    node = "DISTILL.TEACHER"
+    twin = (f"{node}.CONFIG_FILE", tiny.plain, f"{node}.WEIGHTS", tiny.plain.with_name("twin.pth"))
+    torch.save({"model": tiny.build("plain", seed=5).state_dict()}, twin[-1])
+    opts = [] if other == "method" else list(other)
+    model = tiny.build("plain").train()
+    teacher = build_teacher(tiny.cfg("dpk", *twin, f"{node}.OPTS", opts))
+    if other == "method":  # some other way to prepare them
+        teacher.model.__class__ = type(
+            "Own", (type(teacher.model),), {"preprocess_image": lambda self, x: own(x)}
+        )
+        own = super(type(teacher.model), teacher.model).preprocess_image
+    levels = pair_levels(model.backbone.output_shape(), teacher.model.backbone.output_shape())
+    spy = Spy(levels)
+    attach_distiller(model, teacher, spy)
+    seen = []
+    for network in (model, teacher.model):
+        network.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    train_step(model, batch)
+    assert (seen[0] is seen[1]) == (not other)
+    told, want = spy.seen[1], teacher(batch)  # its own way
+    assert same_maps(told.maps, want.maps) and told.image_sizes == want.image_sizes
+
+
+def same_maps(one, other):
+    assert one.keys() == other.keys()
+    return all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_the_distiller_sees_the_maps_the_heads_see_and_the_sizes_before_padding(parties, batch):

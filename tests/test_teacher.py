@@ -77,6 +77,41 @@ def test_it_leaves_the_students_images_as_they_are(tiny):
     assert torch.equal(images[0]["image"], before)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "tolerance"),
+    [("CHANNELS_LAST", True, 1e-5), ("PRECISION", "bf16", 0.05), ("PRECISION", "fp16", 0.05)],
+)
+def test_a_faster_teacher_sees_the_same(tiny, batch, key, value, tolerance):
+    slow = build_teacher(tiny.cfg("dpk"))(batch).maps
+    fast = build_teacher(tiny.cfg("dpk", f"DISTILL.TEACHER.{key}", value))(batch).maps
+    for name, want in slow.items():
+        assert fast[name].dtype == torch.float32
+        difference = (fast[name] - want).norm() / want.norm()
+        assert difference < tolerance
+        # it did something
+        assert difference > 0 if key == "PRECISION" else fast[name].stride(1) == 1
+
+
+def test_a_compiled_teacher_runs_what_the_compiler_made(tiny, batch, monkeypatch):
+    made = []
+
+    def compiler(network, **options):
+        made.append(options)
+        return lambda images: {name: x + 1 for name, x in network(images).items()}
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    plain = build_teacher(tiny.cfg("dpk"))(batch).maps
+    assert not made
+    compiled = build_teacher(tiny.cfg("dpk", "DISTILL.TEACHER.COMPILE", True))(batch).maps
+    assert made == [{"dynamic": True}]
+    assert all(torch.equal(compiled[name], plain[name] + 1) for name in plain)
+
+
+def test_an_unknown_precision_is_named(tiny):
+    with pytest.raises(UserError, match="TEACHER.PRECISION.* named 'bf61': did you mean 'bf16'"):
+        build_teacher(tiny.cfg("dpk", "DISTILL.TEACHER.PRECISION", "bf61"))
+
+
 def test_its_config_may_be_overridden(tiny):
     cfg = tiny.cfg("dpk", "DISTILL.TEACHER.OPTS", "['MODEL.PIXEL_MEAN', [1.0, 2.0, 3.0]]")
     assert build_teacher(cfg).model.pixel_mean.flatten().tolist() == [1, 2, 3]
@@ -138,8 +173,8 @@ def test_a_teacher_of_noise_resembles_nothing_so_nearly_all_is_prior(tiny, batch
     model = tiny.build("dpk")
     sees = Teacher.__call__
 
-    def noise(teacher, batched_inputs):
-        seen = sees(teacher, batched_inputs)
+    def noise(teacher, batched_inputs, images):
+        seen = sees(teacher, batched_inputs, images)
         maps = {name: torch.randn_like(x) for name, x in seen.maps.items()}
         return Features(maps, seen.strides, seen.image_sizes)
 

@@ -16,6 +16,7 @@ Shapes: n samples, d features of X, e features of Y, L levels.
 import torch
 from torch import Tensor, nn
 
+from .late import Late
 from .registry import find
 
 MIN_SAMPLES = 4  # the estimator divides by n - 3
@@ -49,8 +50,7 @@ def hsic_terms(
     if n < MIN_SAMPLES:
         raise ValueError(f"CKA needs at least {MIN_SAMPLES} samples but got {n}: give it more.")
     with torch.autocast(x.device.type, enabled=False):
-        x, y = (_centre(z, valid, n) for z in (x, y))
-        return find(KERNELS, kernel, "kernel of CKA")(x, y, valid, n)
+        return find(KERNELS, kernel, "kernel of CKA")(*_centre(x, y, valid, n), valid, n)
 
 
 def cka_from_terms(terms: Tensor) -> Tensor:
@@ -106,6 +106,8 @@ class MinibatchCKA(nn.Module):
         find(KERNELS, kernel, "kernel of CKA")
         self.kernel = kernel
         self.register_buffer("terms", torch.zeros(num_levels, 3))
+        self._before: Late | None = None
+        self._last: Late | None = None
 
     @torch.no_grad()
     def update(self, samples: list[tuple[Tensor, Tensor, Tensor | None, int]]) -> Tensor:
@@ -118,46 +120,59 @@ class MinibatchCKA(nn.Module):
         Returns:
             (L,) float32, the same on all ranks.
         """
-        enough = [n >= MIN_SAMPLES for *_, n in samples]
-        news = self.terms.new_zeros(len(samples), 4)  # three terms, and how many ranks saw them
-        for new, sample, ok in zip(news, samples, enough, strict=True):
-            if ok:
-                terms = hsic_terms(*sample, kernel=self.kernel)
-                finite = terms.isfinite().all()  # a step that overflowed is not counted
-                new[:3] = torch.where(finite, terms, 0)
-                new[3] = finite
+        if self._last is None and self.terms.any():  # from a checkpoint
+            self._last = Late(cka_from_terms(self.terms))
+        nothing = self.terms.new_full((3,), torch.nan)
+        terms = torch.stack(
+            [
+                hsic_terms(*sample, kernel=self.kernel) if sample[-1] >= MIN_SAMPLES else nothing
+                for sample in samples
+            ]
+        )
+        seen = terms.isfinite().all(1, keepdim=True)  # a step that overflowed is not counted
+        # three terms, and how many ranks saw them
+        news = torch.cat([terms.where(seen, 0).float(), seen], 1)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(news)
         ranks = news[:, 3:]
         mean = news[:, :3] / ranks.clamp(min=1)
         self.terms.copy_(torch.where(ranks > 0, self.terms.lerp(mean, 1 / self.window), self.terms))
-        return cka_from_terms(self.terms)
+        cka = cka_from_terms(self.terms)
+        last = Late(cka)
+        self._before, self._last = self._last or last, last
+        return cka
+
+    def before(self) -> Tensor:
+        """(L,) what the update before the last one returned, on the CPU, without waiting for it.
+
+        After the first update, before which there was nothing, it is that one's.
+        """
+        return self._before.read()
 
 
-def _centre(z: Tensor, valid: Tensor | None, n: int) -> Tensor:
-    z = z if z.dtype == torch.float64 else z.float()
+def _centre(x: Tensor, y: Tensor, valid: Tensor | None, n: int) -> tuple[Tensor, Tensor]:
+    widths = x.shape[1], y.shape[1]
+    z = torch.cat([z if z.dtype == torch.float64 else z.float() for z in (x, y)], 1)
     # Any row is taken off first: the mean of equal rows rounds, and what it left would pass for
     # signal; after this they are exactly 0.
     if valid is None:
         z = z - z[:1]
-        return z - z.mean(0)
+        return (z - z.mean(0)).split(widths, 1)
     w = valid.unsqueeze(1)
     z = torch.where(w, z - z.index_select(0, valid.byte().argmax(0, keepdim=True)), 0)
-    return torch.where(w, z - z.sum(0) / n, 0)  # rows that do not count add nothing to any term
-
-
-def _hsic(x: Tensor, y: Tensor, n: int) -> Tensor:
-    x_norms, y_norms = x.square().sum(1), y.square().sum(1)  # k and l
-    cross = (x.T @ y).square().sum()
-    trace = n / (n - 2) * (x_norms * y_norms).sum()
-    sums = x_norms.sum() * y_norms.sum() / ((n - 1) * (n - 2))
-    return (cross - trace + sums) / (n * (n - 3))
+    # rows that do not count add nothing to any term
+    return torch.where(w, z - z.sum(0) / n, 0).split(widths, 1)
 
 
 def _linear_terms(x: Tensor, y: Tensor, valid: Tensor | None, n: int) -> Tensor:
     if len(x) <= min(x.shape[1], y.shape[1]):
         return _gram_terms(x @ x.T, y @ y.T, n)
-    return torch.stack([_hsic(x, y, n), _hsic(x, x, n), _hsic(y, y, n)])
+    k, l = x.square().sum(1), y.square().sum(1)  # noqa: E741 (the paper's names)
+    cross = torch.stack([(a.T @ b).square().sum() for a, b in ((x, y), (x, x), (y, y))])
+    trace = torch.stack([k * l, k * k, l * l]).sum(1)
+    k_sum, l_sum = k.sum(), l.sum()
+    sums = torch.stack([k_sum * l_sum, k_sum * k_sum, l_sum * l_sum])
+    return (cross - n / (n - 2) * trace + sums / ((n - 1) * (n - 2))) / (n * (n - 3))
 
 
 def _rbf_terms(x: Tensor, y: Tensor, valid: Tensor | None, n: int) -> Tensor:

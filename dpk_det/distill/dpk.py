@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from dpk_det.errors import UserError
 
 from .cka import MIN_SAMPLES, MinibatchCKA
-from .mask import MASKS, prior_count, take_prior
+from .mask import MASKS, prior_count, prior_first
 from .ratio import RATIOS
 from .registry import (
     Distiller,
@@ -105,8 +105,8 @@ class HybridCompletion(nn.Module):
             cells: (B, H, W) bool, cells that are not padding; None: all.
 
         Returns:
-            (B, Ct, H, W), the completed map; what stands at padding means nothing. And (B, H, W)
-            bool, true in the cells of tokens that took the prior.
+            (B, Ct, H, W), the completed map; what stands at padding means nothing. And (B, h, w)
+            bool, true for the tokens that took the prior.
         """
         size = tuple(student.shape[-2:])
         added = 0.0
@@ -120,48 +120,42 @@ class HybridCompletion(nn.Module):
             # One token cannot be both the student's and the teacher's: put padding beside it, so
             # that each encoder has a token and each parameter a gradient.
             student, teacher = (F.pad(x, (0, 2 * self.patch - size[1])) for x in (student, teacher))
-            valid = torch.tensor([[[True, False]]], device=student.device).expand(
-                len(student), 1, 2
-            )
+            first = torch.arange(2, device=student.device) == 0
+            valid = first.expand(len(student), 1, 2)
             w = 2
-        padded = valid is not None
-        valid = valid if padded else student.new_ones(len(student), h, w, dtype=torch.bool)
-        takes_prior = take_prior(self.mask(valid), valid.flatten(1), ratio)
+        layout = student.new_ones(len(student), h, w, dtype=torch.bool) if valid is None else valid
+        flat = None if valid is None else valid.flatten(1)
+        order = prior_first(self.mask(layout), flat, ratio)
+        prior, own = order.tensor_split([prior_count(ratio, h * w)], 1)
         positions = sincos_positions(h, w, self.dim, student.device)
-        completed = self.decoder(
-            self._mix(student, teacher, takes_prior, ratio, positions, valid if padded else None)
-            + positions,
-            valid.flatten(1) if padded else None,
-        )
+        mixed = self._mix(student, teacher, prior, own, positions, flat)
+        completed = self.decoder(mixed + positions, flat)
         expanded = self.expand(completed, (h * self.patch, w * self.patch))
-        given = takes_prior.unflatten(1, (h, w))
-        for axis in (1, 2):
-            given = given.repeat_interleave(self.patch, axis)
-        return expanded[..., : size[0], : size[1]].float() + added, given[:, : size[0], : size[1]]
+        given = torch.zeros_like(layout.flatten(1)).scatter_(1, prior, True).unflatten(1, (h, w))
+        return expanded[..., : size[0], : size[1]].float() + added, given
 
     def _mix(
         self,
         student: Tensor,
         teacher: Tensor,
-        takes_prior: Tensor,
-        ratio: float,
+        prior: Tensor,
+        own: Tensor,
         positions: Tensor,
         valid: Tensor | None,
     ) -> Tensor:
         """(B, N, D), encoded tokens: the student's, and the teacher's or blanks at the prior."""
-        order = (~takes_prior).byte().argsort(1)  # the prior's first
-        prior, own = order.tensor_split([prior_count(ratio, order.shape[1])], 1)
 
         def encode(embed: nn.Module, encoder: nn.Module, x: Tensor, at: Tensor) -> Tensor:
-            tokens = _take(embed(x) + positions, at)
-            return encoder(tokens, None if valid is None else valid.flatten(1).gather(1, at))
+            tokens = (embed(x) + positions).gather(1, _to_width(at, self.dim))
+            return encoder(tokens, None if valid is None else valid.gather(1, at))
 
         encoded = encode(self.student_embed, self.student_encoder, student, own)
         if self.has_prior:
             given = encode(self.teacher_embed, self.teacher_encoder, teacher, prior)
         else:
             given = self.blank.to(encoded.dtype).expand(*prior.shape, -1)
-        return _take(torch.cat([given, encoded], 1), order.argsort(1))
+        tokens, at = torch.cat([given, encoded], 1), torch.cat([prior, own], 1)
+        return torch.empty_like(tokens).scatter(1, _to_width(at, self.dim), tokens)
 
 
 @register_distiller("dpk")
@@ -287,10 +281,11 @@ class DPK(Distiller):
             _View(p, self.completions[p.level.student].patch) for p in self.pairs(student, teacher)
         ]
         cka = self.cka.update([self.sample(view) for view in views])
-        ratios = self.schedule(cka, self.progress, self.low, self.high)
+        # Token counts are shapes, which the host must know. It knows the gap of the step before; to
+        # ask for this step's would halt the device.
+        ratios = self.schedule(self.cka.before(), self.progress, self.low, self.high).tolist()
         losses = []
-        # waits for the device: token counts are shapes, which the host must know
-        for view, ratio in zip(views, ratios.tolist(), strict=True):
+        for view, ratio in zip(views, ratios, strict=True):
             pair = view.pair
             out, given = self.completions[pair.level.student](
                 pair.student, pair.teacher, ratio, view.tokens, pair.cells
@@ -298,15 +293,17 @@ class DPK(Distiller):
             target, scale = self.target(pair.teacher.float(), pair.cells)
             cells = pair.cells
             if self.errs_at_student:
-                cells = ~given if cells is None else cells & ~given
+                own = ~view.to_cells(given)
+                cells = own if cells is None else cells & own
             losses.append(scale * masked_mse(out, target, cells))
-        losses = torch.stack(losses)
+        total = sum(w * loss for w, loss in zip(self.level_weights, losses, strict=True))
+        given = torch.tensor(ratios).to(cka.device, non_blocking=True)
         self.metrics = {
             f"dpk/{what}_{view.pair.level.student}": value.detach()
-            for what, values in (("ratio", ratios), ("cka", cka), ("loss", losses))
+            for what, values in (("ratio", given), ("cka", cka), ("loss", losses))
             for view, value in zip(views, values, strict=True)
         }
-        return {"loss_dpk": self.weight * (losses * losses.new_tensor(self.level_weights)).mean()}
+        return {"loss_dpk": self.weight * total / len(views)}
 
 
 class _View:
@@ -322,15 +319,25 @@ class _View:
     def means(self) -> tuple[Tensor, Tensor]:
         """Each token's mean feature in either network, (B, Cs, h, w) and (B, Ct, h, w)."""
         student, cells = self.pair.student, self.pair.cells
-        cells = student.new_ones(1, 1, *student.shape[-2:]) if cells is None else cells.unsqueeze(1)
-        x, y, share = (
-            F.avg_pool2d(pad_to_tokens(z.detach().float(), self.patch), self.patch)
-            for z in (student, self.pair.teacher, cells)
-        )
+        x, y = self._mean(student), self._mean(self.pair.teacher)
+        size = student.shape[-2:]
+        if cells is None and not any(side % self.patch for side in size):
+            return x, y
         # a token at the border is the mean of its valid cells only: with the zeros around them both
         # networks would shrink alike there, which CKA takes for likeness
-        share = share.clamp(min=1e-6)
+        cells = student.new_ones(1, 1, *size) if cells is None else cells.unsqueeze(1)
+        share = self._mean(cells).clamp(min=1e-6)
         return x / share, y / share
+
+    def _mean(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(pad_to_tokens(x.detach().float(), self.patch), self.patch)
+
+    def to_cells(self, tokens: Tensor) -> Tensor:
+        """What is said of tokens, (B, h, w), said of their cells, (B, H, W)."""
+        height, width = self.pair.student.shape[-2:]
+        for axis in (1, 2):
+            tokens = tokens.repeat_interleave(self.patch, axis)
+        return tokens[:, :height, :width]
 
 
 Samples = tuple[Tensor, Tensor, Tensor | None, int]  # as hsic_terms takes them
@@ -358,5 +365,6 @@ SAMPLES = {"tokens": _token_samples, "images": _image_samples}
 POSITIONS = {"all": False, "student": True}
 
 
-def _take(tokens: Tensor, at: Tensor) -> Tensor:
-    return tokens.gather(1, at.unsqueeze(2).expand(-1, -1, tokens.shape[2]))
+def _to_width(at: Tensor, dim: int) -> Tensor:
+    """Places of tokens, (B, N), as gather and scatter of (B, N, D) want them."""
+    return at.unsqueeze(2).expand(-1, -1, dim)

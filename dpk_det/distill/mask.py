@@ -6,6 +6,8 @@ line take the prior, as many as the ratio says.
 Shapes: B images, h x w = N tokens an image (padding included).
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -41,7 +43,7 @@ def grid(valid: Tensor) -> Tensor:
     shift = torch.randint(len(BAYER), (2, batch, 1, 1), device=device)
     rows = (torch.arange(h, device=device).view(1, -1, 1) + shift[0]) % len(BAYER)
     cols = (torch.arange(w, device=device).view(1, 1, -1) + shift[1]) % len(BAYER)
-    order = torch.tensor(BAYER, device=device)[rows, cols]
+    order = _bayer(device)[rows, cols]
     return (order + 0.5 * torch.rand(valid.shape, device=device)).flatten(1)
 
 
@@ -51,6 +53,20 @@ MASKS = {"random": random, "block": block, "grid": grid}
 def prior_count(ratio: float, n: int) -> int:
     """``round(ratio * n)``, kept within 1..n-1 so that both encoders see a token on every step."""
     return min(max(round(ratio * n), 1), n - 1)
+
+
+def prior_first(line: Tensor, valid: Tensor | None, ratio: float) -> Tensor:
+    """Order the tokens so that the first ``prior_count(ratio, N)`` are those that take the prior.
+
+    Args:
+        line, ratio: as :func:`take_prior` takes them. valid: the same, or None: all tokens are.
+
+    Returns:
+        (B, N) int64, a permutation in each row.
+    """
+    if valid is None:
+        return line.argsort(1)
+    return (~take_prior(line, valid, ratio)).byte().argsort(1)
 
 
 def take_prior(line: Tensor, valid: Tensor, ratio: float) -> Tensor:
@@ -79,6 +95,11 @@ def take_prior(line: Tensor, valid: Tensor, ratio: float) -> Tensor:
     take = take.maximum(count - (n - num_valid)).clamp(max=count)  # padding must suffice to fill up
     fill = count - take
     return (rank < take) | ((rank >= num_valid) & (rank < num_valid + fill))
+
+
+@lru_cache(maxsize=8)
+def _bayer(device: torch.device) -> Tensor:
+    return torch.tensor(BAYER, device=device)
 
 
 def _arange_like(x: Tensor) -> Tensor:

@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 from dpk_det.distill import DPK, Features, Level, linear_cka
 from dpk_det.distill.cka import cka_from_terms, hsic_terms
+from dpk_det.distill.dpk import _View
 from dpk_det.distill.mask import MASKS, take_prior
+from dpk_det.distill.registry import PairedMaps
 from dpk_det.distill.regression import TARGETS
 from dpk_det.distill.tokens import sincos_positions
 from dpk_det.errors import UserError
@@ -362,7 +364,7 @@ def test_the_only_token_of_a_map_is_the_students():
     ]
     assert out[0][0].shape == teacher.shape
     assert torch.equal(out[0][0], out[1][0])
-    assert out[0][1].shape == (2, 2, 2) and not out[0][1].any()
+    assert not out[0][1][:, 0, 0].any()
 
 
 def test_prior_tokens_take_nothing_from_the_student():
@@ -372,21 +374,24 @@ def test_prior_tokens_take_nothing_from_the_student():
     student.requires_grad_()
     out, given = dpk.completions["p3"](student, teacher, 0.4, None)
     out.square().sum().backward()
-    drawn = seen[0][2].view(2, 4, 4).repeat_interleave(2, 1).repeat_interleave(2, 2)
+    drawn = seen[0][2].view(2, 4, 4)
     used = student.grad.any(1)
-    assert torch.equal(used, ~drawn)
+    assert torch.equal(used, ~drawn.repeat_interleave(2, 1).repeat_interleave(2, 2))
     assert torch.equal(given, drawn)
 
 
-def test_the_cells_of_given_tokens_are_told_at_any_size():
+def test_the_given_tokens_and_their_cells_are_told_at_any_size():
     dpk = build()
     seen = watch_mask(dpk.completions["p3"])
     valid = torch.ones(3, 3, 4, dtype=torch.bool)
     valid[1, 2:] = valid[2, :, 1:] = False
-    _, given = dpk.completions["p3"](*maps(3, 5, 7), 0.4, valid)
+    student, teacher = maps(3, 5, 7)
+    _, given = dpk.completions["p3"](student, teacher, 0.4, valid)
     taken = seen[0][2].view(3, 3, 4)
+    assert torch.equal(given, taken)
+    view = _View(PairedMaps(dpk.levels[0], student, teacher, [(5, 7)] * 3), 2)
     want = [[[taken[i, r // 2, c // 2] for c in range(7)] for r in range(5)] for i in range(3)]
-    assert torch.equal(given, torch.tensor(want))
+    assert torch.equal(view.to_cells(given), torch.tensor(want))
 
 
 @pytest.mark.parametrize("cs", [CS, CT])
@@ -586,17 +591,36 @@ def test_cka_is_that_of_each_valid_tokens_mean_feature(sizes):
     assert dpk.metrics["dpk/ratio_p3"].item() == pytest.approx(1 - want, abs=1e-4)
 
 
+def related_maps(seed):
+    student, teacher = maps(2, 8, 8, seed=seed)
+    return student, teacher + seed * student.mean(1, keepdim=True)
+
+
 def test_cka_runs_over_steps_and_resumes_from_the_state_dict():
     whole, fresh = build(cka_window=2), build(cka_window=2)
-    whole(*one_level(*maps(2, 8, 8, seed=1)))
+    whole(*one_level(*related_maps(1)))
     fresh.load_state_dict(whole.state_dict())
     assert "cka.terms" in whole.state_dict()
     for dpk in (whole, fresh):
-        dpk(*one_level(*maps(2, 8, 8, seed=2)))
+        dpk(*one_level(*related_maps(2)))
     alone = build(cka_window=2)
-    alone(*one_level(*maps(2, 8, 8, seed=2)))
+    alone(*one_level(*related_maps(2)))
     cka = [m.metrics["dpk/cka_p3"].item() for m in (whole, fresh, alone)]
     assert cka[0] == cka[1] != cka[2]
+    ratio = [m.metrics["dpk/ratio_p3"].item() for m in (whole, fresh, alone)]
+    assert ratio[0] == ratio[1] != ratio[2]
+
+
+def test_the_ratio_follows_the_gap_of_the_step_before():
+    dpk = build(cka_window=1)
+    ckas, ratios = [], []
+    for seed in range(4):
+        dpk(*one_level(*related_maps(seed)))
+        ckas.append(dpk.metrics["dpk/cka_p3"].item())
+        ratios.append(dpk.metrics["dpk/ratio_p3"].item())
+    # the first has none before it
+    assert ratios == pytest.approx([min(1 - cka, 1) for cka in (ckas[0], *ckas[:-1])])
+    assert len(set(ckas)) == 4
 
 
 @pytest.mark.parametrize("target", sorted(TARGETS))

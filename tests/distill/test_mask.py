@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from dpk_det.distill.mask import MASKS, prior_count, take_prior
+from dpk_det.distill.mask import MASKS, prior_count, prior_first, take_prior
 
 
 def count(ratio, n):
@@ -95,6 +95,18 @@ def test_the_first_in_line_take_the_prior_and_padding_fills_up():
     got = take_prior(line, valid, 0.5)
     assert got[0].nonzero().flatten().tolist() == [1, 3, 5]
     assert got[1, :4].nonzero().flatten().tolist() == [1, 3] and got[1].sum() == 3
+
+
+def test_the_order_begins_with_those_that_take_the_prior():
+    g = torch.Generator().manual_seed(3)
+    line = torch.rand(5, 12, generator=g)
+    padded = valid_rows(12, [12, 7, 4, 1, 9], g)
+    for valid in (None, padded):
+        for ratio in (0.0, 0.3, 1.0):
+            order = prior_first(line, valid, ratio)
+            assert torch.equal(order.sort(1).values, torch.arange(12).expand(5, 12))
+            takes = take_prior(line, torch.ones_like(padded) if valid is None else valid, ratio)
+            assert takes.gather(1, order[:, : prior_count(ratio, 12)]).all()
 
 
 @pytest.mark.parametrize("name", MASKS)
