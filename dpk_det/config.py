@@ -53,14 +53,17 @@ def add_dpk_config(cfg: CN) -> None:
     cfg.MODEL.CLASSIFIER.LOSS_WEIGHT = 1.0
     cfg.MODEL.CLASSIFIER.LABEL_SMOOTHING = 0.0
 
-    # The network of build_cifar_backbone: resnet20, 32, 44, 56, 110, 8x4, 32x4; wrn_16_2, wrn_40_1,
-    # wrn_40_2; vgg8, vgg13; mobilenetv2, shufflenetv1, shufflenetv2.
+    # The network of build_cifar_backbone: resnet8, 14, 20, 32, 44, 56, 110, 8x4, 32x4; wrn_16_2,
+    # wrn_40_1, wrn_40_2; vgg8, vgg13; mobilenetv2, shufflenetv1, shufflenetv2.
     cfg.MODEL.CIFAR = CN()
     cfg.MODEL.CIFAR.NAME = "resnet20"
 
     # Weights that only the backbone's bottom-up network starts from, after MODEL.WEIGHTS: another
     # detector's or a classifier's checkpoint, or a file of such a network alone.
     cfg.MODEL.BACKBONE_WEIGHTS = ""
+
+    # Update all weights in one kernel a device: torch's fused optimizer.
+    cfg.SOLVER.FUSED = False
 
     # Stem and residual widths of build_small_resnet_fpn_backbone, and residual blocks a stage.
     cfg.MODEL.SMALL_RESNET = CN()

@@ -13,6 +13,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, get_event_storage
 from torch import nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from dpk_det.checkpoint import load_backbone_weights, load_weights
@@ -48,6 +49,15 @@ class DistillTrainer(DefaultTrainer):
         load_backbone_weights(model, self.cfg.MODEL.BACKBONE_WEIGHTS)
         if self.cfg.DISTILL.INHERIT:
             inherit(model, self.cfg)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
+        """Detectron2's, by choice with torch's fused kernels."""
+        optimizer = super().build_optimizer(cfg, model)
+        if cfg.SOLVER.FUSED:
+            for group in optimizer.param_groups:
+                group.update(fused=True, foreach=False)
+        return optimizer
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> DataLoader:

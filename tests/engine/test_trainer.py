@@ -47,6 +47,24 @@ def test_student_and_distiller_are_optimised_and_nothing_of_the_teacher(trainer)
 # ------------------------------------------------------------------ what is written
 
 
+def test_the_fused_optimizer_makes_the_same_steps(tiny):
+    models = {}
+    for fused in (False, True):
+        cfg = tiny.cfg("plain", "SOLVER.FUSED", fused)
+        model = models[fused] = tiny.build("plain", seed=3)
+        optimizer = DistillTrainer.build_optimizer(cfg, model)
+        assert all(bool(group["fused"]) == fused for group in optimizer.param_groups)
+        for step in range(3):
+            g = torch.Generator().manual_seed(step)
+            for p in model.parameters():
+                p.grad = torch.randn(p.shape, generator=g)
+            optimizer.step()
+    for (name, one), other in zip(
+        models[False].named_parameters(), models[True].parameters(), strict=True
+    ):
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-6), name
+
+
 def test_metrics_have_the_losses_and_ratio_and_cka_of_every_level(trained):
     lines = read_metrics(trained)
     metrics = lines[0]
