@@ -119,7 +119,8 @@ def test_a_suite_of_classifiers_is_compared(tiny_images, tmp_path, command):
     compare(todo, tmp_path / "out", None, "command", print)
     report = (tmp_path / "out" / "report.md").read_text()
     summary = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert "top1" in report and "top5" in report
+    assert "| top-1, %" in report and "| top-5, %" in report and "](top-1.png)" in report
+    assert (tmp_path / "out" / "top-1.png").read_bytes().startswith(b"\x89PNG")
     figures = [read(tmp_path / "runs" / f"kd-seed{s}")["results"]["cls"]["top1"] for s in (1, 2)]
     assert list(summary["methods"]["kd"]["values"].values()) == pytest.approx(figures)
 
