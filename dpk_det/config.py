@@ -75,6 +75,9 @@ def add_dpk_config(cfg: CN) -> None:
     cfg.DISTILL.METHODS = ["dpk"]
     # The student's feature maps that learn, by name (["p3", "p4"]); none: all that pair by stride.
     cfg.DISTILL.LEVELS = []
+    # Steps over which the losses of all methods rise to their full weight, in equal shares from the
+    # first; 0: at once. DKD and ReviewKD are published with it, for classifiers.
+    cfg.DISTILL.WARMUP_ITERS = 0
     # Start the student's neck, proposal generator and heads from the teacher's weights where names
     # and shapes match (Kang et al. 2021). Works for a plain student too: compare with that one.
     cfg.DISTILL.INHERIT = False
