@@ -25,13 +25,19 @@ class Distillation:
         model, teacher, distiller: the three parties.
         max_iter: steps of the training, by which ``distiller.progress`` is told from Detectron2's
             event storage; None: left to the caller.
+        warmup_iters: steps over which the distiller's losses rise to their full weight.
     """
 
     def __init__(
-        self, model: nn.Module, teacher: Teacher, distiller: Distiller, max_iter: int | None = None
+        self,
+        model: nn.Module,
+        teacher: Teacher,
+        distiller: Distiller,
+        max_iter: int | None = None,
+        warmup_iters: int = 0,
     ) -> None:
         self.model, self.teacher, self.distiller = model, teacher, distiller
-        self.max_iter = max_iter
+        self.max_iter, self.warmup_iters = max_iter, warmup_iters
         self._maps: dict[str, Any] | None = None
         # what the student's backbone was given, where the teacher's would be given the same
         self._images: Tensor | None = None
@@ -90,9 +96,20 @@ class Distillation:
             self.distiller.progress = storage.iter / self.max_iter
         targets = box_targets(batch, next(iter(maps.values())).device)
         distilled = self.distiller(student, teacher, targets)
+        if self.warmup_iters > 0:
+            share = self._warmth(storage)
+            distilled = {name: share * loss for name, loss in distilled.items()}
         if storage:
             self._log(storage)
         return {**losses, **distilled}
+
+    def _warmth(self, storage: EventStorage | None) -> float:
+        if storage is None:
+            raise UserError(
+                "A warm-up (DISTILL.WARMUP_ITERS) counts steps by Detectron2's event storage: run "
+                "the loop within `with EventStorage() as storage`, or set warmup_iters to 0."
+            )
+        return min((storage.iter + 1) / self.warmup_iters, 1.0)
 
     def _log(self, storage: EventStorage) -> None:
         if not self.distiller.metrics:
@@ -127,7 +144,11 @@ def _event_storage() -> EventStorage | None:
 
 
 def attach_distiller(
-    model: nn.Module, teacher: Teacher, distiller: Distiller, max_iter: int | None = None
+    model: nn.Module,
+    teacher: Teacher,
+    distiller: Distiller,
+    max_iter: int | None = None,
+    warmup_iters: int = 0,
 ) -> Distillation:
     """Make a model distil: its training forward returns the distiller's losses beside its own.
 
@@ -142,6 +163,8 @@ def attach_distiller(
         distiller: on the levels that :func:`~dpk_det.pairing.pair_levels` found.
         max_iter: steps of the training, for schedules that follow its progress; without it, or
             without Detectron2's event storage, set ``distiller.progress`` yourself.
+        warmup_iters: W; step i of them, from 0, has its distilling losses times (i + 1) / W. Needs
+            Detectron2's event storage.
 
     Raises:
         UserError: when the model distils already or has no backbone, it has an ``input_format``
@@ -157,7 +180,7 @@ def attach_distiller(
             f"A {type(model).__name__} cannot learn from a {type(teacher.model).__name__}, for a "
             "classifier's batches are not a detector's: choose a teacher of the student's kind."
         )
-    return Distillation(model, teacher, distiller, max_iter)
+    return Distillation(model, teacher, distiller, max_iter, warmup_iters)
 
 
 def check_format(teacher: Teacher, image_format: str | None) -> None:
@@ -191,6 +214,7 @@ def distil(
     methods: Mapping[str, Mapping[str, Any]],
     levels: Sequence[str] = (),
     max_iter: int | None = None,
+    warmup_iters: int = 0,
 ) -> nn.Module:
     """Pair a model's levels with its teacher's, build the distiller, attach it.
 
@@ -199,7 +223,7 @@ def distil(
         teacher: from :func:`~dpk_det.teacher.load_teacher`.
         methods: name of each method to its arguments, ``{"dpk": {"weight": 12.0}, "dkd": {}}``.
         levels: the model's feature maps that learn, by name; none: all that pair by stride.
-        max_iter: as :func:`attach_distiller` takes.
+        max_iter, warmup_iters: as :func:`attach_distiller` takes.
 
     Returns:
         The model itself, so that ``LazyCall(distil)(model=..., teacher=..., methods=...)`` can
@@ -212,7 +236,7 @@ def distil(
     pairs = pair_levels(
         model.backbone.output_shape(), teacher.model.backbone.output_shape(), levels
     )
-    attach_distiller(model, teacher, build_distiller(methods, pairs), max_iter)
+    attach_distiller(model, teacher, build_distiller(methods, pairs), max_iter, warmup_iters)
     return model
 
 
@@ -222,6 +246,12 @@ def attach_from_config(model: nn.Module, cfg: CfgNode) -> nn.Module:
     Raises:
         UserError: as building the teacher and :func:`distil` do.
     """
+    node = cfg.DISTILL
     return distil(
-        model, build_teacher(cfg), method_arguments(cfg), cfg.DISTILL.LEVELS, cfg.SOLVER.MAX_ITER
+        model,
+        build_teacher(cfg),
+        method_arguments(cfg),
+        node.LEVELS,
+        cfg.SOLVER.MAX_ITER,
+        node.WARMUP_ITERS,
     )

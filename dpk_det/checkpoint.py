@@ -125,7 +125,8 @@ def _check_imagenet(model: nn.Module, found: Any, path: str, key: str) -> None:
     if misfits or not parts:
         what = f"{len(misfits)} do not fit, {', '.join(misfits[:3])}" if misfits else "none fits"
         wanted = (
-            "load those of a network of timm's by MODEL.TIMM.WEIGHTS"
+            "load those of timm's networks by MODEL.TIMM.WEIGHTS, of torchvision's by "
+            "MODEL.TORCHVISION.WEIGHTS"
             if "body" in parts
             else f"give {key} those of the depth, widths and stem that MODEL.RESNETS has"
         )

@@ -45,6 +45,7 @@ def add_dpk_config(cfg: CN) -> None:
     cfg.MODEL.FPN.TOP_BLOCK = ""
 
     _add_timm(cfg.MODEL)
+    _add_torchvision(cfg.MODEL)
 
     # ImageClassifier: classes, weight of the cross-entropy, and the share of its target that is
     # spread evenly over the classes.
@@ -78,6 +79,9 @@ def add_dpk_config(cfg: CN) -> None:
     cfg.DISTILL.METHODS = ["dpk"]
     # The student's feature maps that learn, by name (["p3", "p4"]); none: all that pair by stride.
     cfg.DISTILL.LEVELS = []
+    # Steps over which the losses of all methods rise to their full weight, in equal shares from the
+    # first; 0: at once. DKD and ReviewKD are published with it, for classifiers.
+    cfg.DISTILL.WARMUP_ITERS = 0
     # Start the student's neck, proposal generator and heads from the teacher's weights where names
     # and shapes match (Kang et al. 2021). Works for a plain student too: compare with that one.
     cfg.DISTILL.INHERIT = False
@@ -248,6 +252,23 @@ def _add_timm(node: CN) -> None:
     node.TIMM.KWARGS = CN(new_allowed=True)
 
 
+def _add_torchvision(node: CN) -> None:
+    # The network of build_torchvision_backbone and below build_torchvision_fpn_backbone: any of
+    # torchvision's classifiers that is made of maps.
+    node.TORCHVISION = CN()
+    # Its name, as torchvision.models.get_model takes it ("resnet18", "convnext_tiny").
+    node.TORCHVISION.NAME = ""
+    # Start from torchvision's weights of this name ("IMAGENET1K_V1"), which torch downloads.
+    node.TORCHVISION.WEIGHTS = ""
+    # Which maps, by stride (res2: 4). []: those that MODEL.FPN.IN_FEATURES names, or with no neck
+    # what there is of res2 to res5.
+    node.TORCHVISION.OUT_FEATURES = []
+    # "": norms as the network has them; "FrozenBN", "SyncBN": each BatchNorm turned into that.
+    node.TORCHVISION.NORM = ""
+    # More arguments of torchvision.models.get_model, by name: {stochastic_depth_prob: 0.1}.
+    node.TORCHVISION.KWARGS = CN(new_allowed=True)
+
+
 def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
     """Read a config file and overrides into Detectron2's defaults plus dpk_det's keys.
 
@@ -289,13 +310,14 @@ def check_pairs(opts: Sequence[str]) -> None:
 def plain_architecture(cfg: CN) -> CN:
     """A copy of a config whose model does not distil: for evaluation, export and teachers.
 
-    All its weights are going to be loaded, so it starts from none of timm's either.
+    All its weights are going to be loaded, so it starts from none of timm's or torchvision's.
     """
     cfg = cfg.clone()
     cfg.defrost()
     name = cfg.MODEL.META_ARCHITECTURE
     cfg.MODEL.META_ARCHITECTURE = PLAIN.get(name, name)
     cfg.MODEL.TIMM.PRETRAINED, cfg.MODEL.TIMM.WEIGHTS = False, ""
+    cfg.MODEL.TORCHVISION.WEIGHTS = ""
     return cfg
 
 

@@ -345,8 +345,34 @@ def test_progress_is_the_callers_where_nobody_counts_steps(parties, batch, max_i
 
 
 def test_the_config_tells_how_long_the_training_is(tiny):
-    model = attach_from_config(tiny.build("plain"), tiny.cfg("dpk", "SOLVER.MAX_ITER", 77))
-    assert model.distillation.max_iter == 77
+    cfg = tiny.cfg("dpk", "SOLVER.MAX_ITER", 77, "DISTILL.WARMUP_ITERS", 9)
+    model = attach_from_config(tiny.build("plain"), cfg)
+    assert model.distillation.max_iter == 77 and model.distillation.warmup_iters == 9
+
+
+class One(Distiller):
+    """Two losses of one and two."""
+
+    def forward(self, student, teacher, targets=None):
+        one = student.maps["p2"].mean() * 0 + 1
+        return {"loss_one": one, "loss_two": 2 * one}
+
+
+def test_losses_of_distillation_alone_warm_up(parties, batch):
+    model = Headless(parties[0])
+    own = model.train()(batch)["loss"]
+    bond = attach_distiller(model, parties[1], One([]), warmup_iters=4)
+    # what the literature gives the n-th of N: n / N, and the whole from then on
+    for iteration, share in ((0, 0.25), (1, 0.5), (2, 0.75), (3, 1), (4, 1), (1000, 1)):
+        with EventStorage(iteration):
+            losses = model(batch)
+        assert (losses["loss_one"].item(), losses["loss_two"].item()) == (share, 2 * share)
+        torch.testing.assert_close(losses["loss"], own)
+    losses["loss_one"].backward()  # it still is a loss
+    with pytest.raises(UserError, match="WARMUP_ITERS.* counts steps by .* event storage"):
+        model(batch)
+    bond.warmup_iters = 0
+    assert model(batch)["loss_one"].item() == 1
 
 
 # ------------------------------------------------------------------ several methods

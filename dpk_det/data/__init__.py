@@ -9,7 +9,11 @@ does with its own datasets. Nothing is drawn and no file is read until a dataset
 from . import bccd, image_sets, shapes
 from .check import categories, check_datasets, classifies, dataset_sizes, num_classes
 from .coco_json import register_json_datasets
-from .image_loaders import build_image_test_loader, build_image_train_loader
+from .image_loaders import (
+    build_image_test_loader,
+    build_image_train_loader,
+    fit_for_evaluation,
+)
 from .image_sets import register_image_datasets
 from .made_up import made_up_batch
 from .root import datasets_root
@@ -25,6 +29,7 @@ __all__ = [
     "check_datasets",
     "classifies",
     "dataset_sizes",
+    "fit_for_evaluation",
     "made_up_batch",
     "num_classes",
     "register_image_datasets",

@@ -85,10 +85,10 @@ def num_classes(cfg: CfgNode) -> int | None:
 
 
 def categories(cfg: CfgNode) -> dict[int, str]:
-    """Return category id -> name of what the model of ``cfg`` detects, in the order of its classes.
+    """Return category id -> name of what the model of ``cfg`` finds, in the order of its classes.
 
-    They are those of the first dataset in ``DATASETS.TEST``, of which the images need not be there.
-    Without a dataset classes are numbers from 0.
+    They are those of the first dataset in ``DATASETS.TEST``, of which a detector's images need not
+    be there. Without a dataset, and of classifiers, ids are numbers from 0.
 
     Raises:
         UserError: the dataset is unknown, its annotations cannot be read or have another number of
@@ -106,6 +106,10 @@ def categories(cfg: CfgNode) -> dict[int, str]:
     if name not in DatasetCatalog:
         raise _unknown(cfg, name)
     metadata = MetadataCatalog.get(name)
+    if classifies(cfg):
+        if not _is_of_images(metadata):
+            raise _of_another_kind(cfg, name)
+        return dict(enumerate(_image_classes(cfg, name)))
     if metadata.get("thing_classes") is None:
         if metadata.get("json_file") is None:
             raise UserError(f"Dataset {name} has no class names: take it out of DATASETS.TEST.")
@@ -157,14 +161,18 @@ def _of_another_kind(cfg: CfgNode, name: str) -> UserError:
     )
 
 
-def _check_images(cfg: CfgNode, name: str) -> None:
-    classes = DatasetCatalog.get(name).classes
-    expected, first = num_classes(cfg), next(_names(cfg))
+def _image_classes(cfg: CfgNode, name: str) -> list[str]:
+    classes, expected = DatasetCatalog.get(name).classes, num_classes(cfg)
     if len(classes) != expected:
         raise UserError(
             f"MODEL.CLASSIFIER.NUM_CLASSES is {expected} but dataset {name} has {len(classes)} "
             f"classes: set it to {len(classes)}."
         )
+    return classes
+
+
+def _check_images(cfg: CfgNode, name: str) -> None:
+    classes, first = _image_classes(cfg, name), next(_names(cfg))
     others = DatasetCatalog.get(first).classes
     if classes != others:
         strange = sorted({*classes} ^ {*others})

@@ -158,9 +158,18 @@ def _dataset(
     if trains:
         steps = [v2.RandomResizedCrop(node.SIZE, antialias=True)]
         steps += [v2.RandomHorizontalFlip()] * flips
-    else:
-        steps = [v2.Resize(node.RESIZE_TEST, antialias=True), v2.CenterCrop(node.SIZE)]
-    return ImagesOnDisk(_join(places), v2.Compose(steps))
+        return ImagesOnDisk(_join(places), v2.Compose(steps))
+    return ImagesOnDisk(_join(places), fit_for_evaluation(cfg))
+
+
+def fit_for_evaluation(cfg: CfgNode) -> Callable[[Tensor], Tensor]:
+    """What brings an image (3, H, W) to the size at which a classifier is evaluated."""
+    node = cfg.INPUT.IMAGES
+    return _fit(node.SIZE if node.IN_MEMORY else node.RESIZE_TEST, node.SIZE)
+
+
+def _fit(shorter_side: int, size: int) -> Callable[[Tensor], Tensor]:
+    return v2.Compose([v2.Resize(shorter_side, antialias=True), v2.CenterCrop(size)])
 
 
 def _join(places: tuple[Place, ...]) -> Dataset:
@@ -170,7 +179,7 @@ def _join(places: tuple[Place, ...]) -> Dataset:
 @lru_cache(maxsize=4)  # an evaluation at every TEST.EVAL_PERIOD would decode them anew
 def _decode(places: tuple[Place, ...], size: int) -> tuple[Tensor, Tensor]:
     source = _join(places)
-    fit = v2.Compose([v2.Resize(size, antialias=True), v2.CenterCrop(size)])
+    fit = _fit(size, size)
     images = torch.empty(len(source), 3, size, size, dtype=torch.uint8)
     labels = torch.empty(len(source), dtype=torch.int64)
     for i, (image, label) in enumerate(source):

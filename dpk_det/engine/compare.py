@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import difflib
 import json
+import re
 import shlex
 import signal
 import sys
@@ -152,8 +153,9 @@ def write_report(
     }
     plots = {}
     if any(row["values"] for row in (summary["teachers"] | summary["methods"]).values()):
-        plot_metric(summary, output / "ap.png")
-        plots["ap.png"] = (
+        picture = re.sub(r"\W+", "-", metric.lower()) + ".png"  # ap.png, mask-ap.png, top-1.png
+        plot_metric(summary, output / picture)
+        plots[picture] = (
             f"{metric}: a dot a seed, a bar for their mean; dashed lines are the means of the "
             "methods that gains are measured against."
         )

@@ -5,9 +5,9 @@ import importlib.util
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -20,7 +20,12 @@ from torch import Tensor, nn
 
 from dpk_det.checkpoint import load_weights_strictly
 from dpk_det.config import load_config, plain_architecture
-from dpk_det.data import categories, register_json_datasets
+from dpk_det.data import (
+    categories,
+    classifies,
+    register_image_datasets,
+    register_json_datasets,
+)
 from dpk_det.errors import UserError
 
 from .trainer import count_parameters
@@ -41,9 +46,10 @@ def export_student(config_file: str, weights: str, output: str, opts: Sequence[s
     """Write the student alone, in the form that the output's suffix names.
 
     ``.pth``: its weights, as unmodified Detectron2 loads them. ``.ts``: TorchScript for the CPU,
-    which needs torch and torchvision. ``.onnx``: ONNX. The last two take one image (3, H, W),
-    float32 of 0 to 255, already resized, and hold the rest of the network, normalisation included;
-    a JSON file beside them (``student.onnx.json``) says what goes in and what comes out.
+    which needs torch and torchvision. ``.onnx``: ONNX. The last two take one image (3, H, W), a
+    classifier's a batch (B, 3, H, W), float32 of 0 to 255, already resized, and hold the rest of
+    the network, normalisation included; a JSON file beside them (``student.onnx.json``) says what
+    goes in and what comes out.
 
     Args:
         config_file: config of the training. weights: its checkpoint. output: file to write.
@@ -76,7 +82,7 @@ def _write_checkpoint(model: nn.Module, cfg: CfgNode, output: str) -> None:
 
 
 def _write_torchscript(model: nn.Module, cfg: CfgNode, output: str) -> None:
-    def write(adapter: TracingAdapter, names: list[str]) -> None:
+    def write(adapter: TracingAdapter, axes: Mapping[str, Mapping[int, str]]) -> None:
         # traced once; what a second trace would be compared with is what the tests compare
         traced = torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False)
         torch.jit.save(traced, output)
@@ -85,10 +91,7 @@ def _write_torchscript(model: nn.Module, cfg: CfgNode, output: str) -> None:
 
 
 def _write_onnx(model: nn.Module, cfg: CfgNode, output: str) -> None:
-    def write(adapter: TracingAdapter, names: list[str]) -> None:
-        sizes = {name: {0: "n"} for name in names}
-        if "sem_seg" in sizes:
-            sizes["sem_seg"] = {2: "padded_height", 3: "padded_width"}
+    def write(adapter: TracingAdapter, axes: Mapping[str, Mapping[int, str]]) -> None:
         # not the newer exporter, which does not follow what depends on the number of detections
         torch.onnx.export(
             adapter,
@@ -96,9 +99,9 @@ def _write_onnx(model: nn.Module, cfg: CfgNode, output: str) -> None:
             output,
             dynamo=False,
             opset_version=_OPSET,
-            input_names=["image"],
-            output_names=names,
-            dynamic_axes={"image": {1: "height", 2: "width"}, **sizes},
+            input_names=list(axes)[:1],
+            output_names=list(axes)[1:],
+            dynamic_axes=axes,
         )
 
     if not importlib.util.find_spec("onnx"):
@@ -119,36 +122,85 @@ def _write_traced(
     cfg: CfgNode,
     output: str,
     form: str,
-    write: Callable[[TracingAdapter, list[str]], None],
+    write: Callable[[TracingAdapter, Mapping[str, Mapping[int, str]]], None],
 ) -> None:
-    height = cfg.INPUT.MIN_SIZE_TEST or 480  # 0: images are not resized
-    image = 255 * torch.rand(3, height, height * 4 // 3, generator=torch.Generator().manual_seed(0))
-    adapter = TracingAdapter(model, [{"image": image}], _detect).eval()
+    task = _classification(cfg) if classifies(cfg) else _detection(cfg)
+    adapter = TracingAdapter(model, task.example, task.run).eval()
     try:
         with _traceable(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of tracing as such
-            adapter(image)
+            adapter(*adapter.flattened_inputs)
             names = adapter.outputs_schema.keys
-            write(adapter, names)
+            write(adapter, {name: task.axes[name] for name in (task.input, *names)})
     except Exception as e:  # they are of every kind
         reason = (str(e).splitlines() or [repr(e)])[0].partition("[Caused by")[0].strip(" .")
         raise UserError(
             f"A {cfg.MODEL.META_ARCHITECTURE} like this cannot be written as {form} ({reason}): "
             "docs/using.md lists what can."
         ) from e
+    values = {"values": "float32, 0 to 255, not normalised", "channels": cfg.INPUT.FORMAT}
     content = {
-        "image": {
-            "size": "(3, H, W)",
-            "values": "float32, 0 to 255, not normalised",
-            "channels": cfg.INPUT.FORMAT,
-            "shorter_side": cfg.INPUT.MIN_SIZE_TEST,
-            "longer_side_at_most": cfg.INPUT.MAX_SIZE_TEST,
-        },
-        "outputs": {name: text for name, text in _OUTPUTS.values() if name in names},
+        task.input: {"size": task.size, **values, **task.resizing},
+        "outputs": {name: task.outputs[name] for name in names},  # in their order
         "classes": _class_names(cfg),
     }
-    content["outputs"] = {name: content["outputs"][name] for name in names}  # in their order
     Path(f"{output}.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+class _Task(NamedTuple):
+    """What a network of some kind is given and gives.
+
+    Attributes:
+        input, size: what the input is called, and its shape. example: of what the model takes.
+        run: the model and that to outputs by name. outputs: what each of them may hold.
+        axes: of input and outputs that vary. resizing: numbers by which images are resized.
+    """
+
+    input: str
+    size: str
+    example: Any
+    run: Callable[[nn.Module, Any], dict[str, Tensor]]
+    outputs: dict[str, str]
+    axes: dict[str, dict[int, str]]
+    resizing: dict[str, int]
+
+
+def _noise(*size: int) -> Tensor:
+    return 255 * torch.rand(size, generator=torch.Generator().manual_seed(0))
+
+
+def _detection(cfg: CfgNode) -> _Task:
+    shorter, outputs = cfg.INPUT.MIN_SIZE_TEST, dict(_OUTPUTS.values())
+    height = shorter or 480  # 0: images are not resized
+    return _Task(
+        input="image",
+        size="(3, H, W)",
+        example=[{"image": _noise(3, height, height * 4 // 3)}],
+        run=_detect,
+        outputs=outputs,
+        axes={
+            "image": {1: "height", 2: "width"},
+            **{name: {0: "n"} for name in outputs},
+            "sem_seg": {2: "padded_height", 3: "padded_width"},
+        },
+        resizing={"shorter_side": shorter, "longer_side_at_most": cfg.INPUT.MAX_SIZE_TEST},
+    )
+
+
+def _classification(cfg: CfgNode) -> _Task:
+    node = cfg.INPUT.IMAGES
+    return _Task(
+        input="images",
+        size="(B, 3, H, W)",
+        example={"images": _noise(2, 3, node.SIZE, node.SIZE)},
+        run=lambda model, batch: {"scores": model(batch).softmax(1)},
+        outputs={"scores": "(B, K): probability of each class"},
+        axes={"images": {0: "B", 2: "height", 3: "width"}, "scores": {0: "B"}},
+        resizing={
+            "shorter_side": node.SIZE if node.IN_MEMORY else node.RESIZE_TEST,
+            "side_of_the_middle": node.SIZE,
+        },
+    )
 
 
 def _detect(model: nn.Module, inputs: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -167,12 +219,20 @@ def _detect(model: nn.Module, inputs: list[dict[str, Tensor]]) -> dict[str, Tens
 
 @contextlib.contextmanager
 def _traceable() -> Iterator[None]:
-    """Mend what Detectron2 0.6 has that a trace cannot hold; newer ones do without."""
+    """Mend what Detectron2 0.6 has that a trace cannot hold, and what ONNX has no word for; newer
+    ones of the former do without.
+    """
 
     def smaller(limit: int, size: int | Tensor) -> int | Tensor:
         return size.clamp(max=limit) if isinstance(size, Tensor) else min(limit, size)
 
+    def shuffle(self: nn.ChannelShuffle, x: Tensor) -> Tensor:
+        num, channels, height, width = x.shape
+        x = x.reshape(num, self.groups, channels // self.groups, height, width)
+        return x.transpose(1, 2).reshape(num, channels, height, width)
+
     with (
+        mock.patch.object(nn.ChannelShuffle, "forward", shuffle),  # an operator of torch's alone
         # a cascade's scaling of gradients, which is no operator; forward it is the identity
         mock.patch.object(cascade_rcnn._ScaleGradient, "apply", lambda x, scale: x),
         # min() of a limit and a size: a trace would keep whichever the example's was
@@ -183,6 +243,7 @@ def _traceable() -> Iterator[None]:
 
 def _class_names(cfg: CfgNode) -> list[str] | None:
     register_json_datasets(cfg)
+    register_image_datasets(cfg)
     try:
         return list(categories(cfg).values())
     except UserError as e:  # an export needs no dataset, so it may be gone

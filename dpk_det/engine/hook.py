@@ -35,6 +35,7 @@ class DistillHook(HookBase):
         methods, levels: as :func:`~dpk_det.attach.distil` takes.
         inherit: start neck and heads from the teacher's, as ``DISTILL.INHERIT`` does: after other
             weights are loaded, and not when a training is resumed.
+        warmup_iters: as :func:`~dpk_det.attach.distil` takes.
     """
 
     def __init__(
@@ -43,9 +44,10 @@ class DistillHook(HookBase):
         methods: Mapping[str, Mapping[str, Any]],
         levels: Sequence[str] = (),
         inherit: bool = False,
+        warmup_iters: int = 0,
     ) -> None:
         self.teacher, self.methods, self.levels = teacher, methods, levels
-        self.inherit = inherit
+        self.inherit, self.warmup_iters = inherit, warmup_iters
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "DistillHook":
@@ -60,7 +62,13 @@ class DistillHook(HookBase):
                 "are merged into it."
             )
         node = cfg.DISTILL
-        return cls(build_teacher(cfg), method_arguments(cfg), node.LEVELS, node.INHERIT)
+        return cls(
+            build_teacher(cfg),
+            method_arguments(cfg),
+            node.LEVELS,
+            node.INHERIT,
+            node.WARMUP_ITERS,
+        )
 
     @property
     def trainer(self) -> Any:
@@ -88,7 +96,12 @@ class DistillHook(HookBase):
         check_format(self.teacher, trainer.cfg.INPUT.FORMAT)
         self._trainer = trainer
         model = distil(
-            unwrap(trainer.model), self.teacher, self.methods, self.levels, trainer.max_iter
+            unwrap(trainer.model),
+            self.teacher,
+            self.methods,
+            self.levels,
+            trainer.max_iter,
+            self.warmup_iters,
         )
         self._optimise(model.distiller)
         trainer.model = rewrap(trainer.model)

@@ -10,7 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from .report import metric_name
+from .report import metric_label
 from .runs import Run, read_metrics
 
 
@@ -37,7 +37,7 @@ def plot_metric(summary: Mapping[str, Any], path: Path) -> None:
             axes.axvline(row["mean"], color=colour, linestyle="--", linewidth=1, zorder=0)
     axes.set_yticks(range(len(rows)), [row["title"] for row in rows.values()])
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel(metric_name(summary["metric"]))
+    axes.set_xlabel(metric_label(summary["metric"]))
     _save(figure, path)
 
 
@@ -65,7 +65,7 @@ def plot_curves(methods: Mapping[str, Sequence[Run]], metric: str, path: Path) -
     figure, axes = plt.subplots(figsize=(8, 5))
     for label, (steps, values) in curves.items():
         axes.plot(steps, values, marker=".", label=label)
-    axes.set(xlabel="step", ylabel=metric_name(metric))
+    axes.set(xlabel="step", ylabel=metric_label(metric))
     axes.legend(fontsize="small")
     _save(figure, path)
     return True

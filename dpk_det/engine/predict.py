@@ -1,30 +1,40 @@
-"""Detections in images and videos: drawn, and as one JSON file in COCO's format."""
+"""What a model finds in images and videos: drawn, and as one JSON file in COCO's format."""
 
 import argparse
+import functools
 import glob
 import json
+import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.structures import Instances
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.utils.video_visualizer import VideoVisualizer
+from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 from pycocotools import mask as mask_util
 from tqdm import tqdm
 
+from dpk_det.batches import flip_channels
 from dpk_det.checkpoint import load_weights_strictly
 from dpk_det.config import load_config, plain_architecture
-from dpk_det.data import categories, register_json_datasets
+from dpk_det.data import (
+    categories,
+    classifies,
+    fit_for_evaluation,
+    register_image_datasets,
+    register_json_datasets,
+)
 from dpk_det.distill.registry import find
 from dpk_det.errors import UserError
 
@@ -34,6 +44,8 @@ IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 PREDICTIONS = "predictions.json"
 DRAWINGS = "drawings"
+LEGIBLE = 240
+"""Shorter side in pixels that a drawing of a classifier's at least has."""
 
 
 def predict(
@@ -41,25 +53,26 @@ def predict(
     weights: str,
     files: Sequence[Path],
     output: Path,
-    threshold: float = 0.5,
+    threshold: float | None = None,
     drawings: bool = True,
 ) -> str:
-    """Detect objects in images and videos with the plain model of a config.
+    """Detect objects in images and videos, or classify these, with the plain model of a config.
 
     Writes ``predictions.json``, a COCO dataset of its own with the lists images (a video's frames
     are images of its name, told apart by ``frame``, from 0), annotations and categories. An
     annotation is a detection: its ``score`` beside the usual fields, masks run-length encoded,
-    keypoints with their score in place of the visibility. pycocotools opens it as it is, so images
-    and class names go along; the list of annotations alone is what ``COCO.loadRes`` takes. The
-    detections are drawn below ``drawings`` under the inputs' names, videos as .mp4.
+    keypoints with their score in place of the visibility; a classifier's is one of the likeliest
+    classes, with its ``score`` alone. pycocotools opens it as it is, so images and class names go
+    along; a detector's list of annotations alone is what ``COCO.loadRes`` takes. All are drawn
+    below ``drawings`` under the inputs' names, videos as .mp4.
 
     Args:
         cfg: of the training or the plain model; images are resized as its evaluation does, class
             names and category ids are those of the first dataset in ``DATASETS.TEST``.
         weights: checkpoint, which must fit the plain model whole.
         files: from :func:`find_inputs`. output: folder to write to.
-        threshold: score from which a detection counts; the config's own limits hold as well, and
-            alone for segments.
+        threshold: score from which a detection or class counts, None: 0.5 and 0; the config's own
+            limits hold as well, and alone for segments.
         drawings: whether to draw.
 
     Returns:
@@ -67,55 +80,47 @@ def predict(
 
     Raises:
         UserError: when the weights do not fit, the model takes no colours, classes are not known
-            or it detects nothing of a kind that is known here; after all others, for files that
+            or it finds nothing of a kind that is known here; after all others, for files that
             could not be read or drawn.
     """
     cfg = plain_architecture(cfg)
     use_device(cfg)
     names = categories(cfg)
-    if cfg.DATASETS.TEST:
-        metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
-    else:
-        metadata = Metadata(thing_classes=list(names.values()))
     if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
         raise UserError(
             f"INPUT.FORMAT is {cfg.INPUT.FORMAT}, but Detectron2's predictor makes images BGR or "
             "RGB: evaluate such a model by tools/train_net.py --eval-only."
         )
-    cfg.MODEL.WEIGHTS = ""  # the predictor would take whatever fits
-    predictor = DefaultPredictor(cfg)
-    load_weights_strictly(predictor.model, weights, "--weights")
+    finder = (_Classifying if classifies(cfg) else _Detecting)(cfg, weights, names, threshold)
 
     root = Path(os.path.commonpath([file.parent for file in files]))
-    found = Detections(names)
+    found = Findings(names)
     failed = []
     output.mkdir(parents=True, exist_ok=True)
     try:
         for file in tqdm(files, unit="file"):
             name = file.relative_to(root)
             is_video = file.suffix.lower() in VIDEOS
-            visualizer = VideoVisualizer(metadata)  # an image is a video of one frame
+            draw = finder.painter()
             drawing = _Drawing(output / DRAWINGS / name, _fps(file) if is_video else None)
             try:
                 for frame, image in enumerate(_frames(file) if is_video else [_read(file)]):
-                    outputs = _detect(predictor, image)
-                    instances = outputs["instances"]
-                    outputs["instances"] = instances = instances[instances.scores >= threshold]
+                    outputs = finder.find(image)
                     if drawings:
-                        drawing.write(_draw(visualizer, image, outputs))
+                        drawing.write(draw(image, outputs))
                     # after the drawing, for it shifts keypoints to pixels' corners in place
                     extra = {"frame": frame} if is_video else {}
-                    found.add(name.as_posix(), image, instances, **extra)
+                    found.add(name.as_posix(), image, finder.annotations(outputs), **extra)
             except _FileError as e:
                 failed.append(f"{file} ({e})")
             finally:
                 drawing.close()
     finally:  # what is found is kept, whatever stops the rest
-        info = {"description": f"detections of {weights}", "score_from": threshold}
+        info = {"description": f"{finder.what} of {weights}", "score_from": finder.threshold}
         path = output / PREDICTIONS
         path.write_text(json.dumps({"info": {**info, "images": str(root)}, **found.content}))
     line = (
-        f"Wrote {path}: {len(found.content['annotations'])} detections in "
+        f"Wrote {path}: {len(found.content['annotations'])} {finder.what} in "
         f"{len(found.content['images'])} images"
     )
     line += f", drawn below {output / DRAWINGS}." if drawings else "."
@@ -161,8 +166,8 @@ def find_inputs(inputs: Iterable[str]) -> list[Path]:
     return list(files)
 
 
-class Detections:
-    """A COCO dataset of detections.
+class Findings:
+    """A COCO dataset of what was found.
 
     Args:
         categories: category id -> name, in the order of the model's classes.
@@ -176,19 +181,108 @@ class Detections:
             "categories": [{"id": id_, "name": name} for id_, name in categories.items()],
         }
 
-    def add(self, file_name: str, image: np.ndarray, instances: Instances, **extra: Any) -> None:
-        """Add an image (H, W, 3) and what was found in it, ``extra`` fields of the image too."""
+    def add(
+        self, file_name: str, image: np.ndarray, found: Iterable[dict[str, Any]], **extra: Any
+    ) -> None:
+        """Add an image (H, W, 3) and what was found in it.
+
+        Args:
+            found: annotations, whose ``category_id`` is still the class's number and whose ids are
+                given here. extra: more fields of the image.
+        """
         images, annotations = self.content["images"], self.content["annotations"]
         image_id = len(images) + 1
         size = {"height": image.shape[0], "width": image.shape[1]}
         images.append({"id": image_id, "file_name": file_name, **size, **extra})
-        for found in instances_to_coco_json(instances, image_id):
-            found["category_id"] = self.ids[found["category_id"]]
+        for x in found:
+            ids = {"image_id": image_id, "category_id": self.ids[x["category_id"]]}
+            annotations.append({"id": len(annotations) + 1, **x, **ids})
+
+
+Painter = Callable[[np.ndarray, Any], np.ndarray]
+"""Draws what was found on an image (H, W, 3) BGR: a new one."""
+
+
+class _Detecting:
+    """A detector, its images prepared and its outputs filtered by Detectron2's predictor."""
+
+    what = "detections"
+
+    def __init__(
+        self, cfg: CfgNode, weights: str, names: dict[int, str], threshold: float | None
+    ) -> None:
+        self.threshold = 0.5 if threshold is None else threshold
+        if cfg.DATASETS.TEST:
+            self._metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
+        else:
+            self._metadata = Metadata(thing_classes=list(names.values()))
+        cfg.MODEL.WEIGHTS = ""  # the predictor would take whatever fits
+        self._predictor = DefaultPredictor(cfg)
+        load_weights_strictly(self._predictor.model, weights, "--weights")
+
+    def find(self, image: np.ndarray) -> dict[str, Any]:
+        outputs = self._predictor(image)
+        if "instances" not in outputs:
+            raise UserError(
+                f"A {type(self._predictor.model).__name__} gives {', '.join(outputs)}, no "
+                "instances: choose a detector."
+            )
+        instances = outputs["instances"].to("cpu")
+        return {**outputs, "instances": instances[instances.scores >= self.threshold]}
+
+    def annotations(self, outputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        for found in instances_to_coco_json(outputs["instances"], 0):
             if "segmentation" in found:
                 area = float(mask_util.area(found["segmentation"]))
             else:
                 area = found["bbox"][2] * found["bbox"][3]
-            annotations.append({"id": len(annotations) + 1, **found, "area": area, "iscrowd": 0})
+            yield {**found, "area": area, "iscrowd": 0}
+
+    def painter(self) -> Painter:
+        visualizer = VideoVisualizer(self._metadata)  # an image is a video of one frame
+        return functools.partial(_draw, visualizer)
+
+
+class _Classifying:
+    """A classifier, which is given images as its evaluation gives them; its likeliest classes."""
+
+    what = "classes"
+    most = 5
+
+    def __init__(
+        self, cfg: CfgNode, weights: str, names: dict[int, str], threshold: float | None
+    ) -> None:
+        self.threshold = threshold or 0.0
+        self._names, self._flips = list(names.values()), cfg.INPUT.FORMAT == "BGR"
+        self._fit = fit_for_evaluation(cfg)
+        self._model = build_model(cfg).eval()
+        load_weights_strictly(self._model, weights, "--weights")
+
+    @torch.no_grad()
+    def find(self, image: np.ndarray) -> list[tuple[int, float]]:
+        rgb = torch.from_numpy(image[:, :, ::-1].copy()).permute(2, 0, 1)
+        batch = {"images": self._fit(rgb).unsqueeze(0)}
+        scores = self._model(flip_channels(batch) if self._flips else batch)[0].softmax(0)
+        top = scores.topk(min(self.most, len(scores)))
+        ranked = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        return [(number, score) for number, score in ranked if score >= self.threshold]
+
+    def annotations(self, found: list[tuple[int, float]]) -> Iterator[dict[str, Any]]:
+        for number, score in found:
+            yield {"image_id": 0, "category_id": number, "score": score}
+
+    def painter(self) -> Painter:
+        return self._draw
+
+    def _draw(self, image: np.ndarray, found: list[tuple[int, float]]) -> np.ndarray:
+        # small images are enlarged, for the text to find a place
+        scale = max(1, math.ceil(LEGIBLE / min(image.shape[:2])))
+        visualizer = Visualizer(image[:, :, ::-1], scale=scale)
+        lines = [f"{self._names[number]} {score:.0%}" for number, score in found]
+        if lines:
+            corner = (2 / scale, 2 / scale)
+            visualizer.draw_text("\n".join(lines), corner, color="w", horizontal_alignment="left")
+        return np.ascontiguousarray(visualizer.output.get_image()[:, :, ::-1])
 
 
 class _FileError(Exception):
@@ -226,16 +320,6 @@ def _frames(file: Path) -> Iterator[np.ndarray]:
                 raise _FileError("no readable video")
     finally:
         capture.release()
-
-
-def _detect(predictor: DefaultPredictor, image: np.ndarray) -> dict[str, Any]:
-    outputs = predictor(image)
-    if "instances" not in outputs:
-        raise UserError(
-            f"A {type(predictor.model).__name__} gives {', '.join(outputs)}, no instances: choose "
-            "a detector."
-        )
-    return {**outputs, "instances": outputs["instances"].to("cpu")}
 
 
 def _draw(visualizer: VideoVisualizer, image: np.ndarray, outputs: dict[str, Any]) -> np.ndarray:
@@ -285,7 +369,8 @@ class _Drawing:
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; ``sys.argv`` when none is given."""
     parser = argparse.ArgumentParser(
-        description="Detect objects in images and videos with a trained student or teacher.",
+        description="Detect objects in images and videos, or classify these, with a trained "
+        "student or teacher.",
         allow_abbrev=False,
     )
     parser.add_argument("--config-file", required=True, help="config of the training")
@@ -295,7 +380,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--output", required=True, type=Path, help="folder to write to")
     parser.add_argument(
-        "--threshold", type=float, default=0.5, help="score that counts (default: %(default)s)"
+        "--threshold",
+        type=float,
+        help="score that counts (default: 0.5; of a classifier's five likeliest classes 0)",
     )
     parser.add_argument("--no-drawings", action="store_true", help="write only the JSON file")
     parser.add_argument(
@@ -311,6 +398,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         cfg = load_config(args.config_file, args.opts)
         find(dict(META_ARCH_REGISTRY), cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
         register_json_datasets(cfg)
+        register_image_datasets(cfg)
         files = find_inputs(args.input)
         drawings = not args.no_drawings
         print(predict(cfg, args.weights, files, args.output, args.threshold, drawings))

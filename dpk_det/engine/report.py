@@ -7,6 +7,14 @@ from tabulate import tabulate
 
 # task -> how a table and how a sentence call its metrics
 _TASKS = {"bbox": ("", "box "), "segm": ("mask ", "mask "), "keypoints": ("keypoint ",) * 2}
+# metric of classifiers -> how it is called, and what it is
+_SHARES = {
+    "cls/top1": ("top-1", "share of images whose class is the likeliest, in percent"),
+    "cls/top5": (
+        "top-5",
+        "share of images whose class is among the five likeliest, in percent",
+    ),
+}
 
 
 def report_text(summary: Mapping[str, Any], plots: Mapping[str, str]) -> str:
@@ -26,10 +34,10 @@ def report_text(summary: Mapping[str, Any], plots: Mapping[str, str]) -> str:
 
 def method_table(summary: Mapping[str, Any]) -> str:
     """A Markdown table with a row a teacher and method; columns that are blank are left out."""
-    metric = metric_name(summary["metric"])
-    second = metric_name(summary["secondary"] or "")
+    metric = metric_label(summary["metric"])
+    second = metric_label(summary["secondary"] or "")
     headers = ["", "seeds", metric, second, "gain", "over", "p", "step time", "memory"]
-    headers.append(f"{metric} of each seed")
+    headers.append(f"{metric_name(summary['metric'])} of each seed")
     rows = []
     for row in [*summary["teachers"].values(), *summary["methods"].values()]:
         gain = row.get("gain") or {}
@@ -68,9 +76,18 @@ def spread(mean: float | None, sd: float | None, signed: bool = False) -> str:
 
 
 def metric_name(metric: str) -> str:
-    """A metric's name in a table: "AP" for "bbox/AP", "mask AP" for "segm/AP"."""
+    """What the field calls a metric: "AP" for "bbox/AP", "mask AP" for "segm/AP", "top-1" for
+    "cls/top1".
+    """
+    if metric in _SHARES:
+        return _SHARES[metric][0]
     task, _, name = metric.rpartition("/")
     return _TASKS.get(task, ("", ""))[0] + name
+
+
+def metric_label(metric: str) -> str:
+    """Its name at the head of a column or along an axis: "AP", "top-1, %"."""
+    return f"{metric_name(metric)}, %" if metric.startswith("cls/") else metric_name(metric)
 
 
 def _p(p: float | None) -> str:
@@ -135,6 +152,8 @@ def _metric_note(metric: str) -> str:
     task, _, name = metric.rpartition("/")
     if task in _TASKS and name == "AP":
         what = f"COCO's {_TASKS[task][1]}AP (mean over IoU or OKS 0.50 to 0.95), in points"
+    elif metric in _SHARES:
+        what = _SHARES[metric][1]
     else:
         what = f"{metric} of the evaluation at the end of training"
     return f"{metric_name(metric)}: {what}."

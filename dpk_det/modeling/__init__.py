@@ -7,6 +7,7 @@ from .fpn import build_fpn, build_resnet_fpn_top_backbone
 from .meta_arch import register_distilled
 from .small_resnet import build_small_resnet_fpn_backbone, small_resnet
 from .timm_backbone import build_timm_backbone, build_timm_fpn_backbone
+from .torchvision_backbone import build_torchvision_backbone, build_torchvision_fpn_backbone
 
 register_distilled("GeneralizedRCNN", "DistillRCNN")  # Faster, Mask, Keypoint and Cascade R-CNN
 register_distilled("RetinaNet")
@@ -23,6 +24,8 @@ __all__ = [
     "build_small_resnet_fpn_backbone",
     "build_timm_backbone",
     "build_timm_fpn_backbone",
+    "build_torchvision_backbone",
+    "build_torchvision_fpn_backbone",
     "register_distilled",
     "small_resnet",
 ]

@@ -4,11 +4,8 @@ timm is imported by the builders alone: that takes most of a second, which `impo
 """
 
 import difflib
-import logging
-import math
 import pickle
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -22,13 +19,7 @@ from dpk_det.distill.registry import find
 from dpk_det.errors import UserError
 
 from .fpn import build_fpn
-
-_NAMES = ("res2", "res3", "res4", "res5")  # of the maps that a detector usually reads
-_PROBE = (64, 96)  # height and width of an image that tells what a network's maps are like
-# what timm and its networks raise for arguments or images that do not suit them
-_REFUSALS = (RuntimeError, TypeError, ValueError, KeyError, AssertionError, AttributeError)
-
-logger = logging.getLogger(__name__)
+from .ready_made import NAMES, PROBE, REFUSALS, check_statistics, map_name, reason
 
 
 class TimmBackbone(Backbone):
@@ -57,7 +48,7 @@ class TimmBackbone(Backbone):
                 f"The maps of {name} at MODEL.TIMM.OUT_INDICES have strides {strides}: choose one "
                 "of each, all powers of two."
             )
-        self._out_features = [_map_name(stride) for stride in strides]
+        self._out_features = [map_name(stride) for stride in strides]
         self._out_feature_strides = dict(zip(self._out_features, strides, strict=True))
         self._out_feature_channels = dict(zip(self._out_features, widths, strict=True))
         # Swin gives (B, H, W, C); a network that does not say has the usual (B, C, H, W)
@@ -80,14 +71,14 @@ class TimmBackbone(Backbone):
     def _try(self, name: str, channels: int) -> None:
         # on whatever device it is being built, which may be "meta"
         weight = next(self.body.parameters())
-        height, width = (max(side, 2 * self.size_divisibility) for side in _PROBE)
+        height, width = (max(side, 2 * self.size_divisibility) for side in PROBE)
         was_training = self.body.training
         self.body.eval()  # statistics are not to move
         try:
             maps = self(weight.new_zeros(1, channels, height, width))
-        except _REFUSALS as e:
+        except REFUSALS as e:
             raise UserError(
-                f"{name} does not take an image of {height} x {width} pixels ({_reason(e)}): "
+                f"{name} does not take an image of {height} x {width} pixels ({reason(e)}): "
                 "choose a network that takes any size, or tell this one to by MODEL.TIMM.KWARGS."
             ) from e
         self.body.train(was_training)
@@ -114,7 +105,7 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
             indices that it does not have, weights that are not found or do not fit, and as
             :class:`TimmBackbone` does.
     """
-    return _build(cfg, input_shape, _NAMES)
+    return _build(cfg, input_shape, NAMES)
 
 
 @BACKBONE_REGISTRY.register()
@@ -126,7 +117,7 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """
     # Where timm can, what the neck does not read is not built: weights that learn nothing are an
     # error in distributed training.
-    return build_fpn(_build(cfg, input_shape, cfg.MODEL.FPN.IN_FEATURES or _NAMES), cfg)
+    return build_fpn(_build(cfg, input_shape, cfg.MODEL.FPN.IN_FEATURES or NAMES), cfg)
 
 
 def _build(cfg: CfgNode, input_shape: ShapeSpec, maps: Sequence[str]) -> TimmBackbone:
@@ -135,7 +126,8 @@ def _build(cfg: CfgNode, input_shape: ShapeSpec, maps: Sequence[str]) -> TimmBac
     if node.WEIGHTS:
         _load(body, node, channels)
     if (node.WEIGHTS or node.PRETRAINED) and channels == 3:
-        _check_statistics(cfg, body.pretrained_cfg)
+        trained = body.pretrained_cfg
+        check_statistics(cfg, f"timm's {node.NAME}", trained["mean"], trained["std"])
     _freeze(body, cfg.MODEL.BACKBONE.FREEZE_AT, node.NAME)
     return TimmBackbone(_convert_norm(body, node.NORM), node.NAME, channels)
 
@@ -151,9 +143,9 @@ def _build_body(node: CfgNode, channels: int, maps: Sequence[str]) -> nn.Module:
     try:
         # once for its list of maps; not on "meta", where not all of timm's can be built
         strides = [x["reduction"] for x in timm.create_model(name, **kwargs).feature_info.info]
-    except _REFUSALS as e:
+    except REFUSALS as e:
         raise UserError(
-            f"timm cannot build {name} for its feature maps ({_reason(e)}): check "
+            f"timm cannot build {name} for its feature maps ({reason(e)}): check "
             "MODEL.TIMM.NAME and MODEL.TIMM.KWARGS."
         ) from e
     indices = _indices(list(node.OUT_INDICES), strides, maps, name)
@@ -161,9 +153,9 @@ def _build_body(node: CfgNode, channels: int, maps: Sequence[str]) -> nn.Module:
         return timm.create_model(
             name, out_indices=indices, pretrained=node.PRETRAINED and not node.WEIGHTS, **kwargs
         )
-    except (*_REFUSALS, OSError) as e:  # OSError: of the network, or of timm's cache
+    except (*REFUSALS, OSError) as e:  # OSError: of the network, or of timm's cache
         raise UserError(
-            f"timm has no weights of {name} to be had ({_reason(e)}): put their file into "
+            f"timm has no weights of {name} to be had ({reason(e)}): put their file into "
             "MODEL.TIMM.WEIGHTS in place of MODEL.TIMM.PRETRAINED."
         ) from e
 
@@ -172,7 +164,7 @@ def _indices(
     wanted: list[int], strides: list[int], maps: Sequence[str], name: str
 ) -> tuple[int, ...]:
     if not wanted:
-        last = {_map_name(stride): i for i, stride in enumerate(strides)}
+        last = {map_name(stride): i for i, stride in enumerate(strides)}
         wanted = [last[key] for key in maps if key in last]
     count = len(strides)
     if not wanted or not all(-count <= i < count for i in wanted):
@@ -217,37 +209,15 @@ def _load(body: nn.Module, node: CfgNode, channels: int) -> None:
         # a features_only network wraps the whole one, or takes its parts: "stages.0" as "stages_0"
         given = {_flat(key): value for key, value in whole.state_dict().items()}
         body.load_state_dict({key: given[_flat(key)] for key in body.state_dict()})
-    except (*_REFUSALS, OSError, EOFError, pickle.UnpicklingError, SafetensorError) as e:
+    except (*REFUSALS, OSError, EOFError, pickle.UnpicklingError, SafetensorError) as e:
         raise UserError(
             f"The weights at {node.WEIGHTS} are not those of timm's {node.NAME} "
-            f"({_reason(e)}): give MODEL.TIMM.WEIGHTS the weights of that network."
+            f"({reason(e)}): give MODEL.TIMM.WEIGHTS the weights of that network."
         ) from e
-
-
-def _map_name(stride: int) -> str:
-    return f"res{int(math.log2(stride))}"
 
 
 def _flat(key: str) -> str:
     return key.removeprefix("model.").removeprefix("body.").replace(".", "_")
-
-
-def _check_statistics(cfg: CfgNode, pretrained: dict[str, Any]) -> None:
-    mean, std = ([round(255 * x, 3) for x in pretrained[key]] for key in ("mean", "std"))
-    given = (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
-    near = all(
-        math.isclose(x, y, abs_tol=0.5)
-        for one, other in zip(given, (mean, std), strict=True)
-        for x, y in zip(one, other, strict=True)
-    )
-    if not near or cfg.INPUT.FORMAT != "RGB":
-        logger.warning(
-            "timm's %s was trained with other images than it will be given: set MODEL.PIXEL_MEAN "
-            'to %s, MODEL.PIXEL_STD to %s and INPUT.FORMAT to "RGB".',
-            cfg.MODEL.TIMM.NAME,
-            mean,
-            std,
-        )
 
 
 def _freeze(body: nn.Module, freeze_at: int, name: str) -> None:
@@ -284,7 +254,3 @@ def _convert_norm(body: nn.Module, norm: str) -> nn.Module:
         "SyncBN": convert_sync_batchnorm,
     }
     return find(conversions, norm, "MODEL.TIMM.NORM")(body)
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or repr(error)

@@ -174,6 +174,12 @@ def test_categories_of_other_datasets(cfg):
     cfg.MODEL.META_ARCHITECTURE = "FCOS"
     with pytest.raises(UserError, match="no telling how many classes a FCOS has"):
         categories(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "ImageClassifier"
+    cfg.MODEL.CLASSIFIER = CfgNode({"NUM_CLASSES": 1000})
+    assert len(categories(cfg)) == 1000
+    cfg.DATASETS.TEST = ("coco_2017_val",)
+    with pytest.raises(UserError, match="ImageClassifier has no use for dataset coco_2017_val"):
+        categories(cfg)
 
 
 @pytest.mark.parametrize(

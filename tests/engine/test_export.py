@@ -92,7 +92,8 @@ def load(path):
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(path, options)
     names = [x.name for x in session.get_outputs()]
-    return lambda x: [torch.from_numpy(y) for y in session.run(names, {"image": x.numpy()})]
+    given = session.get_inputs()[0].name
+    return lambda x: [torch.from_numpy(y) for y in session.run(names, {given: x.numpy()})]
 
 images, found = torch.load(sys.argv[1]), {}
 with torch.jit.optimized_execution(False):  # optimizing takes longer than running
@@ -102,10 +103,8 @@ with torch.jit.optimized_execution(False):  # optimizing takes longer than runni
 torch.save(found, sys.argv[1])
 assert not {"detectron2", "dpk_det"} & sys.modules.keys()
 """
-needs_onnx = pytest.mark.skipif(
-    not all(importlib.util.find_spec(x) for x in ("onnx", "onnxruntime")),
-    reason="needs the packages onnx and onnxruntime",
-)
+HAS_ONNX = all(importlib.util.find_spec(x) for x in ("onnx", "onnxruntime"))
+needs_onnx = pytest.mark.skipif(not HAS_ONNX, reason="needs the packages onnx and onnxruntime")
 
 
 def run_alone(files, images):
@@ -233,3 +232,31 @@ def test_the_description_says_what_goes_in_and_comes_out(tiny, trained, tmp_path
     export_student(str(tiny.dpk), str(checkpoint), str(output), opts)
     assert json.loads((tmp_path / "student.ts.json").read_text())["classes"] is None
     assert "The classes stay without names: " in caplog.text and "gone" in caplog.text
+
+
+# ------------------------------------------------------------------ classifiers
+
+BATCHES = [torch.randint(256, size, generator=NOISE).float() for size in ((2, 3, 32, 32),) * 2]
+BATCHES += [BATCHES[0][:1], torch.randint(256, (5, 3, 40, 48), generator=NOISE).float()]
+
+
+@pytest.mark.parametrize("network", ["resnet20", "shufflenetv1"])
+def test_classifiers_say_what_the_model_does_of_any_batch(tiny_images, tmp_path, network):
+    opts = ["MODEL.CIFAR.NAME", network, "INPUT.FORMAT", "RGB"]
+    model = tiny_images.build("plain", *opts).eval()
+    for x in model.modules():  # as a training leaves them
+        if isinstance(x, torch.nn.BatchNorm2d):
+            x.running_mean.normal_(generator=NOISE)
+    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+    files = [tmp_path / "student.ts", tmp_path / "student.onnx"][: 1 + HAS_ONNX]
+    for file in files:
+        export_student(str(tiny_images.plain), str(tmp_path / "model.pth"), str(file), opts)
+    with torch.no_grad():
+        expected = [model({"images": x}).softmax(1) for x in BATCHES]
+    for file, found in run_alone(files, BATCHES).items():
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, {"scores": theirs}, atol=1e-5, rtol=0)
+        content = json.loads(Path(f"{file}.json").read_text())
+        assert list(content) == ["images", "outputs", "classes"]
+        assert content["images"]["channels"] == "RGB" and content["images"]["shorter_side"] == 32
+        assert content["classes"] == ["disc", "none", "square"]

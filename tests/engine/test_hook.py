@@ -106,7 +106,8 @@ def groups(trainer):
         ("SOLVER.BIAS_LR_FACTOR", 3.0, "SOLVER.WEIGHT_DECAY_BIAS", 0.1, "SOLVER.WEIGHT_DECAY", 0.3),
         ("DISTILL.METHODS", "['dpk', 'fgd', 'dkd']", "DISTILL.LEVELS", "['p3', 'p4']"),
         ("DISTILL.METHODS", "['kd']"),  # has no weights of its own
-        ("DISTILL.DPK.RATIO", "cosine"),  # knows how far the training is
+        # both know how far the training is
+        ("DISTILL.DPK.RATIO", "cosine", "DISTILL.WARMUP_ITERS", 6),
     ],
     ids=["default", "clipping", "biases", "methods", "weightless", "schedule"],
 )

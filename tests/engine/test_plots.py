@@ -64,6 +64,8 @@ def test_each_row_has_its_dots_its_mean_and_baselines_a_line(tmp_path, figures):
     ]
     assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first row is on top
     assert axes.get_xlabel() == "mask AP"
+    plot_metric(summary | {"metric": "cls/top1"}, tmp_path / "top-1.png")
+    assert figures[1].axes[0].get_xlabel() == "top-1, %"
 
 
 def test_curves_are_means_over_the_steps_that_all_seeds_have(with_metrics, tmp_path, figures):

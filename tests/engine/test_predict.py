@@ -10,10 +10,14 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.modeling import build_model
 from PIL import Image
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
+from dpk_det.checkpoint import load_weights_strictly
+from dpk_det.config import plain_architecture
+from dpk_det.data import build_image_test_loader
 from dpk_det.engine.predict import find_inputs, predict, run
 from dpk_det.errors import UserError
 
@@ -332,3 +336,68 @@ def test_a_model_of_grey_images_is_refused(tiny, images, tmp_path):
     files = find_inputs([str(images / "0.png")])
     with pytest.raises(UserError, match=r"INPUT.FORMAT is L, but .* BGR or RGB: evaluate"):
         predict(cfg, "unread.pth", files, tmp_path / "out")
+
+
+# ------------------------------------------------------------------ classifiers
+
+
+@pytest.mark.parametrize(
+    "opts",
+    [
+        ("INPUT.FORMAT", "BGR"),
+        ("INPUT.FORMAT", "RGB"),
+        # resized and the middle cut out, as images that are read one by one are
+        ("INPUT.IMAGES.IN_MEMORY", False, "INPUT.IMAGES.RESIZE_TEST", 40, "INPUT.IMAGES.SIZE", 24),
+    ],
+)
+def test_classes_are_those_of_the_evaluation(tiny_images, distilled_images, found, opts):
+    cfg = tiny_images.cfg("dpk", *opts, "DATALOADER.NUM_WORKERS", 0, "DATASETS.TRAIN", "('gone',)")
+    weights = distilled_images / "model_final.pth"
+    folder = tiny_images.plain.parent / "images"
+    content = found(cfg, weights, [f"{folder}/*/*.png"], drawings=False)
+    plain = build_model(plain_architecture(cfg)).eval()
+    load_weights_strictly(plain, str(weights), "weights")
+    with torch.no_grad():
+        expected = torch.cat([plain(x) for x in build_image_test_loader(cfg, "discs_test")])
+    expected = expected.softmax(1)
+    assert [x["name"] for x in content["categories"]] == ["disc", "none", "square"]
+    names = [x["file_name"] for x in content["images"]]
+    assert names == sorted(names) and len(names) == len(expected) == 30
+    for name, scores in zip(names, expected, strict=True):
+        ours = of_image(content, name)
+        assert [x["category_id"] for x in ours] == scores.argsort(descending=True).tolist()
+        for x in ours:
+            assert x["score"] == pytest.approx(scores[x["category_id"]].item(), abs=1e-5)
+            assert x.keys() == {"id", "image_id", "category_id", "score"}
+
+
+def test_a_classifiers_file_is_a_coco_dataset_and_its_drawings_have_text(
+    tiny_images, distilled_images, found, tmp_path
+):
+    cfg, weights = tiny_images.cfg("plain"), distilled_images / "model_final.pth"
+    folder = tiny_images.plain.parent / "images"
+    content = found(cfg, weights, [f"{folder}/*/0.png"])
+    coco = COCO(str(tmp_path / "out" / "predictions.json"))
+    assert len(coco.getAnnIds()) == 9 and len(coco.getImgIds()) == 3
+    source = cv2.imread(str(folder / "disc" / "0.png"))
+    drawn = cv2.imread(str(tmp_path / "out" / "drawings" / "disc" / "0.png"))
+    assert drawn.shape == (256, 256, 3)  # enlarged, so that the text can be read
+    enlarged = cv2.resize(source, (256, 256), interpolation=cv2.INTER_NEAREST).astype(int)
+    same = (abs(drawn - enlarged) < 4).all(2)
+    assert same[128:, 128:].mean() > 0.9 and same[:40, :40].mean() < 0.5  # text in the corner
+
+    limit = sorted(x["score"] for x in content["annotations"])[4]
+    fewer = found(cfg, weights, [f"{folder}/*/0.png"], threshold=limit)
+    assert len(fewer["annotations"]) == 5 and len(fewer["images"]) == 3
+
+
+def test_the_command_classifies(tiny_images, distilled_images, tmp_path, capsys):
+    argv = arguments(tiny_images, distilled_images / "model_final.pth", tmp_path / "out")
+    folder = tiny_images.plain.parent / "images" / "disc"
+    argv.insert(argv.index("--input") + 1, str(folder))
+    run([*argv, "--no-drawings"])
+    path = tmp_path / "out" / "predictions.json"
+    assert capsys.readouterr().out == f"Wrote {path}: 30 classes in 10 images.\n"
+    with pytest.raises(SystemExit):
+        run([*argv, "MODEL.CLASSIFIER.NUM_CLASSES", "4"])
+    assert "has 3 classes: set it to 3" in capsys.readouterr().err.splitlines()[-1]

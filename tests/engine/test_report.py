@@ -2,7 +2,7 @@
 
 import pytest
 
-from dpk_det.engine.report import method_table, metric_name, report_text, spread
+from dpk_det.engine.report import method_table, metric_label, metric_name, report_text, spread
 
 MACHINE = {
     "platform": "Linux",
@@ -157,11 +157,23 @@ def test_teachers_whose_weights_were_given_are_named(summary):
         ("bbox/AP", "AP"),
         ("segm/AP50", "mask AP50"),
         ("keypoints/AP", "keypoint AP"),
+        ("cls/top1", "top-1"),
+        ("cls/top5", "top-5"),
+        ("cls/top1-cat", "top1-cat"),
         ("classification/top1", "top1"),
     ],
 )
 def test_metrics_are_called_what_the_field_calls_them(metric, name):
     assert metric_name(metric) == name
+
+
+def test_of_classifiers_the_columns_say_percent_once(summary):
+    summary |= {"metric": "cls/top1", "secondary": "cls/top5"}
+    header = cells(method_table(summary))[0]
+    assert header[2:4] == ["top-1, %", "top-5, %"] and header[-1] == "top-1 of each seed"
+    text = report_text(summary, {})
+    assert "\n- top-1: share of images whose class is the likeliest, in percent.\n" in text
+    assert metric_label("cls/top1-cat") == "top1-cat, %" and metric_label("segm/AP") == "mask AP"
 
 
 def test_a_spread_shows_what_there_is():

@@ -154,6 +154,10 @@ def test_a_student_inherits_the_classifier_where_its_shape_fits(tiny_images):
     [
         ["MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "resnet18"],
         [
+            *("MODEL.BACKBONE.NAME", "build_torchvision_backbone"),
+            *("MODEL.TORCHVISION.NAME", "resnet18"),
+        ],
+        [
             *("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.DEPTH", 18),
             *("MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.RESNETS.NORM", "BN"),
             *("MODEL.RESNETS.OUT_FEATURES", "['res2', 'res3', 'res4', 'res5']"),
