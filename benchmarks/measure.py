@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import sys
 import tempfile
 import time
 import traceback
@@ -186,7 +187,7 @@ class _Conversions(TorchFunctionMode):
 
 def _caller() -> str:
     here, torch_folder = __file__, str(Path(torch.__file__).parent)
-    for frame, line in traceback.walk_stack(None):
+    for frame, line in traceback.walk_stack(sys._getframe()):
         name = frame.f_code.co_filename
         if name != here and not name.startswith(torch_folder):
             return f"{_short(name)}:{line}"

@@ -346,6 +346,14 @@ def sweep_table(quantity: str, runs: Sequence[Mapping[str, Any]]) -> str:
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 
+def sync_table(syncs: Mapping[str, Mapping[str, int]]) -> str:
+    """One row a place in the code, one column a variant."""
+    places = dict.fromkeys(place for counts in syncs.values() for place in counts)
+    rows = [[place, *(counts.get(place, 0) for counts in syncs.values())] for place in places]
+    rows.append(["in all", *(sum(counts.values()) for counts in syncs.values())])
+    return tabulate(rows, ["where", *syncs], tablefmt="github")
+
+
 def count_tokens(cfg: CfgNode, model: nn.Module, size: Size) -> int:
     """DPK's tokens of an image of this size, over all levels."""
     return sum(
@@ -461,9 +469,8 @@ def measure(args: argparse.Namespace, say: Callable[[str], None] = print) -> dic
         say(f"{where}:\n\n{table(runs[0]['variants'])}\n")
         for name, reason in runs[0]["skipped"].items():
             say(f"not run: {name} ({reason})")
-        for name, counts in runs[0]["syncs"].items():
-            rows = [*counts.items(), ("in all", sum(counts.values()))]
-            say(f"{name} waits for the device:\n\n{tabulate(rows, tablefmt='github')}\n")
+        if runs[0]["syncs"]:
+            say(f"waits for the device in a step:\n\n{sync_table(runs[0]['syncs'])}\n")
     if args.json:
         args.json.write_text(json.dumps(report, indent=2) + "\n")
     return report
