@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import random
 import sys
 import tempfile
@@ -13,8 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
-
-os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler tells of each start and stop
 
 import torch
 from torch import Tensor
