@@ -103,7 +103,7 @@ def write_trace(function: Function, path: Path, **options: Any) -> None:
     activities = [ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(ProfilerActivity.CUDA)
-    with profile(activities=activities, acc_events=True, **options) as profiler:
+    with profile(activities=activities, **options) as profiler:
         function()
         synchronise()
     profiler.export_chrome_trace(str(path))

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from measure import Times
-from step import count_tokens, image_size, measure, parse_args, summarise
+from step import count_tokens, image_size, measure, parse_args, summarise, sweep
 from variants import (
     Floor,
     Stepper,
@@ -67,26 +67,44 @@ def test_precisions_and_batches_follow_one_another(run):
 
 
 @pytest.mark.parametrize(
-    ("quantity", "values", "tokens"),
+    ("quantity", "read"),
     [
-        ("area", ["32 x 48", "48 x 64", "64 x 96", "96 x 128"], [18, 36, 72, 144]),
-        ("batch", ["1", "2", "4", "8"], [72] * 4),
-        ("tokens", ["32", "16", "8", "4"], [18, 72, 216, 504]),
-        ("depth", ["1", "2", "4", "8"], [72] * 4),
+        ("area", lambda cfg, images, size: size),
+        ("batch", lambda cfg, images, size: images),
+        ("tokens", lambda cfg, images, size: cfg.DISTILL.DPK.TOKEN_STRIDE),
+        ("depth", lambda cfg, images, size: cfg.DISTILL.DPK.ENCODER_DEPTH),
     ],
 )
-def test_a_sweep_grows_one_quantity(run, quantity, values, tokens):
-    said, figures = run("--sweep", quantity, "--repeats", 1)
-    assert [x["value"] for x in figures["runs"]] == values
-    assert [x["tokens"] for x in figures["runs"]] == tokens
-    assert [x["images"] for x in figures["runs"]] == (
-        [1, 2, 4, 8] if quantity == "batch" else [2] * 4
-    )
+def test_a_sweep_changes_one_quantity(setting, quantity, read):
+    cfg, _ = setting
+    expected = {
+        "area": [(32, 48), (48, 64), (64, 96), (96, 128)],
+        "batch": [1, 2, 4, 8],
+        "tokens": [32, 16, 8, 4],
+        "depth": [1, 2, 4, 8],
+    }[quantity]
+    settings = list(sweep(quantity, cfg, 2, SIZE))
+    assert [read(*x) for _, *x in settings] == expected
+    fixed = {"images": {x[2] for x in settings}, "size": {x[3] for x in settings}}
+    assert fixed["images"] == {2} or quantity == "batch"
+    assert fixed["size"] == {SIZE} or quantity == "area"
+    depths = {x[1].DISTILL.DPK.DECODER_DEPTH for x in settings}
+    assert depths == ({1, 2, 4, 8} if quantity == "depth" else {1})
+    assert cfg.DISTILL.DPK.ENCODER_DEPTH == 1 and cfg.DISTILL.DPK.TOKEN_STRIDE == 16
+
+
+def test_a_sweep_reports_a_row_a_value(run):
+    said, figures = run("--sweep", "tokens", "--repeats", 1)
+    assert [x["value"] for x in figures["runs"]] == ["32", "16", "8", "4"]
+    assert [x["tokens"] for x in figures["runs"]] == [18, 72, 216, 504]
     assert all(set(x["variants"]) == {"plain", "floor", "dpk"} for x in figures["runs"])
-    assert all(f"| {value} " in said for value in values)
-    if quantity in ("batch", "depth"):
-        peaks = [x["variants"]["dpk"]["peak_mb"] for x in figures["runs"]]
-        assert peaks == sorted(peaks)
+    for x in figures["runs"]:
+        dpk = x["variants"]["dpk"]
+        line = next(y for y in said.splitlines() if y.startswith(f"| {x['value']} "))
+        cells = [y.strip() for y in line.strip("|").split("|")]
+        assert cells[1] == str(x["tokens"])
+        assert cells[4] == f"{1e3 * dpk['seconds']['median']:.1f}"
+        assert cells[5] == f"{dpk['to_floor']['median']:.3f}"
 
 
 def test_waits_are_listed_by_place_and_a_trace_is_written(run, tmp_path):
