@@ -4,11 +4,13 @@ import json
 
 import pytest
 import torch
+from detectron2.modeling.backbone.resnet import BottleneckBlock, ResNet
 from measure import Times
 from step import count_tokens, image_size, measure, parse_args, summarise, sweep
 from variants import (
     Floor,
     Stepper,
+    calm,
     load_also,
     make_batch,
     make_steppers,
@@ -163,6 +165,23 @@ def test_a_teacher_without_weights_gets_the_same_random_ones(setting):
     cfg.DISTILL.TEACHER.WEIGHTS = ""
     first, second = (make_teacher(cfg).model.state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_random_weights_stay_within_half_precision():
+    torch.manual_seed(0)
+    blocks = ResNet.make_stage(
+        BottleneckBlock,
+        33,
+        in_channels=64,
+        out_channels=64,
+        bottleneck_channels=16,
+        norm="FrozenBN",
+    )
+    network, x = torch.nn.Sequential(*blocks), 100 * torch.randn(1, 64, 8, 8)
+    with torch.no_grad():
+        assert network(x).std() > 1e5  # what there is to mend
+        calm(network)
+        assert 10 < network(x).std() < 1e3
 
 
 def test_held_memory_counts_teacher_and_momentum(setting):
