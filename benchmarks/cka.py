@@ -1,20 +1,34 @@
 #!/usr/bin/env python
-"""How the cost of CKA grows with the number of samples, beside the direct n x n formula.
+"""What CKA costs in time and memory as the number of samples grows, beside what else there is.
 
-Prints a Markdown table: the median of several runs, interleaved. The direct formula stops where its
-matrices would take more than 2 GiB.
+Compared, as far as they are installed: this project's, O(n d^2); the direct formula on n x n
+matrices, as a reader of the paper would write it; and the functions of two public packages for
+features that are at hand, `pytorch-cka` (`cka.cka_from_features`) and `ckatorch` (`cka_batch`, in
+float64). All estimate the same: CKA of unbiased HSIC, linear kernel; the table's last line says how
+far their values lie apart. Left out: `cka_base` of ckatorch, which is biased unless told otherwise,
+and packages that can only run whole models (`torch-cka`, `cka-pytorch`).
+
+Prints a Markdown table: the median of several rounds in random order, and the most bytes that
+tensors hold during a call beyond the inputs. The others stop where four n x n matrices of float32
+would take 2 GiB, or once a call has taken longer than --limit.
 """
 
 import argparse
-import time
-from collections.abc import Callable
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from statistics import median
+from types import ModuleType
 
 import torch
+from measure import interleave, peak_bytes
 from tabulate import tabulate
 from torch import Tensor
 
 from dpk_det.distill import linear_cka
+
+CKA = Callable[[Tensor, Tensor], Tensor]
 
 
 def direct_cka(x: Tensor, y: Tensor) -> Tensor:
@@ -31,43 +45,85 @@ def direct_cka(x: Tensor, y: Tensor) -> Tensor:
     return hsic(k, m) / (hsic(k, k) * hsic(m, m)).sqrt()
 
 
-def seconds(function: Callable[[], Tensor], device: str) -> float:
-    """Wall time of one call, the device's queue emptied before and after."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    function()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+# package: what to import, and its CKA of (n, d) and (n, e)
+PACKAGES: dict[str, tuple[str, Callable[[ModuleType], CKA]]] = {
+    "pytorch-cka": ("cka", lambda package: package.cka_from_features),
+    "ckatorch": ("ckatorch", lambda package: lambda x, y: package.cka_batch(x[None], y[None])),
+}
+
+
+def public_functions() -> dict[str, CKA]:
+    """Those of the public packages that are installed."""
+    imported = {name: import_other(module) for name, (module, _) in PACKAGES.items()}
+    return {name: PACKAGES[name][1](package) for name, package in imported.items() if package}
+
+
+def import_other(name: str) -> ModuleType | None:
+    """Import a package, but not from this folder: this file has the name of one."""
+    here, path = Path(__file__).parent, sys.path
+    sys.path = [x for x in path if Path(x).resolve() != here]
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+    finally:
+        sys.path = path
+
+
+def measure(
+    functions: Mapping[str, CKA], n: int, channels: int, repeats: int, device: str
+) -> dict[str, tuple[float, int, float]]:
+    """Of each function: seconds, bytes, and the value that it gives.
+
+    Args:
+        functions: by name. n: samples. channels: d of both inputs, which are alike by half.
+        repeats: rounds. device: "cuda" or "cpu".
+    """
+    torch.manual_seed(n)
+    x, noise = (torch.randn(n, channels, device=device) for _ in range(2))
+    y = x + noise
+    calls = {name: lambda f=f: f(x, y) for name, f in functions.items()}
+    times = interleave(calls, repeats, warmup=1)
+    return {
+        name: (median(t.wall for t in times[name]), peak_bytes(call, device), call().item())
+        for name, call in calls.items()
+    }
 
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--channels", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--most", type=int, default=2**17, help="samples (default: %(default)s)")
+    parser.add_argument(
+        "--limit", type=float, default=2, help="seconds after which others stop (default: 2)"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
 
-    rows = []
-    for n in (2**k for k in range(8, 18)):
-        x, y = (torch.randn(n, args.channels, device=args.device) for _ in range(2))
-        functions = {"ours": linear_cka}
-        if 4 * n * n * 4 < 2 * 2**30:  # four n x n matrices of float32
-            functions["direct"] = direct_cka
-        times: dict[str, list[float]] = {name: [] for name in functions}
-        for repeat in range(args.repeats + 1):
-            for name, function in functions.items():
-                elapsed = seconds(lambda f=function, x=x, y=y: f(x, y), args.device)
-                if repeat:  # the first run warms up
-                    times[name].append(elapsed)
-        ours = median(times["ours"])
-        direct = f"{1e3 * median(times['direct']):.2f}" if "direct" in times else ""
-        rows.append([n, f"{1e3 * ours:.2f}", f"{1e9 * ours / n:.0f}", direct])
-    headers = ["n", "ours, ms", "ours, ns a sample", "direct, ms"]
-    print(f"{args.channels} channels, {args.device}, {torch.get_num_threads()} threads\n")
+    of_matrices = {"direct": direct_cka, **public_functions()}
+    names = ["ours", *of_matrices]
+    rows, apart, too_slow = [], 0.0, set()
+    for n in (2**k for k in range(8, args.most.bit_length())):
+        small = 4 * n * n * 4 < 2 * 2**30  # four n x n matrices of float32
+        functions = {"ours": linear_cka, **(of_matrices if small else {})}
+        functions = {name: f for name, f in functions.items() if name not in too_slow}
+        found = measure(functions, n, args.channels, args.repeats, args.device)
+        too_slow |= {x for x, (t, _, _) in found.items() if t > args.limit and x != "ours"}
+        ours = found["ours"]
+        apart = max(apart, *(abs(value - ours[2]) for _, _, value in found.values()))
+        times = [f"{1e3 * found[x][0]:.2f}" if x in found else "" for x in names]
+        peaks = [f"{found[x][1] / 2**20:.1f}" if x in found else "" for x in names]
+        rows.append([n, f"{1e9 * ours[0] / n:.0f}", *times, *peaks])
+    headers = ["n", "ours, ns a sample", *(f"{x}, {u}" for u in ("ms", "MB") for x in names)]
+    device = f"{args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    print(f"{args.channels} channels; {device}\n")
     print(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
+    print(f"\nvalues: at most {apart:.1e} from ours")
+    for name in PACKAGES:
+        if name not in of_matrices:
+            print(f"not run: {name} (not installed)")
 
 
 if __name__ == "__main__":

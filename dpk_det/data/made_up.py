@@ -10,28 +10,31 @@ from torch import Tensor
 from .check import classifies, num_classes
 
 
-def made_up_batch(cfg: CfgNode, num_images: int) -> list[dict[str, Any]] | dict[str, Tensor]:
+def made_up_batch(
+    cfg: CfgNode, num_images: int, size: tuple[int, int] | None = None
+) -> list[dict[str, Any]] | dict[str, Tensor]:
     """A batch as Detectron2's mapper would make it, or a classifier's loader, of noise.
 
     Args:
-        cfg: its ``INPUT`` tells the images' height (the largest of ``MIN_SIZE_TRAIN``); the width
-            is 4/3 of that, ``MAX_SIZE_TRAIN`` at most. ``MODEL`` tells whether masks and keypoints
-            go along.
+        cfg: its ``MODEL`` tells whether masks and keypoints go along.
         num_images: B.
+        size: (H, W) of the images; None: ``cfg.INPUT`` tells the height (the largest of
+            ``MIN_SIZE_TRAIN``), and the width is 4/3 of that, ``MAX_SIZE_TRAIN`` at most; of a
+            classifier ``INPUT.IMAGES.SIZE``.
 
     Returns:
         B dicts with ``image`` (3, H, W) uint8, ``instances`` with four boxes each, ``sem_seg``
         (H, W), which models that segment nothing ignore, and ``proposals`` where a dataset would
         have to bring them (``MODEL.LOAD_PROPOSALS``). For a classifier one dict: ``images``
-        (B, 3, S, S) uint8 with the side ``INPUT.IMAGES.SIZE``, and ``labels`` (B,).
+        (B, 3, H, W) uint8, and ``labels`` (B,).
     """
     if classifies(cfg):
-        size = cfg.INPUT.IMAGES.SIZE
-        images = torch.randint(256, (num_images, 3, size, size), dtype=torch.uint8)
+        size = size or (cfg.INPUT.IMAGES.SIZE,) * 2
+        images = torch.randint(256, (num_images, 3, *size), dtype=torch.uint8)
         return {"images": images, "labels": torch.randint(num_classes(cfg), (num_images,))}
     height = max(cfg.INPUT.MIN_SIZE_TRAIN)
-    width = min(height * 4 // 3, cfg.INPUT.MAX_SIZE_TRAIN)
-    return [_made_up_image(cfg, height, width) for _ in range(num_images)]
+    size = size or (height, min(height * 4 // 3, cfg.INPUT.MAX_SIZE_TRAIN))
+    return [_made_up_image(cfg, *size) for _ in range(num_images)]
 
 
 def _made_up_image(cfg: CfgNode, height: int, width: int, num_boxes: int = 4) -> dict[str, Any]:
