@@ -1,11 +1,12 @@
 """The benchmark of a step, on the tiny detectors: it measures what it says it does."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from detectron2.modeling.backbone.resnet import BottleneckBlock, ResNet
-from measure import Times
+from measure import Times, count_syncs
 from step import count_tokens, image_size, measure, parse_args, summarise, sweep
 from variants import (
     Floor,
@@ -19,6 +20,7 @@ from variants import (
     read_config,
 )
 
+import dpk_det
 from dpk_det.distill.registry import DISTILLERS
 from dpk_det.errors import UserError
 
@@ -117,6 +119,20 @@ def test_waits_are_listed_by_place_and_a_trace_is_written(run, tmp_path):
     assert of_dpk and not of_dpk & set(syncs["floor"])
     assert all(place in said for place in of_dpk)
     assert "scaled_dot_product_attention" in (tmp_path / "trace.json").read_text()
+
+
+def test_dpk_reads_nothing_but_what_was_sent_to_the_host_a_step_ago(setting):
+    steppers, _ = make_steppers(setting[0], ["dpk"], setting[1], "fp32", {})
+    stepper = steppers["dpk"]
+    stepper()  # the first one knows no gap but its own
+    counts = count_syncs(stepper, "cpu")
+    own = {place: n for place, n in counts.items() if place.startswith("dpk_det/")}
+    assert list(own.values()) == [1, 1]  # the gap, and the metrics to be logged
+    package = Path(dpk_det.__file__).parent.parent
+    for place in own:
+        name, number = place.split(":")
+        line = (package / name).read_text().splitlines()[int(number) - 1]
+        assert "before()" in line or "read()" in line, line
 
 
 def test_a_step_is_the_one_that_training_takes(setting, tiny):
