@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from measure import Times, count_syncs, interleave, write_trace
+from measure import Times, count_syncs, interleave, operator_times, write_trace
 from tabulate import tabulate
 from torch import nn
 from variants import PRECISIONS, Size, load_also, make_batch, make_steppers, read_config
@@ -129,6 +129,22 @@ def sync_table(syncs: Mapping[str, Mapping[str, int]]) -> str:
     return tabulate(rows, ["where", *syncs], tablefmt="github")
 
 
+def operator_table(operators: Mapping[str, Mapping[str, Sequence[float]]], rows: int = 20) -> str:
+    """The operators that DPK spends most in beyond the floor, and the sum of all of them."""
+    dpk, floor = operators["dpk"], operators["floor"]
+    nothing = (0.0, 0.0)
+    more = {
+        name: [x - y for x, y in zip(dpk.get(name, nothing), floor.get(name, nothing), strict=True)]
+        for name in (*dpk, *(floor.keys() - dpk.keys()))
+    }
+    most = sorted(more, key=lambda name: -more[name][0])[:rows]
+    cells = [[name, f"{1e3 * more[name][0]:.2f}", f"{more[name][1]:+.0f}"] for name in most]
+    seconds, calls = (sum(x) for x in zip(*more.values(), strict=True))
+    cells.append(["all", f"{1e3 * seconds:.2f}", f"{calls:+.0f}"])
+    headers = ["operator", "ms a step beyond the floor", "calls"]
+    return tabulate(cells, headers, tablefmt="github", disable_numparse=True)
+
+
 def count_tokens(model: nn.Module, size: Size) -> int:
     """DPK's tokens of an image of this size, over all levels."""
     return sum(
@@ -194,10 +210,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--syncs", action="store_true", help="count where plain, floor and DPK wait for the device"
     )
     parser.add_argument(
+        "--operators", action="store_true", help="list what DPK spends beyond the floor, and where"
+    )
+    parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the config"
     )
     args = parser.parse_args(argv)
-    if args.sweep or args.trace or args.syncs:
+    if args.sweep or args.trace or args.syncs or args.operators:
         args.methods = ["dpk"]
     return args
 
@@ -249,6 +268,8 @@ def measure(args: argparse.Namespace, say: Callable[[str], None] = print) -> dic
             say(f"not run: {name} ({reason})")
         if runs[0]["syncs"]:
             say(f"waits for the device in a step:\n\n{sync_table(runs[0]['syncs'])}\n")
+        if runs[0]["operators"]:
+            say(f"{operator_table(runs[0]['operators'])}\n")
     if args.json:
         args.json.write_text(json.dumps(report, indent=2) + "\n")
     return report
@@ -277,6 +298,7 @@ def measure_one(
         "variants": summarise(times, peaks, images),
         "skipped": skipped,
         "syncs": {},
+        "operators": {},
     }
     if "dpk" in steppers and size:
         run["tokens"] = count_tokens(steppers["dpk"].model, size)
@@ -284,6 +306,8 @@ def measure_one(
         write_trace(steppers["dpk"], args.trace)
     if args.syncs:
         run["syncs"] = {name: dict(count_syncs(x, device)) for name, x in steppers.items()}
+    if args.operators:
+        run["operators"] = {name: operator_times(steppers[name]) for name in ("floor", "dpk")}
     return run
 
 

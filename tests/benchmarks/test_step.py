@@ -121,6 +121,22 @@ def test_waits_are_listed_by_place_and_a_trace_is_written(run, tmp_path):
     assert "scaled_dot_product_attention" in (tmp_path / "trace.json").read_text()
 
 
+def test_operators_are_listed_by_what_dpk_adds_to_the_floor(run):
+    said, figures = run("--operators", "--repeats", 1)
+    operators = figures["runs"][0]["operators"]
+    attention = "aten::scaled_dot_product_attention"
+    assert attention not in operators["floor"] and operators["dpk"][attention][1] == 9
+    convolutions = [operators[name]["aten::mkldnn_convolution"][1] for name in ("floor", "dpk")]
+    assert convolutions[0] > 0
+    table = [line.split("|")[1:-1] for line in said.splitlines() if line.startswith("|")]
+    added = {name.strip(): (float(ms), float(calls)) for name, ms, calls in table[-21:]}
+    assert len(added) == 21
+    times = [ms for ms, _ in added.values()]
+    assert times[:-1] == sorted(times[:-1], reverse=True)
+    calls = [sum(calls for _, calls in operators[name].values()) for name in ("floor", "dpk")]
+    assert added["all"][1] == pytest.approx(calls[1] - calls[0], abs=0.6)
+
+
 def test_dpk_reads_nothing_but_what_was_sent_to_the_host_a_step_ago(setting):
     steppers, _ = make_steppers(setting[0], ["dpk"], setting[1], "fp32", {})
     stepper = steppers["dpk"]
