@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 Name = TypeVar("Name", bound=Hashable)
 Function = Callable[[], Any]
@@ -127,6 +128,15 @@ def operator_times(function: Function, rounds: int = 5) -> dict[str, tuple[float
         x.key: (getattr(x, attribute) / 1e6 / rounds, x.count / rounds)
         for x in profiler.key_averages()
     }
+
+
+def count_flops(function: Function) -> int:
+    """Floating point operations of a call: matrix products, convolutions, attention and their
+    gradients, a multiplication and an addition counting two. The same at each call.
+    """
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:

@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from measure import Times, count_syncs, interleave, operator_times, write_trace
+from measure import Times, count_flops, count_syncs, interleave, operator_times, write_trace
 from tabulate import tabulate
 from torch import nn
 from variants import PRECISIONS, Size, load_also, make_batch, make_steppers, read_config
@@ -51,7 +51,10 @@ PRESETS: dict[str, tuple[str, Size, int]] = {
 
 
 def summarise(
-    times: Mapping[str, Sequence[Times]], peaks: Mapping[str, int], num_images: int
+    times: Mapping[str, Sequence[Times]],
+    peaks: Mapping[str, int],
+    flops: Mapping[str, int],
+    num_images: int,
 ) -> dict[str, dict[str, Any]]:
     """Figures of each variant: medians with quartiles in seconds, ratios to plain and floor."""
 
@@ -67,6 +70,7 @@ def summarise(
             "cpu_seconds": spread([x.cpu for x in taken]),
             "images_a_second": num_images / wall["median"],
             "peak_mb": peaks[name] / 2**20,
+            "gflop": flops[name] / 1e9,
         }
         for other in ("plain", "floor"):
             rounds = list(zip(taken, times[other], strict=True))
@@ -79,7 +83,7 @@ def table(figures: Mapping[str, Mapping[str, Any]]) -> str:
     """The figures as Markdown."""
     headers = [
         "variant", "ms a step", "quartiles", "x floor", "quartiles", "x floor, CPU time",
-        "images a second", "peak MB",
+        "images a second", "GFLOP", "x floor", "peak MB",
     ]  # fmt: skip
     rows = []
     for name, x in figures.items():
@@ -93,6 +97,8 @@ def table(figures: Mapping[str, Mapping[str, Any]]) -> str:
                 f"{ratio['q1']:.3f} to {ratio['q3']:.3f}",
                 f"{x['cpu_to_floor']:.3f}",
                 f"{x['images_a_second']:.1f}",
+                f"{x['gflop']:.2f}",
+                f"{x['gflop'] / figures['floor']['gflop']:.3f}",
                 f"{x['peak_mb']:.0f}",
             ]
         )
@@ -291,11 +297,12 @@ def measure_one(
     steppers, skipped = make_steppers(cfg, args.methods, batch, precision, also)
     times = interleave(steppers, args.repeats, args.warmup)
     peaks = {name: stepper.peak_bytes(device) for name, stepper in steppers.items()}
+    flops = {name: count_flops(stepper) for name, stepper in steppers.items()}
     run = {
         "value": value,
         "images": images,
         "size": "{} x {}".format(*size) if size else "the config's size",
-        "variants": summarise(times, peaks, images),
+        "variants": summarise(times, peaks, flops, images),
         "skipped": skipped,
         "syncs": {},
         "operators": {},

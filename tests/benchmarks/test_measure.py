@@ -4,7 +4,15 @@ import time
 
 import pytest
 import torch
-from measure import count_syncs, interleave, measure_time, peak_bytes, tensor_bytes, write_trace
+from measure import (
+    count_flops,
+    count_syncs,
+    interleave,
+    measure_time,
+    peak_bytes,
+    tensor_bytes,
+    write_trace,
+)
 
 KIB = 256  # floats
 
@@ -25,6 +33,12 @@ def test_the_peak_is_of_what_is_held_at_one_time():
 def test_shared_memory_is_counted_once():
     x = torch.zeros(10)
     assert tensor_bytes([x, x.view(2, 5), torch.zeros(3, dtype=torch.float64)]) == 40 + 24
+
+
+def test_a_product_and_its_gradients_are_counted():
+    x, w = torch.randn(5, 7, requires_grad=True), torch.randn(7, 11, requires_grad=True)
+    assert count_flops(lambda: (x @ w).sum().backward()) == 3 * 2 * 5 * 7 * 11
+    assert count_flops(lambda: x.detach() @ w) == 2 * 5 * 7 * 11
 
 
 def test_waiting_on_the_clock_takes_no_processor():

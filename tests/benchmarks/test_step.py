@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.modeling.backbone.resnet import BottleneckBlock, ResNet
+from fvcore.nn import FlopCountAnalysis
 from measure import Times, count_syncs
 from step import count_tokens, image_size, measure, parse_args, summarise, sweep
 from variants import (
@@ -137,6 +138,16 @@ def test_operators_are_listed_by_what_dpk_adds_to_the_floor(run):
     assert added["all"][1] == pytest.approx(calls[1] - calls[0], abs=0.6)
 
 
+def test_the_floors_arithmetic_is_the_students_and_the_teachers_forward(run, setting):
+    said, figures = run("--methods", "dpk")
+    gflop = {name: x["gflop"] for name, x in figures["runs"][0]["variants"].items()}
+    teacher, images = make_teacher(setting[0]).model.backbone, torch.zeros(2, 3, *SIZE)
+    by_hand = FlopCountAnalysis(teacher, images).by_operator()["conv"]  # multiply-adds
+    assert gflop["floor"] - gflop["plain"] == pytest.approx(2 * by_hand / 1e9)
+    assert gflop["dpk"] > gflop["floor"]
+    assert f"| {gflop['dpk'] / gflop['floor']:.3f} " in said
+
+
 def test_dpk_reads_nothing_but_what_was_sent_to_the_host_a_step_ago(setting):
     steppers, _ = make_steppers(setting[0], ["dpk"], setting[1], "fp32", {})
     stepper = steppers["dpk"]
@@ -239,13 +250,15 @@ def test_held_memory_counts_teacher_and_momentum(setting):
 def test_ratios_are_taken_round_by_round():
     wall = {"plain": [1.0, 10.0, 1.0], "floor": [2.0, 20.0, 4.0], "dpk": [3.0, 30.0, 5.0]}
     times = {name: [Times(x, 2 * x) for x in values] for name, values in wall.items()}
-    figures = summarise(times, dict.fromkeys(wall, 2**20), 4)
+    flops = dict.fromkeys(wall, 3 * 10**9)
+    figures = summarise(times, dict.fromkeys(wall, 2**20), flops, 4)
     assert figures["dpk"]["to_floor"]["median"] == 1.5
     assert figures["dpk"]["to_plain"]["median"] == 3
     assert figures["dpk"]["cpu_to_floor"] == 1.5
     assert figures["dpk"]["seconds"] == {"median": 5, "q1": 4, "q3": 17.5}
     assert figures["dpk"]["images_a_second"] == 0.8
     assert figures["dpk"]["peak_mb"] == 1
+    assert figures["dpk"]["gflop"] == 3
 
 
 def test_a_padded_batch_has_a_narrower_image(setting):
