@@ -79,7 +79,7 @@ def test_adding_our_keys_changes_none_of_detectron2s():
     before, after = flatten(get_cfg()), flatten(cfg)
     assert {key: after[key] for key in before} == before
     new = set(after) - set(before)
-    ours = ("DISTILL.", "MODEL.SMALL_RESNET.", "MODEL.BACKBONE_WEIGHTS")
+    ours = ("DISTILL.", "MODEL.SMALL_RESNET.", "MODEL.BACKBONE_WEIGHTS", "SOLVER.FUSED")
     networks = ("MODEL.FCOS.", "MODEL.FPN.TOP_BLOCK", "MODEL.TIMM.", "MODEL.CIFAR.")
     networks += ("MODEL.TORCHVISION.",)
     classifiers = ("MODEL.CLASSIFIER.", "INPUT.IMAGES.")
