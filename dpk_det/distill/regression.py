@@ -4,6 +4,7 @@ Shapes: B images, C channels, H x W cells; ``cells`` is (B, H, W) bool, true whe
 None where all do.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,8 +37,10 @@ TARGETS = {"raw": raw, "relative": relative, "standard": standard}
 
 def standardise(x: Tensor, cells: Tensor | None) -> Tensor:
     """Bring each channel to mean 0 and deviation 1 over the valid cells of the batch."""
-    if cells is None:  # the same formula, in one kernel forward and one backward
-        return F.batch_norm(x, None, None, training=True, eps=EPS)
+    if cells is None:
+        # The same formula, in one kernel forward and one backward. Not by torch.nn.functional,
+        # which refuses a single cell.
+        return torch.batch_norm(x, None, None, None, None, True, 0.0, EPS, False)
     mean, var = channel_moments(x, cells)
     return (x - mean) * (var + EPS).rsqrt()
 

@@ -76,6 +76,14 @@ def test_the_smallest_deviations_are_not_blown_up():
     assert standardise(x, None).flatten().tolist() == pytest.approx([-(0.5**0.5), 0.5**0.5])
 
 
+def test_a_map_of_one_cell_is_standardised_to_zero_with_a_finite_gradient():
+    # the top of a pyramid, one image a process
+    x = torch.tensor([[[[3.0]], [[-5.0]]]], requires_grad=True)
+    out = standardise(x, None)
+    out.sum().backward()
+    assert out.flatten().tolist() == [0, 0] and x.grad.isfinite().all()
+
+
 def test_raw_target_is_the_map_itself():
     x, _ = maps()
     for extents in EXTENTS:
