@@ -63,7 +63,8 @@ def add_dpk_config(cfg: CN) -> None:
     # detector's or a classifier's checkpoint, or a file of such a network alone.
     cfg.MODEL.BACKBONE_WEIGHTS = ""
 
-    # Update all weights in one kernel a device: torch's fused optimizer.
+    # Update all weights in one kernel a device: torch's fused optimizer. Read by this project's
+    # trainer, not by DistillHook, which takes its trainer's optimizer as it is.
     cfg.SOLVER.FUSED = False
 
     # Stem and residual widths of build_small_resnet_fpn_backbone, and residual blocks a stage.

@@ -65,7 +65,10 @@ def test_figures_are_those_of_the_checkpoint(tiny_images, distilled_images):
 def test_the_weights_are_exported_without_the_distillers(tiny_images, distilled_images, tmp_path):
     weights, output = str(distilled_images / "model_final.pth"), tmp_path / "student.pth"
     export_student(str(tiny_images.dpk), weights, str(output))
-    tiny_images.build("plain").load_state_dict(torch.load(output)["model"])
+    exported, trained = (torch.load(path)["model"] for path in (output, weights))
+    tiny_images.build("plain").load_state_dict(exported)
+    assert any(name.startswith("distiller.") for name in trained)
+    assert all(torch.equal(value, trained[name]) for name, value in exported.items())
 
 
 def test_training_resumes(tiny_images, tmp_path, command):
