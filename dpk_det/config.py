@@ -143,6 +143,9 @@ def _add_dpk(node: CN) -> None:
     # Pixels of the image along a token's side. A level of stride s has tokens of
     # max(1, TOKEN_STRIDE // s) cells a side.
     node.DPK.TOKEN_STRIDE = 32
+    # Embed and expand tokens of k x k cells by convolutions of k groups, with a k-th of the weights
+    # and arithmetic.
+    node.DPK.GROUPED = False
     # Width of the transformers: a multiple of 4 and of HEADS.
     node.DPK.DIM = 256
     # Attention heads.
@@ -182,6 +185,8 @@ def _add_dpk(node: CN) -> None:
     node.DPK.CKA_KERNEL = "linear"
     # Steps that the running CKA looks back on; 1: each step stands alone.
     node.DPK.CKA_WINDOW = 50
+    # Steps from one measurement of CKA to the next.
+    node.DPK.CKA_EVERY = 1
 
 
 def _add_rivals(node: CN) -> None:

@@ -13,6 +13,8 @@ than features (whole images) and for the RBF kernel the n x n matrices are made 
 Shapes: n samples, d features of X, e features of Y, L levels.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -98,11 +100,16 @@ class MinibatchCKA(nn.Module):
         window: steps that the average looks back on: each step weighs ``1 - 1/window`` of the next.
             With 1 each step stands alone.
         kernel: as for :func:`hsic_terms`.
+        every: steps from one measurement to the next; the first step measures.
     """
 
-    def __init__(self, num_levels: int, window: int, kernel: str = "linear") -> None:
+    def __init__(
+        self, num_levels: int, window: int, kernel: str = "linear", every: int = 1
+    ) -> None:
         super().__init__()
-        self.window = window
+        self.share = min(every / window, 1.0)  # of a measurement in the average
+        self.every = every
+        self.step = 0
         find(KERNELS, kernel, "kernel of CKA")
         self.kernel = kernel
         self.register_buffer("terms", torch.zeros(num_levels, 3))
@@ -110,16 +117,21 @@ class MinibatchCKA(nn.Module):
         self._last: Late | None = None
 
     @torch.no_grad()
-    def update(self, samples: list[tuple[Tensor, Tensor, Tensor | None, int]]) -> Tensor:
+    def update(self, samples: Iterable[tuple[Tensor, Tensor, Tensor | None, int]]) -> Tensor:
         """Take in one step's samples and return the CKA of each level.
 
         Args:
             samples: for each level the arguments of :func:`hsic_terms`. A level that has fewer than
-                4 samples this step keeps its average (0 if it never had more).
+                4 samples this step keeps its average (0 if it never had more). A generator computes
+                nothing in the steps that do not measure.
 
         Returns:
             (L,) float32, the same on all ranks.
         """
+        self.step += 1
+        if (self.step - 1) % self.every:
+            self._before = self._last
+            return cka_from_terms(self.terms)
         if self._last is None and self.terms.any():  # from a checkpoint
             self._last = Late(cka_from_terms(self.terms))
         nothing = self.terms.new_full((3,), torch.nan)
@@ -136,7 +148,7 @@ class MinibatchCKA(nn.Module):
             torch.distributed.all_reduce(news)
         ranks = news[:, 3:]
         mean = news[:, :3] / ranks.clamp(min=1)
-        self.terms.copy_(torch.where(ranks > 0, self.terms.lerp(mean, 1 / self.window), self.terms))
+        self.terms.copy_(torch.where(ranks > 0, self.terms.lerp(mean, self.share), self.terms))
         cka = cka_from_terms(self.terms)
         last = Late(cka)
         self._before, self._last = self._last or last, last

@@ -44,7 +44,7 @@ class HybridCompletion(nn.Module):
 
     Args:
         level: whose channels and names.
-        patch: k, cells a token side.
+        patch: k, cells a token side. grouped: see :func:`~dpk_det.distill.tokens.patch_groups`.
         dim, heads, mlp_ratio: of the transformers. encoder_depth, decoder_depth: their blocks.
         mask: which tokens take the prior, a name in :data:`~dpk_det.distill.mask.MASKS`.
         prior: whether those take the teacher's tokens; else a learned token stands there, as in
@@ -58,6 +58,7 @@ class HybridCompletion(nn.Module):
         level: Level,
         patch: int,
         *,
+        grouped: bool,
         dim: int,
         heads: int,
         mlp_ratio: float,
@@ -72,16 +73,16 @@ class HybridCompletion(nn.Module):
         self.patch = patch
         self.dim = dim
         self.mask = find(MASKS, mask, "mask")
-        self.student_embed = PatchEmbed(level.student_channels, dim, patch)
+        self.student_embed = PatchEmbed(level.student_channels, dim, patch, grouped)
         self.student_encoder = Transformer(dim, encoder_depth, heads, mlp_ratio)
         self.has_prior = prior
         if prior:
-            self.teacher_embed = PatchEmbed(level.teacher_channels, dim, patch)
+            self.teacher_embed = PatchEmbed(level.teacher_channels, dim, patch, grouped)
             self.teacher_encoder = Transformer(dim, encoder_depth, heads, mlp_ratio)
         else:
             self.blank = nn.Parameter(torch.zeros(dim))
         self.decoder = Transformer(dim, decoder_depth, heads, mlp_ratio)
-        self.expand = PatchExpand(dim, level.teacher_channels, patch)
+        self.expand = PatchExpand(dim, level.teacher_channels, patch, grouped)
         self.shortcut = channel_adapter(level) if shortcut else None
         self.standard = standard
         if shortcut:
@@ -172,6 +173,8 @@ class DPK(Distiller):
         token_stride: pixels of the image along a token's side. A level of stride s has tokens of
             ``k = max(1, token_stride // s)`` cells a side, so that levels below that stride share
             one grid of tokens.
+        grouped: embed tokens and expand them by convolutions of k groups, with a k-th of the
+            weights and arithmetic. Not in the paper.
         dim: D, a multiple of 4 and of heads. heads: attention heads. mlp_ratio: MLP width over D.
         encoder_depth, decoder_depth: blocks of the encoders and of the decoder.
         prior: whether the teacher's tokens are given; False is the paper's ablation without prior
@@ -194,7 +197,8 @@ class DPK(Distiller):
         cka_of: what a sample of CKA is: "tokens", or "images" (the tokens that all of a batch have;
             the batch of each process must have 4).
         cka_kernel: a name in :data:`~dpk_det.distill.cka.KERNELS`.
-        cka_window: steps that the running CKA looks back on.
+        cka_window: steps that the running CKA looks back on. cka_every: steps from one measurement
+            to the next.
 
     Raises:
         UserError: for an unknown name, or numbers that do not fit.
@@ -207,6 +211,7 @@ class DPK(Distiller):
         weight: float = 12.0,
         level_weights: Sequence[float] = (),
         token_stride: int = 32,
+        grouped: bool = False,
         dim: int = 256,
         heads: int = 8,
         mlp_ratio: float = 2.0,
@@ -224,6 +229,7 @@ class DPK(Distiller):
         cka_of: str = "tokens",
         cka_kernel: str = "linear",
         cka_window: int = 50,
+        cka_every: int = 1,
     ) -> None:
         super().__init__(levels)
         if heads < 1 or dim % 4 or dim % heads:
@@ -237,8 +243,9 @@ class DPK(Distiller):
             raise UserError(f"DPK's ratio_fixed is {ratio_fixed}: choose a number from 0 to 1.")
         if token_stride < 1:
             raise UserError(f"DPK's token_stride is {token_stride}: choose one of 1 pixel or more.")
-        if cka_window < 1:
-            raise UserError(f"DPK's cka_window is {cka_window}: choose one of 1 step or more.")
+        for name, steps in (("cka_window", cka_window), ("cka_every", cka_every)):
+            if steps < 1:
+                raise UserError(f"DPK's {name} is {steps}: choose 1 step or more.")
         if level_weights and len(level_weights) != len(levels):
             raise UserError(
                 f"DPK has {len(level_weights)} level_weights but learns on {len(levels)} levels "
@@ -253,12 +260,13 @@ class DPK(Distiller):
         self.target = find(TARGETS, target, "target")
         self.errs_at_student = find(POSITIONS, positions, "choice of positions")
         self.sample = find(SAMPLES, cka_of, "sample of CKA")
-        self.cka = MinibatchCKA(len(levels), cka_window, cka_kernel)
+        self.cka = MinibatchCKA(len(levels), cka_window, cka_kernel, cka_every)
         self.completions = nn.ModuleDict(
             {
                 level.student: HybridCompletion(
                     level,
                     max(1, token_stride // level.stride),
+                    grouped=grouped,
                     dim=dim,
                     heads=heads,
                     mlp_ratio=mlp_ratio,
@@ -280,7 +288,7 @@ class DPK(Distiller):
         views = [
             _View(p, self.completions[p.level.student].patch) for p in self.pairs(student, teacher)
         ]
-        cka = self.cka.update([self.sample(view) for view in views])
+        cka = self.cka.update(self.sample(view) for view in views)
         # Token counts are shapes, which the host must know. It knows the gap of the step before; to
         # ask for this step's would halt the device.
         ratios = self.schedule(self.cka.before(), self.progress, self.low, self.high).tolist()

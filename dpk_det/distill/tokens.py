@@ -24,11 +24,21 @@ def pad_to_tokens(x: Tensor, k: int) -> Tensor:
     return F.pad(x, (0, w * k - width, 0, h * k - height))
 
 
+def patch_groups(channels: int, dim: int, k: int, grouped: bool) -> int:
+    """In how many groups of channels tokens of k x k cells are embedded and expanded.
+
+    Grouped: k, or what of it divides both widths, so that weights and arithmetic of a token grow
+    with k and not with its area. The transformer mixes the groups. Else 1.
+    """
+    return math.gcd(channels, dim, k) if grouped else 1
+
+
 class PatchEmbed(nn.Conv2d):
     """Maps to tokens: a k x k convolution of stride k, (B, C, H, W) to (B, N, D)."""
 
-    def __init__(self, channels: int, dim: int, k: int) -> None:
-        super().__init__(channels, dim, k, stride=k)
+    def __init__(self, channels: int, dim: int, k: int, grouped: bool = False) -> None:
+        groups = patch_groups(channels, dim, k, grouped)
+        super().__init__(channels, dim, k, stride=k, groups=groups)
 
     def forward(self, x: Tensor) -> Tensor:
         """Embed a map; one that k does not divide is padded."""
@@ -38,8 +48,9 @@ class PatchEmbed(nn.Conv2d):
 class PatchExpand(nn.ConvTranspose2d):
     """Tokens to maps: the transposed convolution, (B, N, D) to (B, C, H, W)."""
 
-    def __init__(self, dim: int, channels: int, k: int) -> None:
-        super().__init__(dim, channels, k, stride=k)
+    def __init__(self, dim: int, channels: int, k: int, grouped: bool = False) -> None:
+        groups = patch_groups(channels, dim, k, grouped)
+        super().__init__(dim, channels, k, stride=k, groups=groups)
 
     def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
         """Expand tokens to a map of size (H, W); what was padded is cropped."""

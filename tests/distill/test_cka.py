@@ -214,6 +214,26 @@ def test_running_cka_is_the_ratio_of_averaged_terms():
         assert got.shape == (2,) and got.dtype == torch.float32
 
 
+def test_a_cka_of_every_third_step_looks_back_on_as_many_steps():
+    module, sparse = MinibatchCKA(2, 4), MinibatchCKA(2, 12, every=3)
+    for i, step in enumerate(steps(8)):
+        # what is not measured is not computed either
+        got = sparse.update(level if i % 3 == 0 else pytest.fail("read") for level in step)
+        if i % 3 == 0:
+            want = module.update(step)
+        assert torch.equal(got, want)
+
+
+def test_a_step_that_measures_nothing_is_a_step_after_the_one_that_did():
+    module = MinibatchCKA(2, 1, every=2)
+    measured = [module.update(step) for step in steps(4)]
+    assert torch.equal(module.before(), measured[3])  # of the third step
+    module.update(steps(5)[4])
+    assert torch.equal(module.before(), measured[3])
+    module.update([])
+    assert not torch.equal(module.before(), measured[3])
+
+
 def test_first_step_of_running_cka_is_the_plain_cka():
     x, y = related(30, 5, 5)
     got = MinibatchCKA(1, 50).update([(x, y, None, 30)])

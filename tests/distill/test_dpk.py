@@ -623,6 +623,17 @@ def test_the_ratio_follows_the_gap_of_the_step_before():
     assert len(set(ckas)) == 4
 
 
+def test_the_ratio_follows_the_gap_that_was_measured_last():
+    dpk = build(cka_window=1, cka_every=3)
+    ckas, ratios = [], []
+    for seed in range(7):
+        dpk(*one_level(*related_maps(seed)))
+        ckas.append(dpk.metrics["dpk/cka_p3"].item())
+        ratios.append(dpk.metrics["dpk/ratio_p3"].item())
+    assert ckas[0] == ckas[1] == ckas[2] != ckas[3] == ckas[4] == ckas[5] != ckas[6]
+    assert ratios == pytest.approx([min(1 - cka, 1) for cka in (ckas[0], *ckas[:-1])])
+
+
 @pytest.mark.parametrize("target", sorted(TARGETS))
 @pytest.mark.parametrize("value", [0.0, 0.1, 100.1])
 @pytest.mark.parametrize("who", ["student", "teacher", "both"])
@@ -865,6 +876,18 @@ def test_maps_in_bfloat16_are_taken_under_autocast():
     assert loss.isfinite() and loss.dtype == torch.float32 and student.grad.isfinite().all()
 
 
+def test_grouped_tokens_take_a_kth_of_the_weights():
+    level = [Level("p3", "p3", STRIDE, 8, 8)]
+    dense, grouped = (build(level, grouped=x, token_stride=4 * STRIDE) for x in (False, True))
+    for name in ("student_embed", "teacher_embed", "expand"):
+        conv, other = (getattr(x.completions["p3"], name) for x in (grouped, dense))
+        assert conv.groups == 4 and conv.weight.numel() * 4 == other.weight.numel()
+    student, teacher = maps(2, 9, 7, 8, 8)
+    features = (Features({"p3": x}, {"p3": STRIDE}) for x in (student, teacher))
+    grouped(*features)["loss_dpk"].backward()
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in grouped.parameters())
+
+
 def test_the_same_seed_gives_the_same_loss():
     dpk = build(ratio="fixed")
     losses = []
@@ -897,6 +920,7 @@ def test_depths_of_the_transformers(depth):
         {"ratio_min": -0.1},
         {"ratio_fixed": -0.1},
         {"cka_window": 0},
+        {"cka_every": 0},
     ],
 )
 def test_numbers_that_cannot_be_are_an_error(wrong):

@@ -64,6 +64,36 @@ def test_patch_expand_puts_each_token_on_its_patch(height, width, k):
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
+# (channels, width of the tokens, k) and the groups: what of k divides both widths
+GROUPS = [((6, 8, 4), 2), ((8, 16, 4), 4), ((3, 8, 4), 1), ((12, 12, 6), 6), ((4, 4, 1), 1)]
+
+
+@pytest.mark.parametrize(("widths", "groups"), GROUPS)
+def test_a_grouped_token_sees_its_groups_channels_only(widths, groups):
+    torch.manual_seed(0)
+    channels, dim, k = widths
+    embed, x = PatchEmbed(*widths, grouped=True), torch.randn(2, channels, 2 * k, k)
+    parts = []
+    for some, weight in zip(x.chunk(groups, 1), embed.weight.chunk(groups), strict=True):
+        parts.append(F.unfold(some, k, stride=k).transpose(1, 2) @ weight.flatten(1).T)
+    torch.testing.assert_close(embed(x), torch.cat(parts, 2) + embed.bias, rtol=1e-4, atol=1e-5)
+    assert embed.weight.numel() * groups == PatchEmbed(*widths).weight.numel()
+
+
+@pytest.mark.parametrize(("widths", "groups"), GROUPS)
+def test_a_grouped_token_is_expanded_group_by_group(widths, groups):
+    torch.manual_seed(0)
+    channels, dim, k = widths
+    expand, tokens = PatchExpand(dim, channels, k, grouped=True), torch.randn(2, 2, dim)
+    parts = []
+    for some, weight in zip(tokens.chunk(groups, 2), expand.weight.chunk(groups), strict=True):
+        cells = torch.einsum("bnd,dcuv->bcnuv", some, weight)
+        parts.append(cells.flatten(2, 3))  # two tokens, one below the other
+    want = torch.cat(parts, 1) + expand.bias[:, None, None]
+    torch.testing.assert_close(expand(tokens, (2 * k, k)), want, rtol=1e-4, atol=1e-5)
+    assert expand.weight.numel() * groups == PatchExpand(dim, channels, k).weight.numel()
+
+
 @pytest.mark.parametrize(("h", "w", "dim"), [(1, 1, 4), (2, 3, 8), (5, 1, 16), (4, 7, 12)])
 def test_positions_are_sines_and_cosines_of_row_and_column(h, w, dim):
     want = torch.empty(h * w, dim)
