@@ -175,6 +175,9 @@ def _add_dpk(node: CN) -> None:
     # the student's own in the shortcut is. With INHERIT "relative" did better: inherited heads want
     # the teacher's very scale.
     node.DPK.TARGET = "standard"
+    # How the two are compared: "mse", or "cwd", each channel as a distribution over cells (the
+    # divergence of CWD), where offsets of channels do not count but peaks do.
+    node.DPK.LOSS = "mse"
     # The cells whose error counts: "all", or "student", where no prior was given.
     node.DPK.POSITIONS = "all"
     # Add the student's own map to what the transformer makes (not in the paper).

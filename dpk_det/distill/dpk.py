@@ -27,7 +27,7 @@ from .registry import (
     find,
     register_distiller,
 )
-from .regression import TARGETS, channel_adapter, masked_mse, standardise
+from .regression import LOSSES, TARGETS, channel_adapter, standardise
 from .tokens import (
     PatchEmbed,
     PatchExpand,
@@ -188,6 +188,8 @@ class DPK(Distiller):
             alike for all teachers and levels; "standard": the map with each channel brought to
             mean 0 and deviation 1 over the batch, and so is the student's map in the shortcut,
             which leaves the student its own scale.
+        loss: how the two are compared, a name in :data:`~dpk_det.distill.regression.LOSSES`: "mse",
+            the mean squared error; "cwd", as channel-wise distillation does.
         positions: the cells whose error counts: "all", or "student": those of tokens that did not
             take the prior.
         shortcut: add the student's map to what the transformer makes, as it is where both have the
@@ -224,6 +226,7 @@ class DPK(Distiller):
         ratio_fixed: float = 0.5,
         mask: str = "random",
         target: str = "standard",
+        loss: str = "mse",
         positions: str = "all",
         shortcut: bool = True,
         cka_of: str = "tokens",
@@ -258,6 +261,7 @@ class DPK(Distiller):
         if ratio == "fixed":
             self.low = self.high = ratio_fixed
         self.target = find(TARGETS, target, "target")
+        self.loss = find(LOSSES, loss, "loss of DPK")
         self.errs_at_student = find(POSITIONS, positions, "choice of positions")
         self.sample = find(SAMPLES, cka_of, "sample of CKA")
         self.cka = MinibatchCKA(len(levels), cka_window, cka_kernel, cka_every)
@@ -303,7 +307,7 @@ class DPK(Distiller):
             if self.errs_at_student:
                 own = ~view.to_cells(given)
                 cells = own if cells is None else cells & own
-            losses.append(scale * masked_mse(out, target, cells))
+            losses.append(scale * self.loss(out, target, cells))
         total = sum(w * loss for w, loss in zip(self.level_weights, losses, strict=True))
         given = torch.tensor(ratios).to(cka.device, non_blocking=True)
         self.metrics = {

@@ -64,6 +64,30 @@ def masked_mse(out: Tensor, target: Tensor, cells: Tensor | None) -> Tensor:
     return error.where(cells, 0).sum() / cells.sum().clamp(min=1)
 
 
+def channel_divergence(
+    out: Tensor, target: Tensor, cells: Tensor | None, temperature: float = 1.0
+) -> Tensor:
+    """How far apart channels are as distributions over the cells of an image (CWD, 2011.13256).
+
+    The softmax over the valid cells with a temperature, and the divergence KL(target, out) times
+    its square, averaged over channels and images. What is added to a whole channel does not count.
+    """
+
+    def log_distribution(x: Tensor) -> Tensor:
+        x = x.float() / temperature
+        if cells is not None:
+            x = x.masked_fill(~cells.unsqueeze(1), -torch.inf)
+        return F.log_softmax(x.flatten(2), 2)
+
+    s, t = log_distribution(out), log_distribution(target)
+    # in padding both are minus infinity, whose difference means nothing
+    gain = torch.where(t.isfinite(), t - s, 0)
+    return temperature**2 * (t.exp() * gain).sum(2).mean()
+
+
+LOSSES = {"mse": masked_mse, "cwd": channel_divergence}
+
+
 def channel_adapter(level: Level) -> nn.Module:
     """The student's channels to the teacher's: a 1 x 1 convolution, or nothing where they agree."""
     if level.student_channels == level.teacher_channels:

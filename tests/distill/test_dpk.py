@@ -500,6 +500,42 @@ def test_mixed_precision_without_prior_is_finite(prior):
     assert loss.isfinite() and all(p.grad.isfinite().all() for p in dpk.parameters())
 
 
+# ------------------------------------------------------------------ the loss
+
+
+def divergence(out, target, extents):
+    """CWD's formula in float64: each channel of each image a distribution over its cells."""
+    found = []
+    for s, t, (h, w) in zip(out.double(), target.double(), extents, strict=True):
+        p, q = (x[:, :h, :w].flatten(1).softmax(1) for x in (t, s))
+        found += [(a * (a / b).log()).sum() for a, b in zip(p, q, strict=True)]
+    return sum(found) / len(found)
+
+
+@pytest.mark.parametrize("sizes", [None, [(64, 48), (33, 64)]])
+@pytest.mark.parametrize("target", ["raw", "standard"])
+def test_the_loss_of_cwd_compares_the_completed_map_channel_by_channel(sizes, target):
+    student, teacher = (x.requires_grad_(x.shape[1] == CS) for x in maps(2, 8, 8))
+    dpk = build(target=target, loss="cwd", weight=2.0, ratio="fixed", ratio_fixed=0.25)
+    line = torch.arange(16.0).expand(2, 16)
+    dpk.completions["p3"].mask = lambda valid: line
+    cells = dpk_cells(sizes)
+    out, _ = dpk.completions["p3"](
+        *(x.where(cells, 0) for x in (student, teacher)),
+        0.25,
+        dpk_tokens(sizes),
+        cells[:, 0] if sizes else None,
+    )
+    extents = [(8, 6), (5, 8)] if sizes else [(8, 8)] * 2
+    want = divergence(
+        out, standardise(teacher, extents) if target == "standard" else teacher, extents
+    )
+    losses = dpk(*one_level(student, teacher, sizes))
+    assert losses["loss_dpk"].item() == pytest.approx(2 * want.item(), rel=1e-4)
+    losses["loss_dpk"].backward()
+    assert student.grad.isfinite().all() and student.grad.any()
+
+
 # ------------------------------------------------------------------ positions
 
 

@@ -3,13 +3,12 @@
 Shapes: B images, C channels, H x W cells.
 """
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from dpk_det.errors import UserError
 
 from ..registry import Level, PairedMaps, register_distiller
+from ..regression import channel_divergence
 from .adapted import AdaptedDistiller
 
 
@@ -17,9 +16,8 @@ from .adapted import AdaptedDistiller
 class CWD(AdaptedDistiller):
     """Each channel is a distribution over the cells of its image; the two are brought together.
 
-    The softmax over cells with a temperature, and the divergence KL(teacher, student) times its
-    square, averaged over channels and images. Cells that lie in padding have no probability. Loss:
-    ``loss_cwd``, the sum over levels.
+    See :func:`~dpk_det.distill.regression.channel_divergence`. Loss: ``loss_cwd``, the sum over
+    levels.
 
     Args:
         levels: what to distil.
@@ -41,13 +39,4 @@ class CWD(AdaptedDistiller):
 
     def level_loss(self, pair: PairedMaps, out: Tensor) -> Tensor:
         """See the base."""
-        s, t = (self._log_distribution(x, pair.cells) for x in (out, pair.teacher))
-        # in padding both are minus infinity, whose difference means nothing
-        gain = torch.where(t.isfinite(), t - s, 0)
-        return self.temperature**2 * (t.exp() * gain).sum(2).mean()
-
-    def _log_distribution(self, x: Tensor, cells: Tensor | None) -> Tensor:
-        x = x.float() / self.temperature
-        if cells is not None:
-            x = x.masked_fill(~cells.unsqueeze(1), -torch.inf)
-        return F.log_softmax(x.flatten(2), 2)
+        return channel_divergence(out, pair.teacher, pair.cells, self.temperature)
