@@ -172,11 +172,12 @@ def _add_dpk(node: CN) -> None:
     node.DPK.MASK = "random"
     # What the completed map is compared with: the teacher's map "raw"; "relative", the same with
     # the error over the map's variance; "standard", each channel brought to mean 0, deviation 1, as
-    # the student's own in the shortcut is. With INHERIT "relative" did better: inherited heads want
-    # the teacher's very scale.
+    # the student's own in the shortcut is. With INHERIT "raw" and LOSS "cwd" did best: inherited
+    # heads want the teacher's very scale.
     node.DPK.TARGET = "standard"
     # How the two are compared: "mse", or "cwd", each channel as a distribution over cells (the
-    # divergence of CWD), where offsets of channels do not count but peaks do.
+    # divergence of CWD), where offsets of channels do not count but peaks do. CWD's weight of 10 is
+    # for the sum over levels; here it is the mean: 50 is as much on five.
     node.DPK.LOSS = "mse"
     # The cells whose error counts: "all", or "student", where no prior was given.
     node.DPK.POSITIONS = "all"
