@@ -110,6 +110,27 @@ def test_a_sweep_reports_a_row_a_value(run):
         assert cells[1] == str(x["tokens"])
         assert cells[4] == f"{1e3 * dpk['seconds']['median']:.1f}"
         assert cells[5] == f"{dpk['to_floor']['median']:.3f}"
+        floor = x["variants"]["floor"]
+        assert cells[6] == f"{dpk['gflop'] / floor['gflop']:.3f}"
+        assert cells[7:] == [f"{dpk['peak_mb']:.0f}", f"{dpk['peak_mb'] / floor['peak_mb']:.3f}"]
+
+
+def test_a_sweep_of_forms_turns_on_what_is_cheaper_one_by_one_and_together(setting):
+    cfg, _ = setting
+
+    def form(cfg):
+        dpk = cfg.DISTILL.DPK
+        return dpk.GROUPED, dpk.CKA_EVERY, dpk.ENCODER_DEPTH
+
+    forms = {name: form(changed) for name, changed, *_ in sweep("form", cfg, 2, SIZE)}
+    assert forms == {
+        "as it is": (False, 1, 1),
+        "GROUPED: True": (True, 1, 1),
+        "CKA_EVERY: 4": (False, 4, 1),
+        "ENCODER_DEPTH: 0": (False, 1, 0),
+        "all of these": (True, 4, 0),
+    }
+    assert form(cfg) == (False, 1, 1)
 
 
 def test_waits_are_listed_by_place_and_a_trace_is_written(run, tmp_path):
