@@ -145,7 +145,7 @@ def _add_dpk(node: CN) -> None:
     node.DPK.TOKEN_STRIDE = 32
     # Embed and expand tokens of k x k cells by convolutions of k groups, with a k-th of the weights
     # and arithmetic.
-    node.DPK.GROUPED = False
+    node.DPK.GROUPED = True
     # Width of the transformers: a multiple of 4 and of HEADS.
     node.DPK.DIM = 256
     # Attention heads.
@@ -190,7 +190,7 @@ def _add_dpk(node: CN) -> None:
     # Steps that the running CKA looks back on; 1: each step stands alone.
     node.DPK.CKA_WINDOW = 50
     # Steps from one measurement of CKA to the next.
-    node.DPK.CKA_EVERY = 1
+    node.DPK.CKA_EVERY = 4
 
 
 def _add_rivals(node: CN) -> None:

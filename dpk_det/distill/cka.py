@@ -91,7 +91,7 @@ class MinibatchCKA(nn.Module):
     """CKA of L levels over the recent steps: the HSIC terms are averaged, then divided.
 
     The average of ratios is biased for small batches, the ratio of averages is not (Nguyen, Raghu
-    and Kornblith, ICLR 2021, section 3). The average is exponential, kept in a buffer so that a
+    and Kornblith, ICLR 2021, section 3). The average is exponential, kept in buffers so that a
     checkpoint resumes it, and taken over all ranks so that they agree. Its start at zero needs no
     correction, since the same factor divides out of all three terms.
 
@@ -109,10 +109,11 @@ class MinibatchCKA(nn.Module):
         super().__init__()
         self.share = min(every / window, 1.0)  # of a measurement in the average
         self.every = every
-        self.step = 0
         find(KERNELS, kernel, "kernel of CKA")
         self.kernel = kernel
         self.register_buffer("terms", torch.zeros(num_levels, 3))
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self._step: int | None = None  # the same number, on the host
         self._before: Late | None = None
         self._last: Late | None = None
 
@@ -128,12 +129,16 @@ class MinibatchCKA(nn.Module):
         Returns:
             (L,) float32, the same on all ranks.
         """
+        if self._step is None:
+            self._step = int(self.step)
+            if self._step:  # from a checkpoint
+                self._last = Late(cka_from_terms(self.terms))
+        is_due = self._step % self.every == 0
+        self._step += 1
         self.step += 1
-        if (self.step - 1) % self.every:
+        if not is_due:
             self._before = self._last
             return cka_from_terms(self.terms)
-        if self._last is None and self.terms.any():  # from a checkpoint
-            self._last = Late(cka_from_terms(self.terms))
         nothing = self.terms.new_full((3,), torch.nan)
         terms = torch.stack(
             [

@@ -213,7 +213,7 @@ class DPK(Distiller):
         weight: float = 12.0,
         level_weights: Sequence[float] = (),
         token_stride: int = 32,
-        grouped: bool = False,
+        grouped: bool = True,
         dim: int = 256,
         heads: int = 8,
         mlp_ratio: float = 2.0,
@@ -232,7 +232,7 @@ class DPK(Distiller):
         cka_of: str = "tokens",
         cka_kernel: str = "linear",
         cka_window: int = 50,
-        cka_every: int = 1,
+        cka_every: int = 4,
     ) -> None:
         super().__init__(levels)
         if heads < 1 or dim % 4 or dim % heads:

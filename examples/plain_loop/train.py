@@ -18,7 +18,7 @@ from detectron2.utils.events import EventStorage
 from dpk_det import add_dpk_config, distil, inherit_weights, load_teacher  # distillation
 
 logger = logging.getLogger("detectron2")
-METHODS = {"dpk": {"weight": 10.0, "target": "relative", "token_stride": 16, "dim": 64, "heads": 4}}
+DPK = {"weight": 100.0, "target": "raw", "loss": "cwd", "token_stride": 16, "dim": 64, "heads": 4}
 
 
 def train(cfg, model, teacher, resume):
@@ -84,7 +84,7 @@ def main(args):
     teacher = load_teacher(args.teacher_config, args.teacher_weights)  # distillation
     if not args.plain:
         # distillation: before optimizer, DistributedDataParallel and checkpointer are built
-        distil(model, teacher, METHODS, max_iter=cfg.SOLVER.MAX_ITER)
+        distil(model, teacher, {"dpk": DPK}, max_iter=cfg.SOLVER.MAX_ITER)
     train(cfg, create_ddp_model(model, broadcast_buffers=False), teacher, args.resume)
     if not args.plain:
         model.distillation.remove()  # distillation: from here on it is the plain model

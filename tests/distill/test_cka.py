@@ -240,17 +240,19 @@ def test_first_step_of_running_cka_is_the_plain_cka():
     assert got.item() == pytest.approx(direct_cka(x, y), rel=1e-4)
 
 
-def test_running_cka_resumes_from_its_state_dict():
-    whole, first, second = (MinibatchCKA(2, 4) for _ in range(3))
+@pytest.mark.parametrize("every", [1, 2, 4])
+def test_running_cka_resumes_from_its_state_dict(every):
+    whole, first, second = (MinibatchCKA(2, 4, every=every) for _ in range(3))
     all_steps = steps(6)
-    wants = [whole.update(s) for s in all_steps]
+    wants = [(whole.update(s), whole.before()) for s in all_steps]
     for s in all_steps[:3]:
         first.update(s)
     state = first.state_dict()
-    assert set(state) == {"terms"}
+    assert set(state) == {"terms", "step"}
     second.load_state_dict(state)
-    for s, want in zip(all_steps[3:], wants[3:], strict=True):
-        assert torch.equal(second.update(s), want)
+    for s, (now, before) in zip(all_steps[3:], wants[3:], strict=True):
+        assert torch.equal(second.update(s), now)
+        assert torch.equal(second.before(), before)
 
 
 def test_running_cka_carries_no_gradient():

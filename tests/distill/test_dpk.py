@@ -24,7 +24,7 @@ P3 = Level("p3", "q3", STRIDE, CS, CT)
 def build(levels=(P3,), fresh=False, **kw):
     """A small DPK; unless fresh, with no weight left at 0 or 1, where mistakes would hide."""
     torch.manual_seed(0)
-    small = {"dim": 16, "heads": 2, "token_stride": 2 * STRIDE}
+    small = {"dim": 16, "heads": 2, "token_stride": 2 * STRIDE, "cka_every": 1}
     dpk = DPK(list(levels), **{**small, "weight": 1.0, "target": "relative", **kw})
     if not fresh:
         with torch.no_grad():
