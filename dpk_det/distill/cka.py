@@ -91,14 +91,14 @@ class MinibatchCKA(nn.Module):
     """CKA of L levels over the recent steps: the HSIC terms are averaged, then divided.
 
     The average of ratios is biased for small batches, the ratio of averages is not (Nguyen, Raghu
-    and Kornblith, ICLR 2021, section 3). The average is exponential, kept in buffers so that a
+    and Kornblith, ICLR 2021, section 3). The average is exponential, kept in a buffer so that a
     checkpoint resumes it, and taken over all ranks so that they agree. Its start at zero needs no
     correction, since the same factor divides out of all three terms.
 
     Args:
         num_levels: L.
-        window: steps that the average looks back on: each step weighs ``1 - 1/window`` of the next.
-            With 1 each step stands alone.
+        window: steps that the average looks back on: each measurement weighs ``1 - every/window``
+            of the next. With 1 each stands alone.
         kernel: as for :func:`hsic_terms`.
         every: steps from one measurement to the next; the first step measures.
     """
