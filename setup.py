@@ -34,6 +34,7 @@ setup(
         "timm>=1.0.15,<2",
         "yacs>=0.1.8",
         "PyYAML",
+        "msgspec>=0.19",
         "portalocker",
         "termcolor",
         # Upstream's model zoo imports pkg_resources, which setuptools 82 removed, and

@@ -1,8 +1,18 @@
-"""The one exception that a user's mistake ends in."""
+"""How commands end when they do not end well."""
 
 
 class UserError(ValueError):
     """A mistake that the user can mend, in one sentence: what is wrong, where, and what to do.
 
-    Commands print it without a traceback and exit with status 2.
+    Commands print it without a traceback and exit with :data:`MISTAKE`.
     """
+
+
+MISTAKE = 2
+"""Exit status after a :class:`UserError`."""
+
+STOPPED = 3
+"""Exit status of a training that a signal stopped: it has saved, and ``--resume`` goes on."""
+
+BUSY = 4
+"""Exit status of a training whose folder another training is using."""
