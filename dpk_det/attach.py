@@ -1,5 +1,6 @@
 """Makes a built Detectron2 model distil, by forward hooks: no line of its forward is copied."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,9 @@ from dpk_det.teacher import Teacher, build_teacher, feature_strides, prepare_ali
 
 class Distillation:
     """The bond between a model and its teacher; :meth:`remove` dissolves it.
+
+    A deep copy of the model distils by itself: it has its own hooks and distiller, and shares the
+    teacher, which nothing changes. A pickled model takes its teacher along.
 
     Attributes:
         model, teacher, distiller: the three parties.
@@ -50,6 +54,8 @@ class Distillation:
             model.register_forward_pre_hook(self._forget),
             model.backbone.register_forward_hook(self._see_maps),
             model.register_forward_hook(self._add_losses, with_kwargs=True),
+            # after an error as well: what was seen holds the step's graph, and its memory
+            model.register_forward_hook(self._forget, always_call=True),
         ]
         model.distiller = distiller.to(next(model.parameters()).device)
         model.distillation = self  # no module, so it adds nothing to the model's state
@@ -62,8 +68,16 @@ class Distillation:
             self._heads.remove()
         del self.model.distiller, self.model.distillation
 
-    def _forget(self, model: nn.Module, inputs: Any) -> None:
-        # what a step left that was broken off, by an error that the caller survived
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_maps": None, "_images": None}  # a graph cannot be copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Distillation":
+        memo |= {id(part): part for part in (self.teacher, *self.teacher.model.modules())}
+        twin = memo[id(self)] = object.__new__(type(self))
+        vars(twin).update(copy.deepcopy(self.__getstate__(), memo))
+        return twin
+
+    def _forget(self, *of_the_hook: Any) -> None:
         self._maps = self._images = None
         if self._heads:
             self._heads.forget()
@@ -81,7 +95,6 @@ class Distillation:
         if not self._learns():
             return None
         batch, maps, images = (*inputs, *kwargs.values())[0], self._maps, self._images
-        self._maps = self._images = None  # the graph must not outlive the step
         _check_step(model, losses, maps)
         sizes = image_sizes(batch)
         student = Features(maps, feature_strides(model.backbone), sizes)

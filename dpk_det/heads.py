@@ -5,6 +5,7 @@ Shapes: B images, H x W cells, A anchors a cell, K classes.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -203,17 +204,21 @@ class ComparedHeads:
         """Drop what was seen."""
         self._seen = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_seen": {}}  # a graph cannot be copied
+
     def remove(self) -> None:
         """Stop watching."""
         for hook in self._hooks:
             hook.remove()
 
     def _watch(self, module: nn.Module, name: str) -> None:
-        def see(module: nn.Module, inputs: Any, output: Any) -> None:
-            if module.training and torch.is_grad_enabled():
-                self._seen[name] = output
+        # no closure, which a copy of the model would share, and which cannot be pickled
+        self._hooks.append(module.register_forward_hook(partial(self._see, name)))
 
-        self._hooks.append(module.register_forward_hook(see))
+    def _see(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if module.training and torch.is_grad_enabled():
+            self._seen[name] = output
 
     def _see_boxes(self, pooler: nn.Module, inputs: Any) -> None:
         if pooler.training and torch.is_grad_enabled():

@@ -85,7 +85,7 @@ class Teacher:
             images = preprocess(
                 self.model, flip_channels(batch) if self.flip_channels else batch
             ).tensor
-        images = images.contiguous(memory_format=self._layout)
+        images = images.to(memory_format=self._layout)
         if self._dtype is None:
             maps = self._look(images)
         else:

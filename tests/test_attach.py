@@ -1,12 +1,15 @@
 """Making a built model distil, and letting it go again."""
 
+import copy
 import json
+import pickle
 
 import pytest
 import torch
 from detectron2.config import LazyCall, instantiate
 from detectron2.utils.events import EventStorage
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from dpk_det.attach import attach_distiller, attach_from_config, distil
 from dpk_det.distill import DISTILLERS, DPK, Distiller, build_distiller
@@ -284,6 +287,104 @@ def test_the_batch_may_be_given_by_its_name(parties, batch):
     with EventStorage():
         by_name = model.train()(batched_inputs=batch)
     assert by_name.keys() == train_step(model, batch).keys()
+
+
+def broken(*args, **kwargs):
+    raise MemoryError
+
+
+@pytest.mark.parametrize("where", ["losses", "teacher", "distiller"])
+def test_nothing_is_kept_of_a_step_that_was_broken_off(tiny, batch, monkeypatch, where):
+    model = attach_from_config(tiny.build("plain"), tiny.cfg("dpk", *LOGITS))
+    bond = model.distillation
+    part, name = {
+        "losses": (model.roi_heads.box_predictor, "losses"),
+        "teacher": (bond.teacher.model.backbone, "forward"),
+        "distiller": (bond.distiller, "forward"),
+    }[where]
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(part, name, broken)
+        train_step(model, batch)
+    assert bond._maps is None and bond._images is None and not bond._heads._seen
+    assert "loss_dpk" in train_step(model, batch)
+
+
+# ------------------------------------------------------------------ copies
+
+
+LOGITS = ("DISTILL.METHODS", "['dpk', 'kd', 'dkd']", "DISTILL.KD.RPN_WEIGHT", 0.5)
+
+
+def gradients(model):
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+def assert_equal_steps(one, other, batch):
+    losses, others = train_step(one, batch), train_step(other, batch)
+    assert {"loss_dpk", "loss_kd_roi", "loss_kd_rpn", "loss_dkd_roi"} <= losses.keys()
+    assert losses.keys() == others.keys()
+    assert all(torch.equal(losses[name], others[name]) for name in losses)
+
+
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"]
+)
+def test_a_copy_distils_by_itself(tiny, batch, duplicate):
+    model = attach_from_config(tiny.build("plain"), tiny.cfg("dpk", *LOGITS))
+    train_step(model, batch)  # so that there are curves and a running CKA to copy
+    bond, twin = model.distillation, duplicate(model)
+    assert twin.distillation.model is twin and twin.distillation.distiller is twin.distiller
+    theirs = {id(x) for x in (*twin.parameters(), *twin.buffers())}
+    assert not theirs & {id(x) for x in (*model.parameters(), *model.buffers())}
+    assert_equal_steps(model, twin, batch)
+    # a step of the copy leaves the original as it was
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    model.zero_grad()
+    metrics = dict(bond.distiller.metrics)
+    sum(train_step(twin, batch).values()).backward()
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+    assert set(gradients(model).values()) == {None} and None not in gradients(twin).values()
+    assert bond.distiller.metrics == metrics and not bond._heads._seen
+    # and to take it off the copy leaves the original distilling
+    twin.distillation.remove()
+    assert "loss_dpk" not in train_step(twin, batch)
+    assert list(twin.state_dict()) == list(tiny.build("plain").state_dict())
+    assert "loss_dpk" in train_step(model, batch)
+
+
+def test_copies_share_the_teacher_which_nothing_changes(tiny):
+    model = attach_from_config(tiny.build("plain"), tiny.cfg("dpk", *LOGITS))
+    bond, twin = model.distillation, copy.deepcopy(model).distillation
+    assert twin.teacher is bond.teacher
+    for name in ("box", "dense"):
+        (own, asked), (mine, shared) = getattr(twin._heads, name), getattr(bond._heads, name)
+        modules = ("features", "predictor") if name == "box" else ("module",)
+        for module in modules:
+            assert getattr(asked, module) is getattr(shared, module)
+            assert getattr(own, module) is not getattr(mine, module)
+
+
+def test_a_model_whose_step_was_broken_off_can_be_copied(tiny, batch):
+    model = attach_from_config(tiny.build("plain"), tiny.cfg("dpk", *LOGITS))
+    # a graph is left by who runs a part of the model alone
+    maps = model.train().backbone(model.preprocess_image(batch).tensor)
+    assert model.distillation._maps is maps
+    assert_equal_steps(copy.deepcopy(model), model, batch)
+
+
+def test_a_moving_average_is_evaluated_as_any_model(tiny, batch):
+    model = attach_from_config(tiny.build("plain"), tiny.cfg("dpk", *LOGITS))
+    average = AveragedModel(model)  # by deepcopy
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.01)
+    average.update_parameters(model)
+    average.update_parameters(model)
+    plain = tiny.build("plain")
+    state = average.module.state_dict()
+    plain.load_state_dict({name: state[name] for name in plain.state_dict()})
+    assert equal_detections(detect(average, batch), detect(plain, batch))
+    assert sum(map(len, detect(plain, batch))) > 0
 
 
 # ------------------------------------------------------------------ targets and progress

@@ -18,6 +18,7 @@ from dpk_det.teacher import (
     inherit_weights,
     load_teacher,
     load_teacher_config,
+    preprocess,
 )
 
 ZOO_NAME = "COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml"
@@ -90,6 +91,16 @@ def test_a_faster_teacher_sees_the_same(tiny, batch, key, value, tolerance):
         assert difference < tolerance
         # it did something
         assert difference > 0 if key == "PRECISION" else fast[name].stride(1) == 1
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_images_may_have_their_channels_last(tiny, batch, own):
+    teacher = build_teacher(tiny.cfg("dpk", "DISTILL.TEACHER.CHANNELS_LAST", own))
+    images = preprocess(teacher.model, batch).tensor
+    want = teacher(batch, images).maps
+    got = teacher(batch, images.to(memory_format=torch.channels_last)).maps
+    for name, x in want.items():
+        torch.testing.assert_close(got[name], x, rtol=1e-4, atol=1e-5)
 
 
 def test_a_compiled_teacher_runs_what_the_compiler_made(tiny, batch, monkeypatch):

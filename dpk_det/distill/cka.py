@@ -14,6 +14,7 @@ Shapes: n samples, d features of X, e features of Y, L levels.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -133,7 +134,8 @@ class MinibatchCKA(nn.Module):
             self._step = int(self.step)
             if self._step:  # from a checkpoint
                 self._last = Late(cka_from_terms(self.terms))
-        is_due = self._step % self.every == 0
+        # with nothing measured yet the first measurement was broken off, by an error
+        is_due = self._last is None or self._step % self.every == 0
         self._step += 1
         self.step += 1
         if not is_due:
@@ -158,6 +160,10 @@ class MinibatchCKA(nn.Module):
         last = Late(cka)
         self._before, self._last = self._last or last, last
         return cka
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._step = self._before = self._last = None  # as the buffers say from now on
 
     def before(self) -> Tensor:
         """(L,) what the update before the last one returned, on the CPU, without waiting for it.

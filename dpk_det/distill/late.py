@@ -1,5 +1,7 @@
 """Device tensors that the host reads without waiting for the device."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,9 @@ class Late:
         if x.is_cuda:
             self._arrived = torch.cuda.Event()
             self._arrived.record(torch.cuda.current_stream(x.device))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"here": self.here, "_copy": self.read(), "_arrived": None}  # no event can be copied
 
     def read(self) -> Tensor:
         """The copy; waits if it has not arrived yet."""

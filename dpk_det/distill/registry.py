@@ -91,9 +91,11 @@ class PairedMaps:
     extents: list[tuple[int, int]]
 
     def __post_init__(self) -> None:
-        if self.cells is not None:
-            cells = self.cells.unsqueeze(1)
-            self.student, self.teacher = (x.where(cells, 0) for x in (self.student, self.teacher))
+        self.student, self.teacher = self.clear(self.student), self.clear(self.teacher)
+
+    def clear(self, x: Tensor) -> Tensor:
+        """A (B, ., H, W) map with zeros in the padding, where a layer's bias stands as well."""
+        return x if self.cells is None else x.where(self.cells.unsqueeze(1), 0)
 
     @cached_property
     def cells(self) -> Tensor | None:

@@ -255,6 +255,30 @@ def test_running_cka_resumes_from_its_state_dict(every):
         assert torch.equal(second.before(), before)
 
 
+def test_a_first_step_that_was_broken_off_is_taken_anew():
+    def fails():
+        raise MemoryError
+        yield
+
+    module = MinibatchCKA(2, 4, every=4)
+    with pytest.raises(MemoryError):
+        module.update(fails())
+    (step,) = steps(1)
+    assert torch.equal(module.update(step), MinibatchCKA(2, 4, every=4).update(step))
+    assert torch.equal(module.before(), cka_from_terms(module.terms))
+
+
+def test_a_state_that_is_loaded_between_steps_is_taken_up():
+    states, wants, module = [], [], MinibatchCKA(2, 4, every=2)
+    for step in steps(4):
+        states.append({name: x.clone() for name, x in module.state_dict().items()})
+        wants.append((module.update(step), module.before()))
+    for i in (1, 2, 3):  # of step 0 nobody has a state
+        module.load_state_dict(states[i])
+        got = module.update(steps(4)[i])
+        assert torch.equal(got, wants[i][0]) and torch.equal(module.before(), wants[i][1])
+
+
 def test_running_cka_carries_no_gradient():
     x, y = (z.requires_grad_() for z in related(20, 4, 4))
     module = MinibatchCKA(1, 2)

@@ -29,7 +29,7 @@ class AdaptedDistiller(Distiller):
     ) -> dict[str, Tensor]:
         """See the class; targets are not used."""
         losses = [
-            self.level_loss(pair, self.adapters[pair.level.student](pair.student))
+            self.level_loss(pair, pair.clear(self.adapters[pair.level.student](pair.student)))
             for pair in self.pairs(student, teacher)
         ]
         return {f"loss_{self.name}": self.weight * torch.stack(losses).sum()}
@@ -38,6 +38,7 @@ class AdaptedDistiller(Distiller):
         """The loss of one level, unweighted.
 
         Args:
-            pair: its maps. out: (B, Ct, H, W), the student's in the teacher's channels.
+            pair: its maps. out: (B, Ct, H, W), the student's in the teacher's channels, zero in the
+                padding.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say what it compares.")

@@ -79,9 +79,7 @@ class FGD(Distiller):
 
     def _level(self, pair: PairedMaps, targets: Targets) -> tuple[Tensor, Tensor, Tensor]:
         name = pair.level.student
-        s, t = self.adapters[name](pair.student).float(), pair.teacher.float()
-        if pair.cells is not None:
-            s = s.where(pair.cells.unsqueeze(1), 0)  # an adapter's bias stands in the padding too
+        s, t = pair.clear(self.adapters[name](pair.student)).float(), pair.teacher.float()
         (s_cells, s_channels), (t_cells, t_channels) = (
             attention(x, pair.cells, self.temperature) for x in (s, t)
         )
@@ -92,9 +90,7 @@ class FGD(Distiller):
         context = (
             self.student_context[name](s, pair.cells) - self.teacher_context[name](t, pair.cells)
         ).square()
-        if pair.cells is not None:
-            context = context.where(pair.cells.unsqueeze(1), 0)
-        return focal, likeness, context.sum()
+        return focal, likeness, pair.clear(context).sum()
 
     def _object_weights(self, pair: PairedMaps, targets: Targets) -> Tensor:
         """(B, H, W): alpha over its area in an object, beta over the background's elsewhere.

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from dpk_det.distill import DISTILLERS
 
@@ -42,6 +43,34 @@ def test_what_stands_in_the_padding_changes_nothing(scene, shake, name, widths):
     for same in zip(*results, strict=True):
         assert same[0].isfinite().all()
         assert torch.equal(same[0], same[1]) and torch.equal(same[0], same[2])
+
+
+@pytest.mark.parametrize("widths", [(3, 5), (4, 4)])
+# the BatchNorm and the pooled maps of ReviewKD see how large the padding is
+@pytest.mark.parametrize("name", sorted(set(ON_MAPS) - {"reviewkd"}))
+def test_a_larger_canvas_changes_nothing(scene, shake, name, widths):
+    losses = []
+    for more in ((0, 0, 0, 0), (0, 4, 0, 8)):
+        sc = scene(True, widths)
+        for features in (sc.student, sc.teacher):
+            for key, x in features.maps.items():
+                features.maps[key] = F.pad(x.detach(), more, value=torch.nan)
+        distiller = build(name, sc, shake)
+        distiller.mask_ratio = 0.0  # of MGD, whose draws have the canvas's shape
+        losses.append(total(distiller, sc))
+    torch.testing.assert_close(*losses)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("name", ON_MAPS)
+def test_the_maps_layout_in_memory_changes_nothing(scene, shake, name, padded):
+    losses = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        sc = scene(padded)
+        for features in (sc.student, sc.teacher):
+            features.maps = {k: x.to(memory_format=layout) for k, x in features.maps.items()}
+        losses.append(total(build(name, sc, shake), sc))
+    torch.testing.assert_close(*losses)
 
 
 @pytest.mark.parametrize("padded", [False, True])

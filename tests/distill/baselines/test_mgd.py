@@ -29,14 +29,11 @@ def slow(distiller, scene, adapt, drawn):
     for level, noise in zip(scene.levels, drawn, strict=True):
         first, relu, second = distiller.generators[level.student]
         assert isinstance(relu, torch.nn.ReLU)
-        size = scene.student.maps[level.student].shape[2:]
         for (s, t), own in zip(scene.images(level), noise, strict=True):
             height, width = t.shape[1:]
-            cleared = s.new_zeros(len(s), *size)  # padding is a map of zeros to the convolutions
-            cleared[:, :height, :width] = s
-            kept = (own[0] >= distiller.mask_ratio).double()
-            x = adapt(distiller.adapters[level.student], cleared) * kept
-            out = convolve(second, convolve(first, x).relu())[:, :height, :width]
+            kept = (own[0, :height, :width] >= distiller.mask_ratio).double()
+            x = adapt(distiller.adapters[level.student], s) * kept
+            out = convolve(second, convolve(first, x).relu())
             total = total + ((out - t) ** 2).sum()
     return distiller.weight * total / 2
 
@@ -54,6 +51,14 @@ def test_it_is_the_papers_formula(scene, shake, adapt, agree, monkeypatch, padde
     assert list(losses) == ["loss_mgd"]
     assert [tuple(x.shape) for x in drawn] == [(2, 1, 8, 8), (2, 1, 4, 4)]
     agree(distiller, sc, losses["loss_mgd"], slow(distiller, sc, adapt, drawn))
+
+
+@pytest.mark.parametrize("widths", [(3, 5), (4, 4)])
+def test_an_image_beside_a_larger_one_counts_as_alone(scene, shake, widths):
+    sc = scene(True, widths)
+    distiller = shake(MGD(sc.levels, mask_ratio=0.0))
+    alone = [distiller(*sc.alone(i).args())["loss_mgd"] for i in range(2)]
+    torch.testing.assert_close(distiller(*sc.args())["loss_mgd"], sum(alone) / 2)
 
 
 def test_blanked_cells_are_drawn_anew_for_every_image_and_step(scene):
