@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from dpk_det.batches import box_targets, image_labels, image_sizes
 from dpk_det.config import method_arguments
-from dpk_det.distill import Distiller, Features, build_distiller
+from dpk_det.distill import Distiller, Features, Level, build_distiller
 from dpk_det.distill.late import Late
 from dpk_det.errors import UserError
 from dpk_det.heads import ComparedHeads
+from dpk_det.news import tell
 from dpk_det.pairing import pair_levels
 from dpk_det.teacher import Teacher, build_teacher, feature_strides, prepare_alike
 
@@ -229,7 +230,7 @@ def distil(
     max_iter: int | None = None,
     warmup_iters: int = 0,
 ) -> nn.Module:
-    """Pair a model's levels with its teacher's, build the distiller, attach it.
+    """Pair a model's levels with its teacher's, build the distiller, attach it, and log all three.
 
     Args:
         model: as :func:`attach_distiller` takes.
@@ -249,8 +250,24 @@ def distil(
     pairs = pair_levels(
         model.backbone.output_shape(), teacher.model.backbone.output_shape(), levels
     )
-    attach_distiller(model, teacher, build_distiller(methods, pairs), max_iter, warmup_iters)
+    distiller = build_distiller(methods, pairs)
+    attach_distiller(model, teacher, distiller, max_iter, warmup_iters)
+    tell(
+        "%s learns by %s from a %s teacher: %s. The distiller has %s parameters.",
+        type(model).__name__,
+        ", ".join(methods),
+        type(teacher.model).__name__,
+        "; ".join(_describe(pair) for pair in pairs),
+        f"{sum(p.numel() for p in distiller.parameters()):,}",
+    )
     return model
+
+
+def _describe(pair: Level) -> str:
+    return (
+        f"{pair.student} from {pair.teacher} (stride {pair.stride}, {pair.student_channels} "
+        f"channels from {pair.teacher_channels})"
+    )
 
 
 def attach_from_config(model: nn.Module, cfg: CfgNode) -> nn.Module:

@@ -1,7 +1,6 @@
 """The frozen teacher: its own config, its own normalisation, and every weight matched."""
 
 import itertools
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +19,7 @@ from dpk_det.config import check_pairs, load_config, plain_architecture
 from dpk_det.distill import Features
 from dpk_det.distill.registry import find
 from dpk_det.errors import UserError
+from dpk_det.news import tell
 
 PRECISIONS = {"": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 ZOO_EXAMPLE = "COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml"
@@ -316,7 +316,7 @@ def inherit_weights(student: nn.Module, teacher: nn.Module) -> tuple[list[str], 
     for name in taken:
         wanted[name].copy_(given[name])
     left = [name for name in wanted if name not in taken]
-    logging.getLogger("dpk_det").info(
+    tell(
         "Inherited %d weights of the teacher: %s. Not inherited, of another name or shape: %s.",
         len(taken),
         ", ".join(taken) or "none",

@@ -27,8 +27,9 @@ class DistillHook(HookBase):
 
     It attaches when it is registered, so that checkpoints find a place for the distiller's weights
     and their optimizer's state. The trainer's own ``build_optimizer`` and ``build_lr_scheduler``
-    say how these weights learn. After training, finished or not, model and optimizer are the plain
-    ones again; checkpoints written until then hold ``distiller.*`` besides.
+    say how these weights learn. Pairs of levels, the distiller's size and what was inherited are
+    logged (:func:`~dpk_det.news.tell`). After training, finished or not, model and optimizer are
+    the plain ones again; checkpoints written until then hold ``distiller.*`` besides.
 
     Args:
         teacher: from :func:`~dpk_det.teacher.load_teacher`.

@@ -2,12 +2,14 @@
 
 import itertools
 import json
+import logging
 import os
 
 import pytest
 import torch
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer
 from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
 
 from dpk_det import DistillHook, load_teacher
 from dpk_det.checkpoint import load_weights_strictly
@@ -241,6 +243,22 @@ def test_ratio_and_losses_are_logged(config):
     with open(f"{cfg.OUTPUT_DIR}/metrics.json") as f:
         line = json.loads(f.readlines()[-1])
     assert {"loss_dpk", "loss_cls", "dpk/ratio_p2", "dpk/cka_p4"} <= line.keys()
+
+
+def test_pairs_parameters_and_what_was_inherited_are_in_detectron2s_log(config, monkeypatch):
+    # DefaultTrainer sets up the logger "detectron2" alone
+    for name, value in (("handlers", []), ("propagate", False)):
+        monkeypatch.setattr(logging.getLogger("dpk_det"), name, value)
+    cfg = config(*PLAIN, "DISTILL.INHERIT", True)
+    setup_logger(cfg.OUTPUT_DIR)
+    trainer = hooked(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    with open(f"{cfg.OUTPUT_DIR}/log.txt") as f:
+        lines = [line.split(" INFO: ")[1] for line in f if " dpk_det INFO: " in line]
+    assert len(lines) == 2
+    assert lines[0].startswith("GeneralizedRCNN learns by dpk from a GeneralizedRCNN teacher: p2 ")
+    assert lines[1].startswith("Inherited 18 weights of the teacher: ")
 
 
 class Failing(Watched):
