@@ -196,7 +196,7 @@ def test_every_command_of_the_readme_runs(tmp_path, monkeypatch, command, capsys
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     before = dict(DatasetCatalog.data), dict(MetadataCatalog.data)
-    (block,) = re.findall(r"```\n(.*?)```", (EXAMPLE / "README.md").read_text(), re.DOTALL)
+    (block,) = re.findall(r"```sh\n(.*?)```", (EXAMPLE / "README.md").read_text(), re.DOTALL)
     lines = block.splitlines()
     assert len(lines) == 10
     try:
