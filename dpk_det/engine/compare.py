@@ -20,10 +20,11 @@ from dpk_det.errors import UserError
 from dpk_det.teacher import load_teacher_config
 
 from .launch import exit_on_user_error
+from .plan import Plan, overrides, plan
 from .plots import plot_curves, plot_metric, plot_prior
 from .report import method_table, metric_name, report_text
 from .runs import Run, check_config, flatten, make_slots, train_all
-from .suite import Method, Plan, Teacher, overrides, plan, read_suite
+from .suite import Method, Teacher, read_suite
 from .summary import summarise
 from .train import parse_args as parse_train_args
 from .train import setup

@@ -1,24 +1,41 @@
-"""Suites: YAML files that say which methods are compared, and the trainings that they ask for."""
+"""Suites: YAML files that say which methods are compared."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import os
+import re
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-import yaml
+import msgspec
 
 from dpk_det.distill.registry import find
 from dpk_det.errors import UserError
 
-from .runs import Run
+from .strict_yaml import read_yaml
+
+OF_TEACHER = ("DISTILL.TEACHER.CONFIG_FILE", "DISTILL.TEACHER.WEIGHTS", "DISTILL.TEACHER.OPTS")
+"""Config keys that a method's ``teacher`` sets."""
+START = "MODEL.BACKBONE_WEIGHTS"
+"""The config key that a suite's ``start`` sets."""
 
 # config keys that the comparison sets itself -> what to write in the suite in place of them
 _RESERVED = {"SEED": "seeds", "OUTPUT_DIR": "--runs on the command line"}
-_OF_TEACHER = ("DISTILL.TEACHER.CONFIG_FILE", "DISTILL.TEACHER.WEIGHTS", "DISTILL.TEACHER.OPTS")
+_MOST = 2**31 - 1  # numpy's generators take seeds of 32 bits, and each rank adds its number
+_WANTED = {
+    "seed": f"a whole number from 0 to {_MOST}",
+    "seeds": f"different whole numbers from 0 to {_MOST}",
+    "description": "a text",
+    "weights": "a text",
+}
+_TEXT = "a text that is not empty"
+
+Text = Annotated[str, msgspec.Meta(min_length=1)]
+Seed = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
+T = TypeVar("T", bound=msgspec.Struct)
 
 
-@dataclass(frozen=True)
-class Teacher:
+class Teacher(msgspec.Struct, frozen=True, kw_only=True):
     """A teacher of a suite.
 
     Attributes:
@@ -27,16 +44,15 @@ class Teacher:
             URL, or "" for those of the model zoo.
     """
 
-    name: str
-    title: str
-    config: str
-    opts: dict[str, Any]
-    seed: int
-    weights: str | None
+    name: Text
+    title: Text
+    config: Text
+    opts: dict[str, Any] = {}
+    seed: Seed = 1
+    weights: str | None = None
 
 
-@dataclass(frozen=True)
-class Method:
+class Method(msgspec.Struct, frozen=True, kw_only=True):
     """A student of a suite.
 
     Attributes:
@@ -44,19 +60,18 @@ class Method:
         opts: overrides of that, those that all students share included.
         teacher: name of the teacher that it learns from; None for one of its config's own, or none.
         baseline: name of the method that its gain is measured against; None for the suite's
-            baseline itself.
+            baseline itself, and for what that one is measured against in its turn.
     """
 
-    name: str
-    title: str
-    config: str
-    opts: dict[str, Any]
-    teacher: str | None
-    baseline: str | None
+    name: Text
+    title: Text
+    config: Text
+    opts: dict[str, Any] = {}
+    teacher: Text | None = None
+    baseline: Text | None = None
 
 
-@dataclass(frozen=True)
-class Suite:
+class Suite(msgspec.Struct, frozen=True, kw_only=True):
     """What a suite's file says.
 
     Attributes:
@@ -67,129 +82,20 @@ class Suite:
             start with (MODEL.BACKBONE_WEIGHTS), as detectors do with ImageNet's; None for what
             their configs say.
         teachers, methods: by name, in the order of the table.
+        has_secondary: whether the file names ``secondary`` itself.
     """
 
     path: Path
-    title: str
-    description: str
-    seeds: tuple[int, ...]
-    metric: str
-    secondary: str | None
-    baseline: str
-    start: str | None
+    title: Text
+    description: str = ""
+    seeds: Annotated[tuple[Seed, ...], msgspec.Meta(min_length=1)] = (1,)
+    metric: Text = "bbox/AP"
+    secondary: Text | None = None
+    baseline: Text
+    start: Text | None = None
     teachers: dict[str, Teacher]
     methods: dict[str, Method]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The trainings of a suite.
-
-    Attributes:
-        suite: what they are for. seeds: of the students.
-        teachers: those that are trained, by name. methods: name to seed to training.
-    """
-
-    suite: Suite
-    seeds: tuple[int, ...]
-    teachers: dict[str, Run]
-    methods: dict[str, dict[int, Run]]
-
-    @property
-    def runs(self) -> list[Run]:
-        """All trainings in the order in which to start them.
-
-        Teachers, since others wait for them; students that wait for none; then seed by seed, so
-        that what is interrupted has about as many seeds of each method.
-        """
-        students = [runs[seed] for seed in self.seeds for runs in self.methods.values()]
-        students.sort(key=lambda run: bool(run.after))  # keeps the order otherwise
-        return [*self.teachers.values(), *students]
-
-    @property
-    def rows(self) -> dict[str, dict[int, Run]]:
-        """Name to seed to training, teachers first."""
-        teachers = {n: {self.suite.teachers[n].seed: run} for n, run in self.teachers.items()}
-        return {**teachers, **self.methods}
-
-
-def plan(suite: Suite, folder: Path, seeds: Sequence[int] = (), only: Collection[str] = ()) -> Plan:
-    """The trainings that a suite asks for.
-
-    Args:
-        suite: what to compare. folder: where the trainings go, a folder each.
-        seeds: in place of the suite's own. only: names of methods to restrict to, with the teachers
-            that these need.
-
-    Raises:
-        UserError: for bad seeds, or a method that the suite lacks.
-    """
-    seeds = _check_seeds(list(seeds or suite.seeds), "The value of --seeds")
-    for name in only:
-        find(suite.methods, name, f"method in {suite.path}")
-    chosen = {n: m for n, m in suite.methods.items() if not only or n in only}
-    needed = set(suite.teachers)
-    if only:
-        needed = {suite.start, *(method.teacher for method in chosen.values())}
-    teachers = {
-        name: Run(
-            name, teacher.config, folder / name, overrides({**teacher.opts, "SEED": teacher.seed})
-        )
-        for name, teacher in suite.teachers.items()
-        if name in needed and teacher.weights is None
-    }
-    methods = {
-        name: {
-            seed: Run(
-                f"{name}-seed{seed}",
-                method.config,
-                folder / f"{name}-seed{seed}",
-                overrides(
-                    {
-                        **method.opts,
-                        **_start_opts(suite, teachers),
-                        **_teacher_opts(suite, method, teachers),
-                        "SEED": seed,
-                    }
-                ),
-                tuple(x for x in (suite.start, method.teacher) if x in teachers),
-            )
-            for seed in seeds
-        }
-        for name, method in chosen.items()
-    }
-    return Plan(suite, seeds, teachers, methods)
-
-
-def _teacher_opts(suite: Suite, method: Method, trained: Mapping[str, Run]) -> dict[str, Any]:
-    if method.teacher is None:
-        return {}
-    teacher = suite.teachers[method.teacher]
-    # built as it was trained
-    values = (teacher.config, _weights(teacher, trained), list(overrides(teacher.opts)))
-    return dict(zip(_OF_TEACHER, values, strict=True))
-
-
-def _start_opts(suite: Suite, trained: Mapping[str, Run]) -> dict[str, Any]:
-    if suite.start is None:
-        return {}
-    return {"MODEL.BACKBONE_WEIGHTS": _weights(suite.teachers[suite.start], trained)}
-
-
-def _weights(teacher: Teacher, trained: Mapping[str, Run]) -> str:
-    if teacher.weights is not None:
-        return teacher.weights
-    return str(trained[teacher.name].folder / "model_final.pth")
-
-
-def overrides(opts: Mapping[str, Any]) -> tuple[str, ...]:
-    """Config keys and their values as they stand on the command line."""
-    # yacs reads these texts as it reads those in a config file: "(60, 80)" and "1e-4", which YAML
-    # takes for texts, come out as a tuple and a number.
-    return tuple(text for key, value in opts.items() for text in (key, str(value)))
-
-
-# ------------------------------------------------------------------ reading
+    has_secondary: bool
 
 
 def read_suite(path: Path) -> Suite:
@@ -199,53 +105,79 @@ def read_suite(path: Path) -> Suite:
         UserError: when there is no such file, it is no YAML, or something in it has the wrong name
             or type, naming file and key.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(
             f"There is no suite {path}: give a path to one, such as configs/compare/demo.yaml."
         )
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as e:
-        raise UserError(f"The suite {path} is no YAML ({' '.join(str(e).split())}).") from e
-    node = _Node(path, "", content)
-    node.check_keys(
-        "title description seeds common start teachers baseline methods metric secondary".split(),
-        required=["methods", "baseline"],
-    )
-    common = _opts(node.child("common"))
-    teachers = {name: _teacher(name, child) for name, child in node.child("teachers").children()}
-    method_nodes = dict(node.child("methods").children())
-    if not method_nodes:
+    content = read_yaml(path, "suite")
+    known = "title description seeds common start teachers baseline methods metric secondary"
+    content = _lines(content, str(path), known.split(), required=["methods", "baseline"])
+    common = _opts(content.pop("common", {}), f"common of {path}")
+    teachers = {
+        name: _entry(Teacher, name, entry, f"teachers.{name} of {path}", {})
+        for name, entry in _named(content.pop("teachers", {}), f"teachers of {path}")
+    }
+    methods = {
+        name: _entry(Method, name, entry, f"methods.{name} of {path}", common)
+        for name, entry in _named(content.pop("methods"), f"methods of {path}")
+    }
+    if not methods:
         raise UserError(f"methods of {path} is empty: name what is to be compared.")
-    baseline = node.name_in("baseline", method_nodes)
-    start = node.name_in("start", teachers)
-    metric = node.text("metric", "bbox/AP")
-    suite = Suite(
-        path,
-        node.text("title", path.stem),
-        node.text("description", ""),
-        _check_seeds(node.get("seeds", [1]), f"seeds of {path}"),
-        metric,
+    has_secondary = "secondary" in content
+    metric = content.get("metric", "")
+    if not has_secondary and str(metric or "bbox/AP").endswith("/AP"):
         # AP goes with AP50; of other metrics nothing is known
-        node.text("secondary", f"{metric}50" if metric.endswith("/AP") else None),
-        baseline,
-        start,
-        teachers,
-        {
-            name: _method(name, child, common, teachers, method_nodes, baseline, start is not None)
-            for name, child in method_nodes.items()
-        },
+        content["secondary"] = f"{metric or 'bbox/AP'}50"
+    fields = content | {"title": content.get("title", path.stem), "teachers": {}, "methods": {}}
+    suite = _convert(
+        Suite, fields | {"path": path, "has_secondary": has_secondary}, str(path), named=False
     )
+    suite = msgspec.structs.replace(suite, teachers=teachers, methods=methods)
+    check_seeds(suite.seeds, f"seeds of {path}")
+    check_folders(suite, suite.seeds)
     _check_names(suite)
-    return suite
+    _check_baselines(suite)
+    _check_keys(suite)
+    return _with_default_baselines(suite)
 
 
-def _check_names(suite: Suite) -> None:
-    folders = {f"{name}-seed{seed}" for name in suite.methods for seed in suite.seeds}
-    if both := sorted(set(suite.teachers) & (set(suite.methods) | folders)):
+def check_seeds(seeds: Sequence[int], where: str) -> tuple[int, ...]:
+    """Seeds as a tuple.
+
+    Raises:
+        UserError: when there is none, one stands twice, or torch or numpy would not take it.
+    """
+    if not seeds or len({*seeds}) < len(seeds) or not all(0 <= seed <= _MOST for seed in seeds):
+        raise UserError(f"{where} is {list(seeds)}: write {_WANTED['seeds']}.")
+    return tuple(seeds)
+
+
+def check_folders(suite: Suite, seeds: Iterable[int]) -> None:
+    """Check that no two trainings would have one folder.
+
+    Raises:
+        UserError: naming the name that stands for two things.
+    """
+    folders = {f"{name}-seed{seed}" for name in suite.methods for seed in seeds}
+    if both := sorted({*suite.teachers} & ({*suite.methods} | folders)):
         raise UserError(
             f"{both[0]} of {suite.path} names both a teacher and a method: rename one of them."
         )
+
+
+# ------------------------------------------------------------------ checks of the whole
+
+
+def _check_names(suite: Suite) -> None:
+    find(dict(suite.methods), suite.baseline, f"baseline for {suite.path}")
+    if suite.start is not None:
+        find(dict(suite.teachers), suite.start, f"start for {suite.path}")
+    for name, method in suite.methods.items():
+        where = f"methods.{name} of {suite.path}"
+        if method.teacher is not None:
+            find(dict(suite.teachers), method.teacher, f"teacher for {where}")
+        if method.baseline is not None:
+            find(dict(suite.methods), method.baseline, f"baseline for {where}")
     titles: set[str] = set()
     for entry in (*suite.teachers.values(), *suite.methods.values()):
         if entry.title in titles:
@@ -255,125 +187,124 @@ def _check_names(suite: Suite) -> None:
         titles.add(entry.title)
 
 
-@dataclass(frozen=True)
-class _Node:
-    """A mapping in a suite, which knows where it stands."""
-
-    path: Path
-    key: str
-    content: Any
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.content, dict):
-            raise self.error("must hold KEY: VALUE lines")
-
-    @property
-    def place(self) -> str:
-        """Where this mapping stands."""
-        return f"{self.key} of {self.path}" if self.key else str(self.path)
-
-    def error(self, what: str, key: str = "") -> UserError:
-        """What is wrong with this mapping, or with one of its keys."""
-        return UserError(
-            f"{self.where(key)} of {self.path} {what}." if key else f"{self.place} {what}."
-        )
-
-    def where(self, key: str = "") -> str:
-        """Dotted name of a key."""
-        return ".".join(part for part in (self.key, key) if part)
-
-    def check_keys(self, known: Iterable[str], required: Iterable[str]) -> None:
-        """Raise UserError unless all keys are known and those required are there."""
-        known = dict.fromkeys(known)
-        for key in self.content:
-            find(known, key, f"key in {self.place}")
-        for key in required:
-            if key not in self.content:
-                raise self.error(f"lacks the key {key}: add it")
-
-    def get(self, key: str, default: Any) -> Any:
-        """The value of a key; the default where the key is absent or empty."""
-        value = self.content.get(key)
-        return default if value is None else value
-
-    def child(self, key: str) -> "_Node":
-        """The mapping below a key, empty where the key is absent."""
-        return _Node(self.path, self.where(key), self.get(key, {}))
-
-    def children(self) -> Iterable[tuple[str, "_Node"]]:
-        """Name and mapping of each entry; the names must do as those of folders."""
-        for name in self.content:
-            if not isinstance(name, str) or not name.replace("-", "").replace("_", "").isalnum():
-                raise self.error(
-                    f"holds the name {name!r}: names become folders, so write letters, digits, "
-                    "- and _ (in quotes where YAML takes them for something else)"
+def _check_baselines(suite: Suite) -> None:
+    for name in suite.methods:
+        way = [name]
+        while (over := suite.methods[way[-1]].baseline) is not None:
+            if over == way[-1]:
+                raise UserError(
+                    f"methods.{over}.baseline of {suite.path} is the method itself: name another "
+                    "one."
                 )
-            yield name, self.child(name)
-
-    def text(self, key: str, default: str | None) -> Any:
-        """The text of a key."""
-        value = self.get(key, default)
-        if value is not None and not isinstance(value, str):
-            raise self.error(f"is {value!r}: write a text", key)
-        return value
-
-    def name_in(self, key: str, names: Mapping[str, Any], default: str | None = None) -> Any:
-        """The value of a key that must be one of the names."""
-        name = self.get(key, default)
-        if name is not None:
-            find(dict(names), name, f"{key} for {self.place}")
-        return name
+            if over in way:
+                circle = " over ".join([*way[way.index(over) :], over])
+                raise UserError(
+                    f"The baselines in {suite.path} go round in a circle ({circle}): give one of "
+                    "these methods another baseline."
+                )
+            way.append(over)
 
 
-def _teacher(name: str, node: _Node) -> Teacher:
-    node.check_keys(["title", "config", "opts", "seed", "weights"], required=["config"])
-    seed = _check_seeds([node.get("seed", 1)], f"{node.where('seed')} of {node.path}")[0]
-    weights = node.text("weights", None)
-    opts = _opts(node.child("opts"))
-    return Teacher(name, node.text("title", name), node.text("config", ""), opts, seed, weights)
+def _with_default_baselines(suite: Suite) -> Suite:
+    above, name = set(), suite.baseline
+    while name is not None:  # by default nothing is measured in a circle
+        above.add(name)
+        name = suite.methods[name].baseline
+    methods = {
+        name: method
+        if method.baseline is not None or name in above
+        else msgspec.structs.replace(method, baseline=suite.baseline)
+        for name, method in suite.methods.items()
+    }
+    return msgspec.structs.replace(suite, methods=methods)
 
 
-def _method(
-    name: str,
-    node: _Node,
-    common: dict[str, Any],
-    teachers: dict[str, Teacher],
-    methods: Mapping[str, Any],
-    baseline: str,
-    has_start: bool,
-) -> Method:
-    node.check_keys(["title", "config", "opts", "teacher", "baseline"], required=["config"])
-    opts = _opts(node.child("opts"))
-    teacher = node.name_in("teacher", teachers)
-    for key in _OF_TEACHER:
-        if teacher is not None and key in {**common, **opts}:
-            raise node.error(f"sets {key}, as its teacher does: leave one of them out")
-    if has_start and "MODEL.BACKBONE_WEIGHTS" in {**common, **opts}:
-        raise node.error(
-            "sets MODEL.BACKBONE_WEIGHTS, as the suite's start does: leave one of them out"
-        )
-    over = node.name_in("baseline", methods, None if name == baseline else baseline)
-    if over == name:
-        raise node.error("is the method itself: name another one", "baseline")
-    title, config = node.text("title", name), node.text("config", "")
-    return Method(name, title, config, {**common, **opts}, teacher, over)
-
-
-def _opts(node: _Node) -> dict[str, Any]:
-    for key, value in node.content.items():
-        if key in _RESERVED:
-            raise node.error(f"cannot be set here: use {_RESERVED[key]}", key)
-        if not isinstance(key, str):
-            raise node.error(f"holds the key {key!r}: write config keys such as SOLVER.MAX_ITER")
-        if isinstance(value, Mapping):
-            raise node.error(
-                "holds further keys: write each with its dots, as SOLVER.MAX_ITER", key
+def _check_keys(suite: Suite) -> None:
+    for name, method in suite.methods.items():
+        for key in OF_TEACHER:
+            if method.teacher is not None and key in method.opts:
+                raise UserError(
+                    f"methods.{name} of {suite.path} sets {key}, as its teacher does: leave one of "
+                    "them out."
+                )
+        if suite.start is not None and START in method.opts:
+            raise UserError(
+                f"methods.{name} of {suite.path} sets {START}, as the suite's start does: leave "
+                "one of them out."
             )
-    return dict(node.content)
 
 
-def _check_seeds(seeds: Any, where: str) -> tuple[int, ...]:
-    good = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
-    if not good or not seeds or len(set(seeds)) < len(seeds):
-        raise UserError(f"{where} is {seeds}: write different whole numbers from 0 on.")
-    return tuple(seeds)
+# ------------------------------------------------------------------ reading parts
+
+
+def _named(content: Any, where: str) -> Iterable[tuple[str, Any]]:
+    for name, entry in _lines(content, where).items():
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", name):
+            raise UserError(
+                f"{where} holds the name {reprlib.repr(name)}: names become folders, so write up "
+                "to 100 of A to Z, a to z, digits, - and _ (in quotes where YAML takes them for "
+                "something else)."
+            )
+        yield name, entry
+
+
+def _entry(kind: type[T], name: str, content: Any, where: str, common: Mapping[str, Any]) -> T:
+    known = [field for field in kind.__struct_fields__ if field != "name"]
+    content = _lines(content, where, known, required=["config"])
+    opts = {**common, **_opts(content.get("opts", {}), f"opts of {where}")}
+    return _convert(kind, {"title": name, **content, "name": name, "opts": opts}, where)
+
+
+def _lines(
+    content: Any, where: str, known: Iterable[str] | None = None, required: Iterable[str] = ()
+) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise UserError(f"{where} must hold KEY: VALUE lines, and holds {reprlib.repr(content)}.")
+    if known is not None:
+        for key in content:
+            find(dict.fromkeys(known), key, f"key in {where}")
+    for key in required:
+        if content.get(key) is None:
+            raise UserError(f"{where} lacks the key {key}: add it.")
+    if known is None:
+        return content
+    return {key: value for key, value in content.items() if value is not None}
+
+
+def _convert(kind: type[T], content: Mapping[str, Any], where: str, named: bool = True) -> T:
+    content = dict(content)
+    if isinstance(content["title"], str):
+        content["title"] = " ".join(content["title"].split())
+    try:
+        return msgspec.convert(content, kind)
+    except msgspec.ValidationError as e:
+        key = re.search(r"at `\$\.(\w+)", str(e))[1]
+        place = where.replace(" of ", f".{key} of ", 1) if named else f"{key} of {where}"
+        raise UserError(
+            f"{place} is {reprlib.repr(content[key])}: write {_WANTED.get(key, _TEXT)}."
+        ) from e
+
+
+def _opts(content: Any, where: str) -> dict[str, Any]:
+    for key, value in _lines(content, where).items():
+        if not isinstance(key, str) or not key:
+            raise UserError(f"{where} holds the key {key!r}: write config keys, SOLVER.MAX_ITER.")
+        if key in _RESERVED:
+            raise UserError(f"{key} cannot be set in {where}: use {_RESERVED[key]}.")
+        if isinstance(value, dict):
+            raise UserError(
+                f"{key} in {where} holds further keys: write each with its dots, as "
+                "SOLVER.MAX_ITER."
+            )
+        if not _is_value(value):
+            raise UserError(
+                f"{key} in {where} is {reprlib.repr(value)}: write a text, a number, True, False "
+                'or a list of them ("None" in quotes).'
+            )
+    return content
+
+
+def _is_value(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_value(x) for x in value)
+    return isinstance(value, str | int | float)

@@ -9,8 +9,8 @@ from scipy.stats import ttest_rel
 
 from dpk_det.distill.registry import find
 
+from .plan import Plan
 from .runs import Run
-from .suite import Plan
 from .trainer import RESULTS
 
 

@@ -13,8 +13,9 @@ import yaml
 from dpk_det.engine import compare as module
 from dpk_det.engine import runs
 from dpk_det.engine.compare import compare, load_configs, parse_args
+from dpk_det.engine.plan import plan
 from dpk_det.engine.runs import make_slots
-from dpk_det.engine.suite import plan, read_suite
+from dpk_det.engine.suite import read_suite
 from dpk_det.errors import UserError
 
 ROOT = Path(__file__).parents[2]

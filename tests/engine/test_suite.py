@@ -7,7 +7,8 @@ import yaml
 
 from dpk_det.config import load_config
 from dpk_det.engine.compare import load_configs
-from dpk_det.engine.suite import overrides, plan, read_suite
+from dpk_det.engine.plan import overrides, plan
+from dpk_det.engine.suite import read_suite
 from dpk_det.errors import UserError
 from dpk_det.teacher import load_teacher_config
 
@@ -201,6 +202,17 @@ def test_defaults(write):
     assert baselines == {"plain": None, "inherit": "plain", "dpk": "inherit"}
 
 
+def test_by_default_nothing_is_measured_in_a_circle(write):
+    methods = {
+        "plain": {**PLAIN, "baseline": "kd"},
+        "kd": {**PLAIN, "title": "KD"},
+        "dpk": {**PLAIN, "title": "DPK"},
+    }
+    suite = read_suite(write(methods=methods))
+    baselines = {name: method.baseline for name, method in suite.methods.items()}
+    assert baselines == {"plain": "kd", "kd": None, "dpk": "plain"}
+
+
 # ------------------------------------------------------------------ mistakes
 
 PLAIN = {"config": "configs/shapes/plain.yaml"}
@@ -232,15 +244,66 @@ PLAIN = {"config": "configs/shapes/plain.yaml"}
         ),
         ({"methods": {"plain": "x.yaml"}}, r"methods\.plain of .* must hold KEY: VALUE lines"),
         ({"methods": {"plain": {"config": 3}}}, r"methods\.plain\.config of .* is 3: write a text"),
+        (
+            {"methods": {"plain": {"config": ""}}},
+            r"methods\.plain\.config of .* is '': write a text",
+        ),
+        ({"methods": {"plain": None}}, r"methods\.plain of .* must hold KEY: VALUE lines"),
+        ({"methods": []}, r"methods of .* must hold KEY: VALUE lines, and holds \[\]"),
+        ({"methods": {"plain": {**PLAIN, "name": "x"}}}, r"no key in methods\.plain of .* 'name'"),
+        ({"path": "x"}, r"no key in .*suite\.yaml named 'path'"),
         ({"methods": {"a/b": PLAIN}}, r"methods of .* holds the name 'a/b'"),
+        ({"methods": {"a" * 101: PLAIN}}, r"methods of .* holds the name 'a"),
+        ({"methods": {"": PLAIN}}, r"methods of .* holds the name ''"),
+        ({"methods": {2: PLAIN}}, r"methods of .* holds the name 2"),
         ({"methods": {True: PLAIN}}, r"methods of .* holds the name True"),
         ({"methods": {"big": PLAIN, "plain": {**PLAIN}}}, r"big of .* both a teacher and a method"),
         (
             {"methods": {"plain": {**PLAIN, "title": "big"}}},
             r"The title 'big' stands twice in .*suite\.yaml",
         ),
-        ({"common": {"SEED": 3}}, r"common\.SEED of .* cannot be set here: use seeds"),
-        ({"common": {"SOLVER": {"MAX_ITER": 3}}}, r"common\.SOLVER of .* holds further keys"),
+        (
+            {
+                "methods": {
+                    "plain": PLAIN,
+                    "a": {**PLAIN, "baseline": "b"},
+                    "b": {**PLAIN, "baseline": "c"},
+                    "c": {**PLAIN, "baseline": "b"},
+                }
+            },
+            r"baselines in .*suite\.yaml go round in a circle \(b over c over b\): give one",
+        ),
+        (
+            {"teachers": {"plain-seed2": PLAIN}, "methods": {"plain": PLAIN}},
+            r"plain-seed2 of .* both a teacher and a method",
+        ),
+        ({"title": ["a"]}, r"title of .*suite\.yaml is \['a'\]: write a text"),
+        ({"title": " "}, r"title of .*suite\.yaml is '': write a text that is not empty"),
+        ({"description": 3}, r"description of .* is 3: write a text"),
+        ({"metric": 3}, r"metric of .* is 3: write a text"),
+        ({"metric": ["bbox/AP"]}, r"metric of .* is \['bbox/AP'\]: write a text"),
+        ({"secondary": {}}, r"secondary of .* is {}: write a text"),
+        ({"baseline": ["plain"]}, r"baseline of .* is \['plain'\]: write a text"),
+        ({"start": 1.5}, r"start of .* is 1\.5: write a text"),
+        (
+            {"teachers": {"big": {**PLAIN, "seed": "1"}}},
+            r"teachers\.big\.seed of .* is '1': wri",
+        ),
+        ({"teachers": {"big": {**PLAIN, "seed": 2**40}}}, r"teachers\.big\.seed of .* is 1099511"),
+        (
+            {"teachers": {"big": {**PLAIN, "weights": 3}}},
+            r"teachers\.big\.weights of .* is 3: wr",
+        ),
+        (
+            {"methods": {"plain": {**PLAIN, "opts": [1]}}},
+            r"opts of methods\.plain of .* must hold",
+        ),
+        ({"common": {"SEED": 3}}, r"SEED cannot be set in common of .*: use seeds"),
+        ({"common": {"SOLVER": {"MAX_ITER": 3}}}, r"SOLVER in common of .* holds further keys"),
+        ({"common": {3: 3}}, r"common of .* holds the key 3: write config keys"),
+        ({"common": {"SOLVER.MAX_ITER": None}}, r"SOLVER\.MAX_ITER in common of .* is None: write"),
+        ({"common": {"SOLVER.STEPS": [{}]}}, r"SOLVER\.STEPS in common of .* is \[{}\]: write"),
+        ({"common": {"SOLVER.BASE_LR": float("nan")}}, r"suite\.yaml holds the number nan: write"),
         (
             {
                 "methods": {
@@ -263,6 +326,9 @@ PLAIN = {"config": "configs/shapes/plain.yaml"}
         ({"seeds": [-1]}, r"seeds of .* is \[-1\]"),
         ({"seeds": [True]}, r"seeds of .* is \[True\]"),
         ({"seeds": []}, r"seeds of .* is \[\]"),
+        ({"seeds": [1.0]}, r"seeds of .* is \[1\.0\]"),
+        ({"seeds": [2**31]}, r"seeds of .* is \[2147483648\]"),
+        ({"seeds": {"a": 1}}, r"seeds of .* is {'a': 1}"),
     ],
 )
 def test_a_mistake_is_told_by_file_and_key(write, changed, message):
@@ -270,24 +336,18 @@ def test_a_mistake_is_told_by_file_and_key(write, changed, message):
         read_suite(write(**changed))
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("methods: [", "suite.yaml is no YAML"),
-        ("- a", "suite.yaml must hold KEY: VALUE lines"),
-        ("", "suite.yaml must hold KEY: VALUE lines"),
-    ],
-)
-def test_a_file_that_is_no_suite_is_refused(tmp_path, text, message):
+@pytest.mark.parametrize("text", ["- a", "", "3"])
+def test_a_file_that_holds_no_mapping_is_refused(tmp_path, text):
     path = tmp_path / "suite.yaml"
     path.write_text(text)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=r"suite\.yaml must hold KEY: VALUE lines"):
         read_suite(path)
 
 
 def test_an_absent_suite_is_named(tmp_path):
-    with pytest.raises(UserError, match="There is no suite .*/gone.yaml"):
-        read_suite(tmp_path / "gone.yaml")
+    for path in (tmp_path / "gone.yaml", Path("x" * 5000)):
+        with pytest.raises(UserError, match=r"There is no suite .*: give a path to one"):
+            read_suite(path)
 
 
 def test_an_unknown_method_to_restrict_to_is_answered_with_the_nearest(write, tmp_path):
@@ -298,3 +358,9 @@ def test_an_unknown_method_to_restrict_to_is_answered_with_the_nearest(write, tm
 def test_seeds_of_the_command_line_are_checked(write, tmp_path):
     with pytest.raises(UserError, match=r"The value of --seeds is \[1, 1\]"):
         plan(read_suite(write()), tmp_path, [1, 1])
+
+
+def test_seeds_of_the_command_line_give_no_teachers_folder(write, tmp_path):
+    suite = read_suite(write(teachers={"big": PLAIN, "plain-seed7": PLAIN}))
+    with pytest.raises(UserError, match="plain-seed7 of .* names both a teacher and a method"):
+        plan(suite, tmp_path, [7])

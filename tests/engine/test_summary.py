@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from detectron2.config import get_cfg
 
-from dpk_det.engine.suite import plan, read_suite
+from dpk_det.engine.plan import plan
+from dpk_det.engine.suite import read_suite
 from dpk_det.engine.summary import paired_gain, summarise
 from dpk_det.errors import UserError
 

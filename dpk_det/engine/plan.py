@@ -1,0 +1,120 @@
+"""The trainings that a suite asks for."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpk_det.distill.registry import find
+
+from .runs import Run
+from .suite import OF_TEACHER, START, Method, Suite, Teacher, check_folders, check_seeds
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The trainings of a suite.
+
+    Attributes:
+        suite: what they are for. seeds: of the students.
+        teachers: those that are trained, by name. methods: name to seed to training.
+    """
+
+    suite: Suite
+    seeds: tuple[int, ...]
+    teachers: dict[str, Run]
+    methods: dict[str, dict[int, Run]]
+
+    @property
+    def runs(self) -> list[Run]:
+        """All trainings in the order in which to start them.
+
+        Teachers, since others wait for them; students that wait for none; then seed by seed, so
+        that what is interrupted has about as many seeds of each method.
+        """
+        students = [runs[seed] for seed in self.seeds for runs in self.methods.values()]
+        students.sort(key=lambda run: bool(run.after))  # keeps the order otherwise
+        return [*self.teachers.values(), *students]
+
+    @property
+    def rows(self) -> dict[str, dict[int, Run]]:
+        """Name to seed to training, teachers first."""
+        teachers = {n: {self.suite.teachers[n].seed: run} for n, run in self.teachers.items()}
+        return {**teachers, **self.methods}
+
+
+def plan(suite: Suite, folder: Path, seeds: Sequence[int] = (), only: Collection[str] = ()) -> Plan:
+    """The trainings that a suite asks for.
+
+    Args:
+        suite: what to compare. folder: where the trainings go, a folder each.
+        seeds: in place of the suite's own. only: names of methods to restrict to, with the teachers
+            that these need.
+
+    Raises:
+        UserError: for bad seeds, or a method that the suite lacks.
+    """
+    seeds = check_seeds(seeds or suite.seeds, "The value of --seeds")
+    check_folders(suite, seeds)
+    for name in only:
+        find(suite.methods, name, f"method in {suite.path}")
+    chosen = {n: m for n, m in suite.methods.items() if not only or n in only}
+    needed = set(suite.teachers)
+    if only:
+        needed = {suite.start, *(method.teacher for method in chosen.values())}
+    teachers = {
+        name: Run(
+            name, teacher.config, folder / name, overrides({**teacher.opts, "SEED": teacher.seed})
+        )
+        for name, teacher in suite.teachers.items()
+        if name in needed and teacher.weights is None
+    }
+    methods = {
+        name: {
+            seed: Run(
+                f"{name}-seed{seed}",
+                method.config,
+                folder / f"{name}-seed{seed}",
+                overrides(
+                    {
+                        **method.opts,
+                        **_start_opts(suite, teachers),
+                        **_teacher_opts(suite, method, teachers),
+                        "SEED": seed,
+                    }
+                ),
+                tuple(x for x in (suite.start, method.teacher) if x in teachers),
+            )
+            for seed in seeds
+        }
+        for name, method in chosen.items()
+    }
+    return Plan(suite, seeds, teachers, methods)
+
+
+def _teacher_opts(suite: Suite, method: Method, trained: Mapping[str, Run]) -> dict[str, Any]:
+    if method.teacher is None:
+        return {}
+    teacher = suite.teachers[method.teacher]
+    # built as it was trained
+    values = (teacher.config, _weights(teacher, trained), list(overrides(teacher.opts)))
+    return dict(zip(OF_TEACHER, values, strict=True))
+
+
+def _start_opts(suite: Suite, trained: Mapping[str, Run]) -> dict[str, Any]:
+    if suite.start is None:
+        return {}
+    return {START: _weights(suite.teachers[suite.start], trained)}
+
+
+def _weights(teacher: Teacher, trained: Mapping[str, Run]) -> str:
+    if teacher.weights is not None:
+        return teacher.weights
+    return str(trained[teacher.name].folder / "model_final.pth")
+
+
+def overrides(opts: Mapping[str, Any]) -> tuple[str, ...]:
+    """Config keys and their values as they stand on the command line."""
+    # yacs reads these texts as it reads those in a config file: "(60, 80)" and "1e-4", which YAML
+    # takes for texts, come out as a tuple and a number.
+    return tuple(text for key, value in opts.items() for text in (key, str(value)))

@@ -1,0 +1,81 @@
+"""YAML files that mean one thing: no key stands twice, no tag makes an object."""
+
+import reprlib
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dpk_det.errors import UserError
+
+_MOST_VALUES = 20_000  # aliases of aliases stand for far more than the file holds
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which refuses a key that stands twice in one mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        if isinstance(node, yaml.MappingNode):  # else the base says what is wrong
+            seen = set()
+            for key_node, _ in node.value:  # before merging: "<<" may be overridden
+                if key_node.tag == "tag:yaml.org,2002:merge":
+                    continue
+                key = self.construct_object(key_node, deep=True)
+                if not isinstance(key, Hashable):
+                    break  # the base says so
+                if key in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key!r} stands twice", key_node.start_mark
+                    )
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """Read a file of YAML's own types: mappings, lists, texts, numbers, yes or no, nothing.
+
+    Args:
+        path: of a file. what: it is called in errors ("suite").
+
+    Raises:
+        UserError: when the file cannot be read, is no YAML, has a key twice or a tag, holds a date,
+            NaN or infinity, refers to itself, or stands for more values than anybody would write.
+    """
+    try:
+        with path.open("rb") as file:
+            content = yaml.load(file, _Loader)
+    except OSError as e:
+        raise UserError(f"The {what} {path} cannot be read ({e.strerror or e}): check it.") from e
+    except (yaml.YAMLError, ValueError, OverflowError) as e:  # of an impossible date, say
+        reason = " ".join(str(e).replace("<file>", str(path)).split())
+        raise UserError(f"The {what} {path} is no YAML ({reason}): correct it.") from e
+    except RecursionError as e:
+        raise UserError(
+            f"The {what} {path} is nested too deeply: write it with fewer brackets."
+        ) from e
+    _check_values(content, f"The {what} {path}")
+    return content
+
+
+def _check_values(content: Any, where: str) -> None:
+    left, count = [content], 0
+    while left:
+        value = left.pop()
+        count += 1
+        if count > _MOST_VALUES:
+            raise UserError(
+                f"{where} refers to itself, or its aliases stand for more than {_MOST_VALUES:,} "
+                "values: write out what is meant."
+            )
+        if isinstance(value, dict):
+            left += [*value, *value.values()]
+        elif isinstance(value, list | tuple):
+            left += value
+        elif isinstance(value, float) and not abs(value) < float("inf"):
+            raise UserError(f"{where} holds the number {value}: write a finite one.")
+        elif not (value is None or isinstance(value, str | int | float)):
+            raise UserError(
+                f"{where} holds {reprlib.repr(value)}, which YAML takes for a "
+                f"{type(value).__name__}: write it in quotes."
+            )
