@@ -1,33 +1,28 @@
 """The comparison command: trains teachers and every method with every seed, and reports."""
 
 import argparse
-import contextlib
-import difflib
 import json
 import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from dpk_det.config import PLAIN, load_config, method_arguments
-from dpk_det.distill import Level, build_distiller
 from dpk_det.errors import UserError
-from dpk_det.teacher import load_teacher_config
+from dpk_det.files import write_whole
 
 from .launch import exit_on_user_error
-from .plan import Plan, overrides, plan
+from .plan import Plan, plan
 from .plots import plot_curves, plot_metric, plot_prior
 from .report import method_table, metric_name, report_text
-from .runs import Run, check_config, flatten, make_slots, train_all
-from .suite import Method, Teacher, read_suite
+from .runs import Run, check_config, make_slots, train_all
+from .suite import read_suite
+from .suite_configs import load_configs
 from .summary import summarise
-from .train import parse_args as parse_train_args
-from .train import setup
 from .trainer import RESULTS
 
 REPORT = "report.md"
@@ -102,7 +97,9 @@ def compare(
             failed.append(run.name)
         try:
             report()
-        except (UserError, OSError) as e:  # no reason to end trainings; told again at the end
+        except (
+            UserError
+        ) as e:  # a full disk, say: no reason to end trainings; told again at the end
             say(f"The report could not be written ({e})")
 
     def report() -> str:
@@ -139,8 +136,7 @@ def write_report(
     summary = summarise(todo, configs, command, failed)
     if not summary["finished"]:
         return ""
-    output.mkdir(parents=True, exist_ok=True)
-    (output / RESULTS).write_text(json.dumps(summary, indent=2) + "\n")
+    write_whole(output / RESULTS, json.dumps(summary, indent=2) + "\n")
     metric, seed = metric_name(summary["metric"]), todo.seeds[0]
     titles = {n: row["title"] for n, row in (summary["teachers"] | summary["methods"]).items()}
     finished = {
@@ -167,85 +163,8 @@ def write_report(
             f"Prior ratio and CKA of each level, and the losses, with seed {seed}; the total loss "
             "includes the others."
         )
-    (output / REPORT).write_text(report_text(summary, plots))
+    write_whole(output / REPORT, report_text(summary, plots))
     return method_table(summary)
-
-
-def load_configs(todo: Plan, trains: bool) -> dict[str, CfgNode]:
-    """The config of each row, of its first seed, since seeds differ in the seed alone.
-
-    Args:
-        todo: the trainings. trains: whether they are to be trained here: their datasets must be
-            here, and a GPU if they are to use one.
-
-    Raises:
-        UserError: for the first mistake in them, naming the row.
-    """
-    suite = todo.suite
-    for teacher in suite.teachers.values():
-        if teacher.weights is not None:  # no row, since it is not trained
-            where = f"teachers.{teacher.name} of {suite.path}"
-            with _telling(f"{where} cannot be built"):
-                load_teacher_config(teacher.config, overrides(teacher.opts))
-            is_path = teacher.weights and "://" not in teacher.weights
-            if trains and is_path and not Path(teacher.weights).expanduser().is_file():
-                raise UserError(
-                    f"The weights {teacher.weights} of {where} are no file below {Path.cwd()}: "
-                    "correct the path."
-                )
-    configs = {}
-    for name, runs in todo.rows.items():
-        is_teacher = name in todo.teachers
-        entry = (suite.teachers if is_teacher else suite.methods)[name]
-        where = f"{'teachers' if is_teacher else 'methods'}.{name} of {suite.path}"
-        if not Path(entry.config).expanduser().is_file():
-            raise UserError(
-                f"The config {entry.config!r} of {where} is no file below {Path.cwd()}: correct it."
-            )
-        with _telling(f"{where} cannot be trained"):
-            known = flatten(load_config(entry.config))
-            for key in entry.opts:
-                _check_key(known, key)
-            run = next(iter(runs.values()))
-            configs[name] = (
-                setup(parse_train_args(run.arguments))
-                if trains
-                else load_config(run.config, run.opts)
-            )
-            _check_method(configs[name], entry)
-    return configs
-
-
-@contextlib.contextmanager
-def _telling(what: str) -> Iterator[None]:
-    try:
-        yield
-    except UserError as e:
-        raise UserError(f"{what}: {e}") from e
-
-
-def _check_method(cfg: CfgNode, entry: Teacher | Method) -> None:
-    if cfg.MODEL.META_ARCHITECTURE in PLAIN:
-        # built here, on a level that is made up, so that a mistake is found before the teacher's
-        # training and not after it
-        arguments = method_arguments(cfg)
-        for values in arguments.values():
-            values.pop("level_weights", None)
-        build_distiller(arguments, [Level("p3", "p3", 8, 8, 8)])
-    elif "DISTILL.METHODS" in entry.opts or (
-        getattr(entry, "teacher", None) and not cfg.DISTILL.INHERIT
-    ):
-        raise UserError(
-            f"{cfg.MODEL.META_ARCHITECTURE} learns from no teacher: choose a config with an "
-            f"architecture that distils ({', '.join(PLAIN)})."
-        )
-
-
-def _check_key(known: Iterable[str], key: str) -> None:
-    if key not in known:
-        near = difflib.get_close_matches(key.upper(), list(known), 1, 0.4)
-        hint = f"did you mean {near[0]}?" if near else "take it out."
-        raise UserError(f"its opts (or common) have the unknown config key {key}: {hint}")
 
 
 def _draw(configs: Iterable[CfgNode]) -> None:

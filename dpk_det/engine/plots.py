@@ -10,6 +10,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from dpk_det.files import whole_file
+
 from .report import metric_label
 from .runs import Run, read_metrics
 
@@ -114,5 +116,6 @@ def plot_prior(runs: Mapping[str, Run], path: Path) -> bool:
 
 def _save(figure: Any, path: Path) -> None:
     figure.tight_layout()
-    figure.savefig(path, dpi=100)
+    with whole_file(path) as partial:
+        figure.savefig(partial, dpi=100)
     plt.close(figure)

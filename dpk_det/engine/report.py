@@ -1,5 +1,6 @@
 """The report of a comparison in Markdown: a table of methods, and what its columns mean."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,10 +8,12 @@ from tabulate import tabulate
 
 # task -> how a table and how a sentence call its metrics
 _TASKS = {"bbox": ("", "box "), "segm": ("mask ", "mask "), "keypoints": ("keypoint ",) * 2}
+# dataset, where there are several; task; figure
+_METRIC = re.compile(r"(?:(.+)/)?(bbox|segm|keypoints|cls)/(.+)")
 # metric of classifiers -> how it is called, and what it is
 _SHARES = {
-    "cls/top1": ("top-1", "share of images whose class is the likeliest, in percent"),
-    "cls/top5": (
+    "top1": ("top-1", "share of images whose class is the likeliest, in percent"),
+    "top5": (
         "top-5",
         "share of images whose class is among the five likeliest, in percent",
     ),
@@ -77,17 +80,20 @@ def spread(mean: float | None, sd: float | None, signed: bool = False) -> str:
 
 def metric_name(metric: str) -> str:
     """What the field calls a metric: "AP" for "bbox/AP", "mask AP" for "segm/AP", "top-1" for
-    "cls/top1".
+    "cls/top1", "AP on x" for "x/bbox/AP".
     """
-    if metric in _SHARES:
-        return _SHARES[metric][0]
-    task, _, name = metric.rpartition("/")
-    return _TASKS.get(task, ("", ""))[0] + name
+    parts = _METRIC.fullmatch(metric)
+    if not parts:
+        return metric.rpartition("/")[2]
+    dataset, task, name = parts.groups()
+    name = _SHARES[name][0] if task == "cls" and name in _SHARES else name
+    return f"{_TASKS.get(task, ('',))[0]}{name}{f' on {dataset}' if dataset else ''}"
 
 
 def metric_label(metric: str) -> str:
     """Its name at the head of a column or along an axis: "AP", "top-1, %"."""
-    return f"{metric_name(metric)}, %" if metric.startswith("cls/") else metric_name(metric)
+    parts = _METRIC.fullmatch(metric)
+    return f"{metric_name(metric)}, %" if parts and parts[2] == "cls" else metric_name(metric)
 
 
 def _p(p: float | None) -> str:
@@ -149,11 +155,12 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _metric_note(metric: str) -> str:
-    task, _, name = metric.rpartition("/")
+    parts = _METRIC.fullmatch(metric)
+    task, name = parts.groups()[1:] if parts else ("", metric)
     if task in _TASKS and name == "AP":
         what = f"COCO's {_TASKS[task][1]}AP (mean over IoU or OKS 0.50 to 0.95), in points"
-    elif metric in _SHARES:
-        what = _SHARES[metric][1]
+    elif task == "cls" and name in _SHARES:
+        what = _SHARES[name][1]
     else:
         what = f"{metric} of the evaluation at the end of training"
     return f"{metric_name(metric)}: {what}."

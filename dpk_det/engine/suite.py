@@ -82,7 +82,6 @@ class Suite(msgspec.Struct, frozen=True, kw_only=True):
             start with (MODEL.BACKBONE_WEIGHTS), as detectors do with ImageNet's; None for what
             their configs say.
         teachers, methods: by name, in the order of the table.
-        has_secondary: whether the file names ``secondary`` itself.
     """
 
     path: Path
@@ -95,7 +94,6 @@ class Suite(msgspec.Struct, frozen=True, kw_only=True):
     start: Text | None = None
     teachers: dict[str, Teacher]
     methods: dict[str, Method]
-    has_secondary: bool
 
 
 def read_suite(path: Path) -> Suite:
@@ -123,15 +121,11 @@ def read_suite(path: Path) -> Suite:
     }
     if not methods:
         raise UserError(f"methods of {path} is empty: name what is to be compared.")
-    has_secondary = "secondary" in content
-    metric = content.get("metric", "")
-    if not has_secondary and str(metric or "bbox/AP").endswith("/AP"):
-        # AP goes with AP50; of other metrics nothing is known
-        content["secondary"] = f"{metric or 'bbox/AP'}50"
-    fields = content | {"title": content.get("title", path.stem), "teachers": {}, "methods": {}}
-    suite = _convert(
-        Suite, fields | {"path": path, "has_secondary": has_secondary}, str(path), named=False
-    )
+    metric = content.get("metric", "bbox/AP")
+    if isinstance(metric, str) and metric.endswith("/AP"):
+        content.setdefault("secondary", f"{metric}50")  # of other metrics nothing is known
+    fields = {"title": path.stem, **content, "path": path, "teachers": {}, "methods": {}}
+    suite = _convert(Suite, fields, str(path), named=False)
     suite = msgspec.structs.replace(suite, teachers=teachers, methods=methods)
     check_seeds(suite.seeds, f"seeds of {path}")
     check_folders(suite, suite.seeds)

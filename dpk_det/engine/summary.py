@@ -9,6 +9,7 @@ from scipy.stats import ttest_rel
 
 from dpk_det.distill.registry import find
 
+from .metric_names import metric_names
 from .plan import Plan
 from .runs import Run
 from .trainer import RESULTS
@@ -30,13 +31,15 @@ def summarise(
         divided by that of the suite's baseline.
 
     Raises:
-        UserError: when a training was not evaluated by the suite's metric.
+        UserError: when no finished student was evaluated by the suite's metric.
     """
     suite = plan.suite
     done = {
         name: {seed: run for seed, run in runs.items() if run.results is not None}
         for name, runs in plan.rows.items()
     }
+    for metric in filter(None, (suite.metric, suite.secondary)):
+        _check_measured(plan, configs, metric)
     teachers = {
         name: _row(plan, suite.teachers[name], done[name], configs[name]) for name in plan.teachers
     }
@@ -84,7 +87,7 @@ def _row(plan: Plan, entry: Any, done: Mapping[int, Run], cfg: CfgNode) -> dict[
     suite = plan.suite
     results = {seed: run.results for seed, run in done.items()}
     values, second = (
-        {seed: _figure(run, metric) for seed, run in done.items()} if metric else {}
+        {seed: run.figures.get(metric) for seed, run in done.items()} if metric else {}
         for metric in (suite.metric, suite.secondary)
     )
     # a deviation or gain is of the seeds where the metric could be measured
@@ -129,10 +132,19 @@ def paired_gain(ours: Mapping[int, float], theirs: Mapping[int, float]) -> dict[
     return {"seeds": seeds, "mean": mean(differences.values()), "sd": sd, "p": p}
 
 
-def _figure(run: Run, metric: str) -> float | None:
-    figures = run.figures
-    find(figures, metric, f"metric in {run.folder / RESULTS}")
-    return figures[metric]
+def _check_measured(plan: Plan, configs: Mapping[str, CfgNode], metric: str) -> None:
+    # one that an evaluator gives may be absent all the same: masks, where nothing was found
+    done = [
+        (run, configs[name])
+        for name, runs in plan.methods.items()
+        for run in runs.values()
+        if run.results is not None
+    ]
+    if any(metric in run.figures for run, _ in done):
+        return
+    for run, cfg in done:
+        if metric not in (metric_names(cfg) or ()):
+            find(run.figures, metric, f"metric in {run.folder / RESULTS}")
 
 
 def _mean(values: Mapping[int, float]) -> float | None:

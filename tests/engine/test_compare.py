@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 
 from dpk_det.engine import compare as module
 from dpk_det.engine import runs
-from dpk_det.engine.compare import compare, load_configs, parse_args
+from dpk_det.engine.compare import compare, parse_args
 from dpk_det.engine.plan import plan
 from dpk_det.engine.runs import make_slots
 from dpk_det.engine.suite import read_suite
+from dpk_det.engine.suite_configs import load_configs
 from dpk_det.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -63,18 +66,35 @@ def todo(suite, tmp_path):
 
 @pytest.fixture
 def stand_ins(monkeypatch, finish):
-    """Trainings that are over at once: ``stand_ins`` maps those that fail to what happens."""
-    failing = {}
+    """Trainings that are over at once: ``stand_ins`` maps those that fail to what happens, and
+    ``stand_ins.results`` is what the others were evaluated to, if not the usual."""
+
+    class StandIns(dict):
+        results: dict | None = None
+
+    failing = StandIns()
 
     def start(run, slot):
         if run.name in failing:
             failing[run.name]()
         else:
-            finish(run, 30.0 + len(run.name))
+            other = {} if failing.results is None else {"results": failing.results}
+            finish(run, 30.0 + len(run.name), **other)
         return subprocess.Popen([sys.executable, "-S", "-c", ""])
 
     monkeypatch.setattr(runs, "_start", start)
     return failing
+
+
+@pytest.fixture
+def tiny_too(tiny):
+    """A second name for the tiny dataset."""
+    metadata = dict(MetadataCatalog.data)
+    annotations, images = tiny.cfg("plain").DATASETS.JSON.tiny
+    register_coco_instances("tiny_too", {}, annotations, images)
+    yield
+    DatasetCatalog.remove("tiny_too")
+    MetadataCatalog.data = metadata
 
 
 @pytest.fixture
@@ -274,10 +294,42 @@ def test_a_plain_student_is_no_method(suite, tiny, tmp_path, extra):
         load_configs(todo, trains=False)
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"metric": "segm/AP"}, r"no metric of methods\.plain of .*suite\.yaml named 'segm/AP'"),
+        ({"secondary": "bbox/AP5"}, r"no metric of methods\.plain .* mean 'bbox/AP"),
+        (
+            {"common": {"DATASETS.TEST": ["tiny", "tiny_too"]}},
+            r"bbox/AP does not say which figure of methods\.plain .*: write tiny/bbox/AP or ",
+        ),
+    ],
+)
+def test_a_metric_that_will_not_be_measured_is_told_before_training(
+    suite, tmp_path, stand_ins, changed, message, tiny_too
+):
+    todo = plan(read_suite(suite(**changed)), tmp_path / "runs")
+    with pytest.raises(UserError, match=message):
+        compare(todo, tmp_path, make_slots(), "command")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_of_two_datasets_the_one_named_by_the_metric_is_compared(
+    suite, tmp_path, stand_ins, tiny_too
+):
+    changed = {"common": {"DATASETS.TEST": ["tiny", "tiny_too"]}, "metric": "tiny_too/bbox/AP"}
+    todo = plan(read_suite(suite(**changed)), tmp_path / "runs", only=["plain"])
+    stand_ins.results = {"tiny": {"bbox": {"AP": 1.0}}, "tiny_too": {"bbox": {"AP": 77.0}}}
+    table = compare(todo, tmp_path, make_slots(), "command")
+    assert "| AP on tiny_too " in table and "| 77.0 ± 0.0 " in table
+    assert (tmp_path / "ap-on-tiny_too.png").is_file()
+
+
 def test_a_report_that_cannot_be_written_ends_no_training(suite, tmp_path, stand_ins):
-    todo = plan(read_suite(suite(metric="segm/AP")), tmp_path / "runs")
+    todo = plan(read_suite(suite()), tmp_path / "runs")
+    (tmp_path / "report.md").mkdir()
     said = []
-    with pytest.raises(UserError, match="no metric in .* named 'segm/AP'"):
+    with pytest.raises(UserError, match=r"report\.md could not be written \(Is a directory\)"):
         compare(todo, tmp_path, make_slots(), "command", said.append)
     assert all(run.results is not None for run in todo.runs)
     assert any("The report could not be written" in line for line in said)

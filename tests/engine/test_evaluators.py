@@ -16,8 +16,10 @@ from detectron2.evaluation import (
     PascalVOCDetectionEvaluator,
     SemSegEvaluator,
 )
+from detectron2.evaluation.testing import flatten_results_dict
 
 from dpk_det.engine import DistillTrainer, evaluators
+from dpk_det.engine.metric_names import metric_names
 from dpk_det.errors import UserError
 
 PANOPTIC = ["MODEL.META_ARCHITECTURE", "PanopticFPN", "MODEL.MASK_ON", True]
@@ -120,6 +122,7 @@ def test_a_panoptic_model_is_measured_on_boxes_masks_and_pixels(tiny, rich, tmp_
     )
     results = DistillTrainer.test(cfg, model)
     assert {"bbox", "segm", "sem_seg"} <= set(results)
+    assert set(flatten_results_dict(results)) == set(metric_names(cfg))
     # mean over the classes of intersection over union
     both = [(seen[i].numpy(), pixels[i]) for i in pixels]
     ious = []
@@ -138,7 +141,9 @@ def test_keypoints_are_measured_with_the_configs_sigmas(tiny, rich, tmp_path, co
 
     def measure(sigma):
         line = ["--config-file", tiny.plain, "--eval-only", *opts]
-        return command(*line, "TEST.KEYPOINT_OKS_SIGMAS", [sigma] * 3)["keypoints"]["AP"]
+        results = command(*line, "TEST.KEYPOINT_OKS_SIGMAS", [sigma] * 3)
+        assert set(flatten_results_dict(results)) == set(metric_names(tiny.cfg("plain", *opts)))
+        return results["keypoints"]["AP"]
 
     assert measure(1e-4) == 0
     assert measure(1e4) > 0  # any point is near enough

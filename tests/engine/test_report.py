@@ -161,6 +161,9 @@ def test_teachers_whose_weights_were_given_are_named(summary):
         ("cls/top5", "top-5"),
         ("cls/top1-cat", "top1-cat"),
         ("classification/top1", "top1"),
+        ("some_val/bbox/AP50", "AP50 on some_val"),
+        ("some_val/cls/top5", "top-5 on some_val"),
+        ("bbox/AP-a/b", "AP-a/b"),
     ],
 )
 def test_metrics_are_called_what_the_field_calls_them(metric, name):
@@ -174,6 +177,7 @@ def test_of_classifiers_the_columns_say_percent_once(summary):
     text = report_text(summary, {})
     assert "\n- top-1: share of images whose class is the likeliest, in percent.\n" in text
     assert metric_label("cls/top1-cat") == "top1-cat, %" and metric_label("segm/AP") == "mask AP"
+    assert metric_label("x/cls/top1") == "top-1 on x, %"
 
 
 def test_a_spread_shows_what_there_is():

@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from dpk_det.config import load_config
-from dpk_det.engine.compare import load_configs
 from dpk_det.engine.plan import overrides, plan
 from dpk_det.engine.suite import read_suite
+from dpk_det.engine.suite_configs import load_configs
 from dpk_det.errors import UserError
 from dpk_det.teacher import load_teacher_config
 
