@@ -1,13 +1,15 @@
 """Every key that dpk_det adds to Detectron2's config, and errors that name the nearest key."""
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-import yaml
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
+from dpk_det.config_files import read_config_file
 from dpk_det.errors import UserError
 
 # meta-architecture that distils -> the plain one that it trains; modeling.register_distilled adds
@@ -282,29 +284,76 @@ def _add_torchvision(node: CN) -> None:
 def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
     """Read a config file and overrides into Detectron2's defaults plus dpk_det's keys.
 
+    Whole numbers do for keys that take any number, which Detectron2 alone refuses.
+
     Args:
         config_file: a path, with Detectron2's ``_BASE_`` chains.
         opts: ``[KEY, VALUE, KEY, VALUE, ...]`` as they stand on the command line.
 
     Raises:
-        UserError: when the file is absent or no YAML, a key unknown (naming the nearest one), or a
-            value of the wrong type.
+        UserError: when the file is absent, no YAML or holds code, a key is unknown (naming the
+            nearest one), or a value has the wrong type.
     """
     cfg = get_cfg()
     add_dpk_config(cfg)
     if config_file and not Path(config_file).expanduser().is_file():
         raise UserError(f"There is no config file {config_file}: give --config-file a path to one.")
     check_pairs(opts)
-    try:
-        if config_file:
-            cfg.merge_from_file(str(Path(config_file).expanduser()))
-        cfg.merge_from_list(list(opts))
-    except (KeyError, AssertionError) as e:
-        raise UserError(_explain_key(str(e.args[0] if e.args else e), cfg, opts)) from e
-    except (ValueError, TypeError, AttributeError, OSError, yaml.YAMLError) as e:
-        reason = " ".join(str(e).split())
-        raise UserError(f"The config {config_file} does not fit ({reason}): correct it.") from e
+    if config_file:
+        _merge(cfg, read_config_file(config_file), f"in {config_file}")
+    for key, value in zip(opts[::2], opts[1::2], strict=True):
+        _merge(cfg, _nested(key, value), "on the command line")
     return cfg
+
+
+def _merge(cfg: CN, given: dict[str, Any], where: str) -> None:
+    if given.get("VERSION", cfg.VERSION) != cfg.VERSION:
+        raise UserError(
+            f"VERSION is {given['VERSION']} ({where}), but Detectron2's configs are of version "
+            f"{cfg.VERSION}: write the keys of that version."
+        )
+    try:
+        cfg.merge_from_other_cfg(CN(_with_floats(given, cfg)))
+    except KeyError as e:
+        raise _unknown_key(str(e.args[0]).rpartition(": ")[2], cfg, where) from e
+    except (ValueError, TypeError, AssertionError, RecursionError, MemoryError) as e:
+        raise _unfit(str(e), where) from e
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def _with_floats(given: dict[str, Any], cfg: CN) -> dict[str, Any]:
+    def fit(value: Any, default: Any) -> Any:
+        if isinstance(value, dict) and isinstance(default, CN):
+            return _with_floats(value, default)
+        decoded = CN._decode_cfg_value(value) if isinstance(value, str) else value
+        return float(decoded) if type(decoded) is int and type(default) is float else value
+
+    return {key: fit(value, cfg.get(key)) for key, value in given.items()}
+
+
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "True or False",
+    "str": "a text",
+    "list": "a list",
+    "tuple": "a list",
+    "detectron2.config.config.CfgNode": "keys below it",
+}
+
+
+def _unfit(message: str, where: str) -> UserError:
+    # "Type mismatch (<class 'int'> vs. <class 'str'>) with values (...) for config key: SEED"
+    types, key = re.findall(r"<class '([\w.]+)'>", message), message.rpartition("config key: ")[2]
+    if len(types) == 2 and key != message:
+        wanted, found = (_KINDS.get(name, name) for name in types)
+        return UserError(f"{key} ({where}) takes {wanted}, not {found}: correct it.")
+    return UserError(f"A value {where} does not fit ({' '.join(message.split())}): correct it.")
 
 
 def check_pairs(opts: Sequence[str]) -> None:
@@ -340,13 +389,10 @@ def method_arguments(cfg: CN) -> dict[str, dict]:
     }
 
 
-def _explain_key(message: str, cfg: CN, opts: Sequence[str]) -> str:
-    # yacs says "Non-existent config key: A.B" of a file and "Non-existent key: A.B" of an override
-    key = message.rsplit(":", 1)[-1].strip()
+def _unknown_key(key: str, cfg: CN, where: str) -> UserError:
     near = difflib.get_close_matches(key.upper(), list(_keys(cfg)), 1, 0.4)
-    where = "on the command line" if key in opts else "in the config file"
-    hint = f": did you mean {near[0]}?" if near else ": take it out."
-    return f"There is no config key {key} ({where}){hint}"
+    hint = f"did you mean {near[0]}?" if near else "take it out."
+    return UserError(f"There is no config key {key} ({where}): {hint}")
 
 
 def _keys(node: CN, prefix: str = "") -> Iterator[str]:

@@ -146,7 +146,7 @@ def test_an_unknown_key_in_a_file_is_answered_with_the_nearest(tmp_path):
     path.write_text("VERSION: 2\nDISTILL:\n  TEACHER:\n    CONFIGFILE: x.yaml\n")
     with pytest.raises(
         UserError,
-        match=r"DISTILL\.TEACHER\.CONFIGFILE \(in the config file\): "
+        match=r"DISTILL\.TEACHER\.CONFIGFILE \(in .*c\.yaml\): "
         r"did you mean DISTILL\.TEACHER\.CONFIG_FILE\?",
     ):
         load_config(str(path))
@@ -170,9 +170,40 @@ def test_an_override_without_a_value_is_refused():
         load_config("", ["SEED"])
 
 
-def test_a_value_of_the_wrong_type_is_refused_by_the_name_of_its_key():
-    with pytest.raises(UserError, match=r"DISTILL\.DPK\.DIM"):
-        load_config("", ["DISTILL.DPK.DIM", "wide"])
+@pytest.mark.parametrize(
+    ("key", "value", "kinds"),
+    [
+        ("DISTILL.DPK.DIM", "wide", "a whole number, not a text"),
+        ("DISTILL.DPK.DIM", "2.5", "a whole number, not a number"),
+        ("DISTILL.DPK.PRIOR", "1", "True or False, not a whole number"),
+        ("SOLVER.BASE_LR", "fast", "a number, not a text"),
+        ("DISTILL.METHODS", "dpk", "a list, not a text"),
+        ("DISTILL", "dpk", "keys below it, not a text"),
+        ("SEED", "{}", "a whole number, not dict"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused_by_the_name_of_its_key(key, value, kinds):
+    with pytest.raises(UserError, match=rf"^{key} \(on the command line\) takes {kinds}: correct"):
+        load_config("", [key, value])
+
+
+def test_a_whole_number_does_for_a_key_that_takes_any_number(tmp_path):
+    (tmp_path / "base.yaml").write_text("DISTILL: {DPK: {WEIGHT: 50}, CWD: {WEIGHT: '33'}}\n")
+    path = tmp_path / "c.yaml"
+    path.write_text("_BASE_: base.yaml\nSOLVER: {BASE_LR: 1}\n")
+    cfg = load_config(str(path), ["DISTILL.PKD.WEIGHT", "48", "MODEL.FCOS.PRIOR_PROB", "0"])
+    values = cfg.DISTILL.DPK.WEIGHT, cfg.DISTILL.CWD.WEIGHT, cfg.DISTILL.PKD.WEIGHT
+    assert values == (50.0, 33.0, 48.0)
+    assert cfg.SOLVER.BASE_LR == 1.0 and cfg.MODEL.FCOS.PRIOR_PROB == 0.0
+    assert all(type(value) is float for value in (*values, cfg.SOLVER.BASE_LR))
+    assert type(load_config("", ["SOLVER.MAX_ITER", "5"]).SOLVER.MAX_ITER) is int
+
+
+def test_a_config_of_detectron2s_first_version_is_refused(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("VERSION: 1\n")
+    with pytest.raises(UserError, match=r"VERSION is 1 \(in .*c\.yaml\).* of version 2"):
+        load_config(str(path))
 
 
 def test_an_absent_file_is_named():
