@@ -12,7 +12,7 @@ __all__ = ["__version__"]
 if find_spec("detectron2") is not None:
     from dpk_det import data, modeling  # noqa: F401  (they register themselves)
     from dpk_det.attach import attach_distiller, attach_from_config, distil
-    from dpk_det.config import add_dpk_config
+    from dpk_det.config import add_dpk_config, load_config, plain_architecture
     from dpk_det.engine.hook import DistillHook
     from dpk_det.modeling import register_distilled
     from dpk_det.teacher import build_teacher, inherit_weights, load_teacher
@@ -25,6 +25,8 @@ if find_spec("detectron2") is not None:
         "build_teacher",
         "distil",
         "inherit_weights",
+        "load_config",
         "load_teacher",
+        "plain_architecture",
         "register_distilled",
     ]

@@ -1,22 +1,25 @@
 """Loading weights: what Detectron2's checkpointer takes, and ImageNet files of torchvision's.
 
+No file runs code: a pickle may hold arrays alone, and torch's files are read as weights only.
+
 A path ``torchvision://ResNet18_Weights.IMAGENET1K_V1`` names weights of torchvision, downloaded
 once. Its ResNets, whose layout timm shares, and its MobileNetV2 are recognised by their keys; they
 fill their part of the model whole, or are refused. A ResNet's classifier goes along where the model
 is a classifier.
 """
 
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import torchvision
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.utils.file_io import PathHandler, PathManager
 from torch import Tensor, nn
 
+from dpk_det.arrays import load_arrays
 from dpk_det.errors import UserError
 
 # Anchors and pixel statistics come from the config; what is counted is no weight.
@@ -49,7 +52,8 @@ class Checkpointer(DetectionCheckpointer):
         self.prefixes = [f"{part}." for part in parts]
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        loaded = super()._load_file(filename)
+        loaded = _read(filename) if filename.endswith(".pkl") else super()._load_file(filename)
+        check_finite(loaded["model"], filename)
         state = loaded["model"]
         for prefix in self.prefixes:
             part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
@@ -103,11 +107,48 @@ def load_weights(
     checkpointer = Checkpointer(model, parts=parts)
     try:
         checkpointer.load(path, checkpointables=[])
-    except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError) as e:
-        raise UserError(f"The file {path} is no checkpoint ({e!r}): check {key}.") from e
+    except UserError:
+        raise
+    except Exception as e:  # files that are no checkpoint raise errors of every kind
+        raise UserError(f"The file {path} is no checkpoint ({_why(e)}): check {key}.") from e
     if checkpointer.from_imagenet:
         _check_imagenet(model, checkpointer.incompatible, path, key)
     return checkpointer.incompatible
+
+
+def _read(filename: str) -> dict[str, Any]:
+    """A ``.pkl`` as Detectron2's checkpointer reads it, without running the code that is in it."""
+    with PathManager.open(filename, "rb") as file:
+        data = load_arrays(file)
+    if "model" in data and "__author__" in data:  # Detectron2's model zoo
+        return data
+    blobs = data.get("blobs", data)  # Detectron's and Caffe2's: of a detector, or of a classifier
+    state = {key: value for key, value in blobs.items() if not key.endswith("_momentum")}
+    return {"model": state, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def _why(error: Exception) -> str:
+    message = str(error)
+    if message.startswith("Weights only load failed"):
+        # torch goes on to explain how the code in a file is run after all
+        found = re.search(r"GLOBAL (\S+)", message)
+        return f"it holds {found[1] if found else 'something else'}, and weights alone are read"
+    return " ".join(message.split())[:300] or repr(error)
+
+
+def check_finite(state: Mapping[str, Any], path: str) -> None:
+    """Check that weights are tensors or arrays of finite numbers.
+
+    Raises:
+        UserError: naming the file and the first weight that holds infinity or NaN.
+    """
+    for name, value in state.items():
+        value = torch.as_tensor(value)
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(
+                f"The weight {name} in {path} holds infinity or NaN: that training failed, so take "
+                "an earlier checkpoint or another file."
+            )
 
 
 def _check_imagenet(model: nn.Module, found: Any, path: str, key: str) -> None:

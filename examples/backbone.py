@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 source, target = map(Path, sys.argv[1:])
-state = torch.load(source, map_location="cpu", weights_only=False)["model"]
+state = torch.load(source, map_location="cpu", weights_only=True)["model"]
 backbone = {key: x for key, x in state.items() if key.startswith("backbone.bottom_up.")}
 target.parent.mkdir(parents=True, exist_ok=True)
 torch.save({"model": backbone}, target)

@@ -1,12 +1,15 @@
 """Loading weights: torchvision's layout, addresses, and what does not fit."""
 
+import argparse
 import pickle
 
 import iopath.common.file_io
+import numpy as np
 import pytest
 import torch
 import torchvision
 from detectron2.modeling import build_backbone, build_model
+from detectron2.modeling.backbone.resnet import BasicStem
 from torch import nn
 
 from dpk_det.checkpoint import (
@@ -400,3 +403,51 @@ def test_the_model_zoos_pickles_of_numpy_arrays_load_strictly(tiny, tmp_path):
     model = tiny.build("teacher", seed=3)
     load_weights_strictly(model, str(path), "KEY")
     assert all(torch.equal(x, state[name]) for name, x in model.state_dict().items())
+
+
+def test_caffe2s_pickles_load_by_their_names_and_leave_momenta_alone(tmp_path):
+    path = tmp_path / "R-18.pkl"
+    blobs = {"conv1_w": np.full((4, 3, 7, 7), 2, np.float32)}
+    blobs["conv1_w_momentum"] = np.full((4, 3, 7, 7), 3, np.float32)
+    path.write_bytes(pickle.dumps({"blobs": blobs, "cfg": "text"}, protocol=2))
+    model = nn.Module()
+    model.stem = BasicStem(3, 4, norm="")
+    load_weights(model, str(path))
+    assert (model.stem.conv1.weight == 2).all()
+
+
+# ------------------------------------------------------------------ what is no file of weights
+
+
+@pytest.mark.parametrize("suffix", ["pkl", "pth"])
+@pytest.mark.parametrize("content", [b"", b"\0" * 200, b"text" * 99, b"\x80\x04."])
+def test_a_file_that_holds_no_weights_is_refused_in_a_sentence(tmp_path, suffix, content):
+    path = tmp_path / f"w.{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"w\.{suffix} is no checkpoint \(.*\): check KEY"):
+        load_weights(nn.Linear(1, 1), str(path), "KEY")
+
+
+@pytest.mark.parametrize(
+    "content", [3, [torch.ones(1)], {"model": 3}, {"model": {"a": "text"}}, {"weight": {"a": 1}}]
+)
+def test_a_checkpoint_without_weights_by_name_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"w\.pth is no checkpoint"):
+        load_weights(nn.Linear(1, 1), str(tmp_path / "w.pth"), "KEY")
+
+
+def test_a_checkpoint_that_holds_objects_is_refused_by_their_name(tmp_path):
+    torch.save({"model": {}, "args": argparse.Namespace(a=1)}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"it holds argparse\.Namespace, and weights alone"):
+        load_weights(nn.Linear(1, 1), str(tmp_path / "w.pth"), "KEY")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("strictly", [False, True])
+def test_weights_that_are_not_finite_are_refused_by_file_and_name(tmp_path, value, strictly):
+    state = {"weight": torch.ones(1, 1), "bias": torch.tensor([value]), "n": torch.tensor(3)}
+    torch.save({"model": state}, tmp_path / "w.pth")
+    load = load_weights_strictly if strictly else load_weights
+    with pytest.raises(UserError, match=r"The weight bias in .*w\.pth holds infinity or NaN"):
+        load(nn.Linear(1, 1), str(tmp_path / "w.pth"), "KEY")

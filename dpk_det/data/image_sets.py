@@ -33,6 +33,7 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from dpk_det.arrays import load_arrays
 from dpk_det.errors import UserError
 
 EVALUATOR_TYPE = "classification"
@@ -168,33 +169,17 @@ def _read_zip(path: str) -> ImageSet:
 
 def _read_cifar(files: dict[str, bytes], path: str, part: str) -> ImageSet:
     batches = [
-        _Unpickler(io.BytesIO(files[name]), encoding="latin1").load()
+        load_arrays(io.BytesIO(files[name]))
         for name in sorted(files)
         if name.startswith(_PARTS[part]) and not name.endswith(".meta")
     ]
     meta = next((name for name in _NAMES if name in files), None)
     if not batches or meta is None:
         raise UserError(f"{path} has no {part} part of CIFAR's archive in it: correct its path.")
-    names = _Unpickler(io.BytesIO(files[meta]), encoding="latin1").load()[_NAMES[meta]]
+    names = load_arrays(io.BytesIO(files[meta]))[_NAMES[meta]]
     labels = [x for b in batches for x in b.get("fine_labels", b.get("labels"))]
     images = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
     return _Pixels(names, labels, torch.from_numpy(images))
-
-
-class _Unpickler(pickle.Unpickler):
-    """For arrays and plain values alone: a pickle can run whatever code its maker likes."""
-
-    _known = {
-        "_reconstruct": np.empty(0).__reduce__()[0],  # of which the module was renamed
-        "ndarray": np.ndarray,
-        "dtype": np.dtype,
-        "encode": lambda text, encoding: text.encode(encoding),
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.split(".")[0] in ("numpy", "_codecs") and name in self._known:
-            return self._known[name]
-        raise pickle.UnpicklingError(f"it holds {module}.{name}, which CIFAR's files do not")
 
 
 # ------------------------------------------------------------------ names

@@ -15,6 +15,7 @@ from detectron2.modeling.backbone import FPN
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
+from dpk_det.checkpoint import check_finite
 from dpk_det.distill.registry import find
 from dpk_det.errors import UserError
 
@@ -195,7 +196,8 @@ def _load(body: nn.Module, node: CfgNode, channels: int) -> None:
     classifier = getattr(get_pretrained_cfg(node.NAME), "classifier", None) or ()
     classifiers = (classifier,) if isinstance(classifier, str) else classifier
     try:
-        state = load_state_dict(path)
+        state = load_state_dict(path, weights_only=True)
+        check_finite(state, node.WEIGHTS)
         heads = [state[f"{x}.weight"] for x in classifiers if f"{x}.weight" in state]
         classes = len(heads[0]) if heads else 0
         whole = timm.create_model(
@@ -209,6 +211,8 @@ def _load(body: nn.Module, node: CfgNode, channels: int) -> None:
         # a features_only network wraps the whole one, or takes its parts: "stages.0" as "stages_0"
         given = {_flat(key): value for key, value in whole.state_dict().items()}
         body.load_state_dict({key: given[_flat(key)] for key in body.state_dict()})
+    except UserError:
+        raise
     except (*REFUSALS, OSError, EOFError, pickle.UnpicklingError, SafetensorError) as e:
         raise UserError(
             f"The weights at {node.WEIGHTS} are not those of timm's {node.NAME} "

@@ -85,7 +85,7 @@ def test_an_unknown_key_in_the_file(tiny, tmp_path, fails):
     path = tmp_path / "c.yaml"
     path.write_text(f"_BASE_: {tiny.dpk}\nDISTILL:\n  DPK:\n    HEAD: 4\n")
     line = fails("--config-file", path)
-    assert "DISTILL.DPK.HEAD (in the config file): did you mean DISTILL.DPK.HEADS?" in line
+    assert f"DISTILL.DPK.HEAD (in {path}): did you mean DISTILL.DPK.HEADS?" in line
 
 
 def test_an_unknown_distiller(tiny, tmp_path, fails):
