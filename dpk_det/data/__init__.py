@@ -17,12 +17,15 @@ from .image_loaders import (
 from .image_sets import register_image_datasets
 from .made_up import made_up_batch
 from .root import datasets_root
+from .train_loader import TrainLoader, build_detection_train_loader
 
 bccd.register_all(datasets_root())
 image_sets.register_all(datasets_root())
 shapes.register_all(datasets_root())
 
 __all__ = [
+    "TrainLoader",
+    "build_detection_train_loader",
     "build_image_test_loader",
     "build_image_train_loader",
     "categories",

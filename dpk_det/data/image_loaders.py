@@ -6,7 +6,6 @@ from functools import lru_cache
 import torch
 from detectron2.config import CfgNode
 from detectron2.data.samplers import InferenceSampler, TrainingSampler
-from detectron2.utils import comm
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from torchvision.transforms import v2
@@ -15,6 +14,7 @@ from dpk_det.batches import flip_channels
 from dpk_det.errors import UserError
 
 from .image_sets import Place, find_place, read_images
+from .train_loader import TrainLoader, images_per_process, loader_seed
 
 Batch = dict[str, Tensor]
 
@@ -25,19 +25,12 @@ class ImagesInMemory(Dataset):
     Args:
         images: (n, 3, S, S) uint8. labels: (n,).
         pad: black pixels around an image, out of which a window of S x S is cut by chance.
-        flip: mirror half of them. generator: of that chance.
+        flip: mirror half of them.
     """
 
-    def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        pad: int = 0,
-        flip: bool = False,
-        generator: torch.Generator | None = None,
-    ) -> None:
+    def __init__(self, images: Tensor, labels: Tensor, pad: int = 0, flip: bool = False) -> None:
         self.images, self.labels = images, labels
-        self.pad, self.flip, self.generator = pad, flip, generator
+        self.pad, self.flip = pad, flip
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -47,7 +40,7 @@ class ImagesInMemory(Dataset):
         index = torch.as_tensor(indices)
         images = self.images[index]
         if self.pad or self.flip:
-            images = shift_and_flip(images, self.pad, self.flip, self.generator)
+            images = shift_and_flip(images, self.pad, self.flip)
         return {"images": images, "labels": self.labels[index]}
 
 
@@ -90,31 +83,26 @@ class ImagesOnDisk(Dataset):
         return {"images": images, "labels": torch.tensor([label for _, label in pairs])}
 
 
-def build_image_train_loader(cfg: CfgNode) -> DataLoader:
+def build_image_train_loader(cfg: CfgNode) -> TrainLoader:
     """Batches without end of ``DATASETS.TRAIN``, shuffled anew each time through, as
     ``INPUT.IMAGES`` describes them.
-
-    Each process draws other images. With a seed (``SEED``) the order and the augmentation are the
-    same whatever is trained.
 
     Raises:
         UserError: when ``SOLVER.IMS_PER_BATCH`` cannot be shared by the processes, or data are not
             named or not found.
     """
-    num_processes = comm.get_world_size()
-    if cfg.SOLVER.IMS_PER_BATCH % num_processes or cfg.SOLVER.IMS_PER_BATCH < 1:
-        raise UserError(
-            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {num_processes} processes "
-            "cannot share: make it a multiple of their number."
-        )
+    batch_size = images_per_process(cfg)
     if not cfg.DATASETS.TRAIN:
         raise UserError("DATASETS.TRAIN is empty: name what to train on.")
-    seed = comm.shared_random_seed()
-    generator = torch.Generator().manual_seed(seed + 1 + comm.get_rank())
-    dataset = _dataset(cfg, cfg.DATASETS.TRAIN, generator)
-    batch_size = cfg.SOLVER.IMS_PER_BATCH // num_processes
-    sampler = TrainingSampler(len(dataset), seed=seed)
-    return _loader(cfg, dataset, sampler, batch_size, generator)
+    dataset = _dataset(cfg, cfg.DATASETS.TRAIN, trains=True)
+    return TrainLoader(
+        dataset,
+        lambda seed: TrainingSampler(len(dataset), seed=seed),
+        loader_seed(cfg),
+        batch_size,
+        num_workers=_num_workers(cfg),
+        collate=_collate(cfg),
+    )
 
 
 def build_image_test_loader(cfg: CfgNode, name: str) -> DataLoader:
@@ -124,37 +112,37 @@ def build_image_test_loader(cfg: CfgNode, name: str) -> DataLoader:
         UserError: when data are not found.
     """
     dataset = _dataset(cfg, [name])
-    sampler = InferenceSampler(len(dataset))
-    return _loader(cfg, dataset, sampler, cfg.INPUT.IMAGES.BATCH_TEST)
-
-
-def _loader(cfg, dataset, sampler, batch_size: int, generator=None) -> DataLoader:
     return DataLoader(
         dataset,
-        batch_size,
-        sampler=sampler,
-        # what is in memory is gathered faster than it would be sent
-        num_workers=0 if cfg.INPUT.IMAGES.IN_MEMORY else cfg.DATALOADER.NUM_WORKERS,
-        collate_fn=flip_channels if cfg.INPUT.FORMAT == "BGR" else _as_it_is,
-        generator=generator,  # of the workers' seeds, too
+        cfg.INPUT.IMAGES.BATCH_TEST,
+        sampler=InferenceSampler(len(dataset)),
+        num_workers=_num_workers(cfg),
+        collate_fn=_collate(cfg),
     )
+
+
+def _num_workers(cfg: CfgNode) -> int:
+    # what is in memory is gathered faster than it would be sent
+    return 0 if cfg.INPUT.IMAGES.IN_MEMORY else cfg.DATALOADER.NUM_WORKERS
+
+
+def _collate(cfg: CfgNode) -> Callable[[Batch], Batch]:
+    return flip_channels if cfg.INPUT.FORMAT == "BGR" else _as_it_is
 
 
 def _as_it_is(batch: Batch) -> Batch:
     return batch
 
 
-def _dataset(
-    cfg: CfgNode, names: Sequence[str], generator: torch.Generator | None = None
-) -> Dataset:
+def _dataset(cfg: CfgNode, names: Sequence[str], trains: bool = False) -> Dataset:
     node = cfg.INPUT.IMAGES
-    trains, places = generator is not None, tuple(find_place(name) for name in names)
+    places = tuple(find_place(name) for name in names)
     flips = cfg.INPUT.RANDOM_FLIP == "horizontal"
     if node.IN_MEMORY:
         images, labels = _decode(places, node.SIZE)
         if not trains:
             return ImagesInMemory(images, labels)
-        return ImagesInMemory(images, labels, node.PAD, flips, generator)
+        return ImagesInMemory(images, labels, node.PAD, flips)
     if trains:
         steps = [v2.RandomResizedCrop(node.SIZE, antialias=True)]
         steps += [v2.RandomHorizontalFlip()] * flips

@@ -17,7 +17,13 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from dpk_det.checkpoint import load_backbone_weights, load_weights
-from dpk_det.data import build_image_test_loader, build_image_train_loader, classifies
+from dpk_det.data import (
+    TrainLoader,
+    build_detection_train_loader,
+    build_image_test_loader,
+    build_image_train_loader,
+    classifies,
+)
 from dpk_det.teacher import build_teacher, inherit_weights
 
 from .ddp import unwrap
@@ -60,11 +66,10 @@ class DistillTrainer(DefaultTrainer):
         return optimizer
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
-        """Detectron2's, or whole batches of tensors for a classifier."""
-        if classifies(cfg):
-            return build_image_train_loader(cfg)
-        return super().build_train_loader(cfg)
+    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
+        """Batches that depend on seed and step alone; of a classifier whole tensors."""
+        build = build_image_train_loader if classifies(cfg) else build_detection_train_loader
+        return build(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:

@@ -18,9 +18,11 @@ PLAIN = [*RGB, "INPUT.IMAGES.PAD", 0, "INPUT.RANDOM_FLIP", "none"]
 DISK = ["INPUT.IMAGES.IN_MEMORY", False, "INPUT.IMAGES.RESIZE_TEST", 40]
 
 
-def take(cfg, num, seed=0):
-    np.random.seed(seed)  # as Detectron2 seeds a training
-    return list(itertools.islice(build_image_train_loader(cfg), num))
+def take(cfg, num, seed=0, step=0):
+    cfg.SEED = seed
+    loader = build_image_train_loader(cfg)
+    loader.step = step
+    return list(itertools.islice(loader, num))
 
 
 def source(tiny_images):
@@ -91,26 +93,32 @@ def test_training_goes_through_all_images_with_their_labels(tiny_images):
 def test_the_seed_decides_and_other_draws_do_not_interfere(tiny_images, more):
     cfg = tiny_images.cfg("plain", *more)
     one = take(cfg, 3)
-    torch.rand(5)  # as a model that draws its weights in between
-    two, other = take(cfg, 3), take(cfg, 3, seed=1)
-    if not more:  # transforms on disk draw as torch's own random numbers come
-        assert all(torch.equal(a["images"], b["images"]) for a, b in zip(one, two, strict=True))
-    assert all(torch.equal(a["labels"], b["labels"]) for a, b in zip(one, two, strict=True))
-    assert not torch.equal(one[0]["labels"], other[0]["labels"])
+    np.random.rand(5), torch.rand(5)  # as a model that draws its weights in between
+    assert_same(take(cfg, 3), one)
+    assert not torch.equal(one[0]["labels"], take(cfg, 1, seed=1)[0]["labels"])
 
 
-def test_workers_have_seeds_of_their_own(tiny_images):
-    cfg = tiny_images.cfg("plain", *DISK, "DATALOADER.NUM_WORKERS", 2)
-    one = take(cfg, 2)
-    torch.rand(5)
-    two = take(cfg, 2)
-    assert all(torch.equal(a["images"], b["images"]) for a, b in zip(one, two, strict=True))
+@pytest.mark.parametrize("more", [[], DISK])
+def test_batches_begin_at_any_step(tiny_images, more):
+    cfg = tiny_images.cfg("plain", *more)
+    assert_same(take(cfg, 2, step=3), take(cfg, 5)[3:])  # four steps go through all images
+
+
+def test_workers_change_nothing(tiny_images):
+    cfg = tiny_images.cfg("plain", *DISK)
+    alone = take(cfg, 3)
+    assert_same(take(tiny_images.cfg("plain", *DISK, "DATALOADER.NUM_WORKERS", 2), 3), alone)
+
+
+def assert_same(some, others):
+    for one, other in zip(some, others, strict=True):
+        assert torch.equal(one["images"], other["images"])
+        assert torch.equal(one["labels"], other["labels"])
 
 
 def test_processes_share_a_batch_and_draw_different_images(tiny_images, monkeypatch):
     cfg = tiny_images.cfg("plain", *PLAIN, "SOLVER.IMS_PER_BATCH", 10)
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
-    monkeypatch.setattr(comm, "shared_random_seed", lambda: 5)
     seen = []
     for rank in (0, 1):
         monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
@@ -121,17 +129,6 @@ def test_processes_share_a_batch_and_draw_different_images(tiny_images, monkeypa
     cfg.SOLVER.IMS_PER_BATCH = 5
     with pytest.raises(UserError, match="IMS_PER_BATCH is 5, which 2 processes cannot share"):
         build_image_train_loader(cfg)
-
-
-def test_augmentation_has_a_seed_of_its_own_in_each_process(tiny_images, monkeypatch):
-    cfg, seeds = tiny_images.cfg("plain"), set()
-    for seed, rank in itertools.product((5, 50), (0, 1)):
-        monkeypatch.setattr(comm, "shared_random_seed", lambda seed=seed: seed)
-        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
-        loader = build_image_train_loader(cfg)
-        assert loader.dataset.generator is loader.generator
-        seeds.add(loader.generator.initial_seed())
-    assert len(seeds) == 4
 
 
 def test_channels_come_in_the_configs_order(tiny_images):

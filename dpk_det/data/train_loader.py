@@ -1,0 +1,228 @@
+"""Training data as a function of the step: which images it sees, and how they are augmented.
+
+An endless stream of images, the same for all processes, is dealt out to them in turn; each makes
+batches of what it gets. Order and augmentation come from a seed, the step and the rank alone: not
+from the number of data loader workers, from what else draws random numbers, or from a restart. To
+begin at a later step, the batches before it are made as lists of indices, without reading an image.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper, detection_utils, get_detection_dataset_dicts
+from detectron2.data.common import DatasetFromList, MapDataset
+from detectron2.data.samplers import (
+    RandomSubsetTrainingSampler,
+    RepeatFactorTrainingSampler,
+    TrainingSampler,
+)
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset
+
+from dpk_det.errors import UserError
+from dpk_det.random_state import seeded
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in its data a training is.
+
+    Attributes:
+        seed: of order and augmentation.
+        step, position: at this step the training takes up the stream at this image, counted over
+            all processes. Both are 0, unless it was resumed with another number of processes or
+            images per step.
+    """
+
+    seed: int
+    step: int = 0
+    position: int = 0
+
+
+class TrainLoader:
+    """Batches without end, from any step on: set ``place`` and ``step`` before the first is taken.
+
+    Args:
+        dataset: gives an image by its index, or a list of them by ``__getitems__``.
+        make_sampler: a seed to one of Detectron2's training samplers.
+        seed: of order and augmentation, the same in all processes.
+        batch_size: images of this process per step.
+        groups: 0 or 1 for each image; a batch has images of one group only. None: no groups.
+        num_workers: processes that load.
+        collate: makes a batch of what the dataset gives; None: the list itself.
+
+    Attributes:
+        place: of the data. step: that the first batch is of.
+        images_per_step: of all processes. num_images: in the dataset.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        make_sampler: Callable[[int], Any],
+        seed: int,
+        batch_size: int,
+        groups: Sequence[int] | None = None,
+        num_workers: int = 0,
+        collate: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self.dataset, self.make_sampler = dataset, make_sampler
+        self.place, self.step = Place(seed), 0
+        self.batch_size, self.groups = batch_size, groups
+        self.num_workers, self.collate = num_workers, collate
+        self.images_per_step = batch_size * comm.get_world_size()
+        self.num_images = len(dataset)
+
+    def images_before(self, step: int) -> int:
+        """Position in the stream at a step."""
+        return self.place.position + (step - self.place.step) * self.images_per_step
+
+    def __iter__(self) -> Iterator[Any]:
+        # only with the first batch, so that until then a resumed training can set its place
+        yield from DataLoader(
+            _Seeded(self.dataset),
+            batch_sampler=self._batches(),
+            num_workers=self.num_workers,
+            collate_fn=_as_it_is if self.collate is None else self.collate,
+            generator=torch.Generator(),  # else the seed that workers get is drawn from torch's own
+        )
+
+    def _batches(self) -> Iterator[tuple[tuple[int, int, int], list[int]]]:
+        place, rank = self.place, comm.get_rank()
+        stream = self.make_sampler(place.seed)._infinite_indices()
+        own = islice(stream, place.position + rank, None, comm.get_world_size())
+        past = self.step - place.step
+        if self.groups is None:
+            batches = _in_order(islice(own, past * self.batch_size, None), self.batch_size)
+        else:
+            batches = islice(_in_groups(own, self.groups, self.batch_size), past, None)
+        for step, batch in enumerate(batches, self.step):
+            yield (place.seed, step, rank), batch
+
+
+def _in_order(indices: Iterator[int], size: int) -> Iterator[list[int]]:
+    while True:
+        yield list(islice(indices, size))
+
+
+def _in_groups(indices: Iterator[int], groups: Sequence[int], size: int) -> Iterator[list[int]]:
+    # as Detectron2's AspectRatioGroupedDataset does with images that are loaded
+    waiting: tuple[list[int], list[int]] = [], []
+    for index in indices:
+        batch = waiting[groups[index]]
+        batch.append(index)
+        if len(batch) == size:
+            yield batch[:]
+            batch.clear()
+
+
+class _Seeded(Dataset):
+    """Loads a batch with random numbers of its own."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, batch: tuple[tuple[int, ...], list[int]]) -> Any:
+        key, indices = batch
+        with seeded(*key):
+            if hasattr(self.dataset, "__getitems__"):
+                return self.dataset.__getitems__(indices)
+            return [self.dataset[i] for i in indices]
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def loader_seed(cfg: CfgNode) -> int:
+    """The seed of a training's data: told by ``SEED``, or drawn where that is negative."""
+    if cfg.SEED < 0:
+        return int(comm.shared_random_seed())
+    # what Detectron2's samplers draw at the start of a training with that seed
+    return int(np.random.RandomState(cfg.SEED).randint(2**31))
+
+
+def images_per_process(cfg: CfgNode) -> int:
+    """This process's share of ``SOLVER.IMS_PER_BATCH``.
+
+    Raises:
+        UserError: when the processes cannot share it.
+    """
+    num_processes = comm.get_world_size()
+    if cfg.SOLVER.IMS_PER_BATCH % num_processes or cfg.SOLVER.IMS_PER_BATCH < 1:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {num_processes} processes "
+            "cannot share: make it a multiple of their number."
+        )
+    return cfg.SOLVER.IMS_PER_BATCH // num_processes
+
+
+def build_detection_train_loader(cfg: CfgNode, mapper: Callable | None = None) -> TrainLoader:
+    """Batches without end of ``DATASETS.TRAIN``, as Detectron2's own loader makes them.
+
+    Args:
+        mapper: from a dataset's dict to the model's; Detectron2's ``DatasetMapper`` by default.
+
+    Raises:
+        UserError: when the processes cannot share ``SOLVER.IMS_PER_BATCH``, or
+            ``DATALOADER.SAMPLER_TRAIN`` is unknown.
+    """
+    batch_size = images_per_process(cfg)
+    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
+    records = get_detection_dataset_dicts(
+        cfg.DATASETS.TRAIN,
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        min_keypoints=keypoints,
+        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
+    )
+    make_sampler = _choose_sampler(cfg, records)
+    groups = _aspect_groups(records) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None
+    if isinstance(records, list):
+        records = DatasetFromList(records, copy=False)
+    return TrainLoader(
+        MapDataset(records, mapper or DatasetMapper(cfg, is_train=True)),
+        make_sampler,
+        loader_seed(cfg),
+        batch_size,
+        groups,
+        cfg.DATALOADER.NUM_WORKERS,
+    )
+
+
+def _choose_sampler(cfg: CfgNode, records: Sequence[dict]) -> Callable[[int], Any]:
+    node, num = cfg.DATALOADER, len(records)
+    logging.getLogger("dpk_det").info("Using training sampler %s", node.SAMPLER_TRAIN)
+    if node.SAMPLER_TRAIN == "TrainingSampler":
+        return lambda seed: TrainingSampler(num, seed=seed)
+    ratio = node.get("RANDOM_SUBSET_RATIO")  # Detectron2 0.6 has no such key
+    if node.SAMPLER_TRAIN == "RandomSubsetTrainingSampler" and ratio:
+        return lambda seed: RandomSubsetTrainingSampler(
+            num, ratio, seed_shuffle=seed, seed_subset=seed + 1
+        )
+    if node.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
+        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+            records, node.REPEAT_THRESHOLD
+        )
+        return lambda seed: RepeatFactorTrainingSampler(factors, seed=seed)
+    raise UserError(
+        f"DATALOADER.SAMPLER_TRAIN is {node.SAMPLER_TRAIN}: choose TrainingSampler, "
+        "RepeatFactorTrainingSampler or RandomSubsetTrainingSampler."
+    )
+
+
+def _aspect_groups(records: Sequence[dict]) -> bytes:
+    """0 for each image that is wider than high, else 1."""
+    return bytes(not width > height for width, height in map(_size, records))
+
+
+def _size(record: dict[str, Any]) -> tuple[int, int]:
+    if "width" in record and "height" in record:
+        return record["width"], record["height"]
+    height, width = detection_utils.read_image(record["file_name"]).shape[:2]
+    return width, height
