@@ -7,7 +7,8 @@ does with its own datasets. Nothing is drawn and no file is read until a dataset
 """
 
 from . import bccd, image_sets, shapes
-from .check import categories, check_datasets, classifies, dataset_sizes, num_classes
+from .check import categories, check_datasets, dataset_sizes
+from .class_names import check_teachers_classes
 from .coco_json import register_json_datasets
 from .image_loaders import (
     build_image_test_loader,
@@ -16,6 +17,7 @@ from .image_loaders import (
 )
 from .image_sets import register_image_datasets
 from .made_up import made_up_batch
+from .model_classes import classifies, num_classes
 from .root import datasets_root
 from .train_loader import TrainLoader, build_detection_train_loader
 
@@ -30,6 +32,7 @@ __all__ = [
     "build_image_train_loader",
     "categories",
     "check_datasets",
+    "check_teachers_classes",
     "classifies",
     "dataset_sizes",
     "fit_for_evaluation",

@@ -1,134 +1,290 @@
 """Checks of what stands in a COCO JSON file, before training or evaluation stumbles over it."""
 
 import logging
-import math
-import os
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
+
+import msgspec
+import numpy as np
+from msgspec import UNSET, Struct
 
 from dpk_det.errors import UserError
 
+from .coco_format import Annotation, Coco, RunLengths, describe
 
-def check_annotations(
-    content: dict[str, Any],
-    json_file: str,
-    image_root: str | None,
-    evaluated: bool,
-    masks: bool = False,
-) -> None:
+Entries = Iterable[Struct]
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a dataset is for.
+
+    Attributes:
+        trained, evaluated: on it. masks: the model makes masks. polygons: and learns from polygons,
+            not from masks of pixels. keypoints: that the model has; None: it has none.
+        keeps_empty: training keeps images without an object.
+    """
+
+    trained: bool = False
+    evaluated: bool = False
+    masks: bool = False
+    polygons: bool = True
+    keypoints: int | None = None
+    keeps_empty: bool = False
+
+
+def check_annotations(coco: Coco, json_file: str, use: Use) -> None:
     """Check a COCO JSON file as Detectron2 and pycocotools read it.
 
     What they leave out of training in silence is logged as a warning: annotations of images that
-    are not listed, and boxes without area or outside their image.
+    are not listed, boxes without area in their image, and polygons of less than three points.
+    So is what gives no figure in evaluation: classes without an object.
 
     Args:
-        content: of the file, its categories readable. json_file: for the errors.
-        image_root: folder of the images; None or an address ("://") is not looked into.
-        evaluated: whether the dataset is evaluated, which takes ``area`` and ``iscrowd`` as well.
-        masks: whether the model makes masks: then each object, crowds aside, needs its own.
+        coco: the file's content. json_file: its path, for the errors. use: what it is for.
 
     Raises:
-        UserError: the first thing found wrong: a list or a field that is absent, ids that are not
-            unique, an unknown category, a box that is not four numbers, an object without a mask,
-            an image without size or file.
+        UserError: the first thing found wrong: ids that are not unique or of two types, two
+            categories of one name, an unknown category, a box of negative size, a field that
+            evaluation needs, a mask or keypoints that the model cannot take, nothing to learn.
     """
+    _Checks(coco, json_file, use).run()
 
-    def check(what: str, wrong: Iterable[dict[str, Any]], remedy: str) -> None:
+
+class _Checks:
+    def __init__(self, coco: Coco, json_file: str, use: Use) -> None:
+        self.file, self.use, self.coco = json_file, use, coco
+        self.images = {x.id: x for x in coco.images}
+        self.annotations = [] if coco.annotations is UNSET else coco.annotations
+        self.objects = [x for x in self.annotations if x.iscrowd in (0, UNSET)]
+
+    def run(self) -> None:
+        self.check_images()
+        self.check_categories()
+        if self.coco.annotations is UNSET:
+            self.check_absence()
+            return
+        self.check_ids()
+        self.check_fields()
+        self.check_boxes()
+        self.check_masks()
+        if self.use.keypoints is not None:
+            self.check_keypoints(self.use.keypoints)
+        self.check_listed()
+
+    # -------------------------------------------------------------- the lists
+
+    def check_images(self) -> None:
+        images = self.coco.images
+        if not images:
+            raise UserError(f"{self.file} lists no images: add them.")
+        kinds = {type(x.id): x for x in images}
+        if len(kinds) > 1:
+            numbered, named = kinds[int], kinds[str]
+            raise UserError(
+                f"{self.file}: images have numbers and texts for ids, {numbered.id!r} and "
+                f"{named.id!r}: give all of them the one or the other."
+            )
+        self._find("images share their id", _doubled(images, "id"), "give each its own")
+        self._warn(
+            _doubled(images, "file_name"), images, "images share their file with another image"
+        )
+
+    def check_categories(self) -> None:
+        categories = self.coco.categories
+        for key in ("id", "name"):
+            doubled = _doubled(categories, key)
+            self._find(f"categories share their {key}", doubled, "give each its own")
+
+    def check_absence(self) -> None:
+        if self.use.trained:
+            raise UserError(f"{self.file} has no list of annotations to learn from: add it.")
+        logging.getLogger(__name__).warning(
+            "%s has no list of annotations: predictions are written, and nothing is measured.",
+            self.file,
+        )
+
+    def check_ids(self) -> None:
+        if "minival" not in self.file:  # COCO 2014's; Detectron2 lets them pass as well
+            doubled = _doubled(self.annotations, "id")
+            self._find("annotations share their id", doubled, "give each its own")
+        known = {x.id for x in self.coco.categories}
+        names = ", ".join(map(str, sorted(known)[:5])) + ", ..." * (len(known) > 5)
+        self._find(
+            "annotation(s) of a category that is not listed",
+            (x for x in self.annotations if x.category_id not in known),
+            f"correct category_id to one of 'categories' ({names})",
+        )
+        if self.use.evaluated:
+            self._find(
+                "annotation(s) of id 0, which pycocotools takes for no object",
+                (x for x in self.annotations if x.id == 0),
+                "count annotations from 1",
+            )
+
+    def check_fields(self) -> None:
+        self._find(
+            "annotation(s) with 'ignore', which Detectron2 does not take",
+            (x for x in self.annotations if x.ignore != 0),
+            "write iscrowd: 1 instead",
+        )
+        if self.use.evaluated:
+            for key, absent in (("area", None), ("iscrowd", UNSET)):
+                wrong = (x for x in self.annotations if getattr(x, key) is absent)
+                self._find(f"annotation(s) without {key!r}, to evaluate", wrong, "add it")
+
+    def check_boxes(self) -> None:
+        boxes = np.array([x.bbox for x in self.annotations]).reshape(-1, 4)
+        negative = (boxes[:, 2:] < 0).any(1) | (np.abs(boxes) > 10**7).any(1)
+        self._find(
+            "box(es) of negative size or far from any image",
+            (self.annotations[i] for i in np.flatnonzero(negative)),
+            "give bbox as [x, y, width, height] in pixels",
+        )
+        sizes = [self.images.get(x.image_id) for x in self.annotations]
+        sizes = np.array([(x.width, x.height) if x else (np.inf, np.inf) for x in sizes])
+        ends = np.minimum(boxes[:, :2] + boxes[:, 2:], sizes.reshape(-1, 2))
+        empty = np.flatnonzero((ends <= np.maximum(boxes[:, :2], 0)).any(1))
+        what = "boxes have no area within their image; training leaves them out"
+        self._warn(empty, self.annotations, what)
+
+    # -------------------------------------------------------------- masks and keypoints
+
+    def check_masks(self) -> None:
+        use = self.use
+        if use.masks:
+            self._find(
+                "annotation(s) without 'segmentation'",
+                # pycocotools reads those of crowds too
+                (
+                    x
+                    for x in (self.annotations if use.evaluated else self.objects)
+                    if not x.segmentation
+                ),
+                "add polygons or a run-length code, or set MODEL.MASK_ON to False",
+            )
+        if use.masks and use.trained and use.polygons:
+            self._find(
+                "mask(s) as run-length code, where INPUT.MASK_FORMAT is 'polygon'",
+                (x for x in self.objects if isinstance(x.segmentation, RunLengths)),
+                "set INPUT.MASK_FORMAT to bitmask",
+            )
+        self._find(
+            "mask(s) with a polygon of an odd number of coordinates, or none of three points",
+            (x for x in self.annotations if _is_no_polygon(x.segmentation)),
+            "give polygons as [x, y, x, y, x, y, ...]",
+        )
+        short = (p for x in self.annotations for p in _polygons(x) if len(p) < 6)
+        self._warn(list(short), None, "polygons have less than three points and are left out")
+        if use.masks:
+            self._find(
+                "run-length code(s) that do not fill their image",
+                (x for x in self.annotations if not self._fills(x)),
+                "give 'size' as the image's [height, width] and 'counts' that add up to its pixels",
+            )
+
+    def _fills(self, annotation: Annotation) -> bool:
+        code, image = annotation.segmentation, self.images.get(annotation.image_id)
+        if not isinstance(code, RunLengths) or image is None:
+            return True
+        height, width = code.size
+        return (height, width) == (image.height, image.width) and (
+            _num_pixels(code.counts) == height * width
+        )
+
+    def check_keypoints(self, number: int) -> None:
+        use = self.use
+        # pycocotools reads those of crowds too
+        wanting = self.annotations if use.evaluated else self.objects
+        self._find(
+            f"annotation(s) without {number} keypoints",
+            (x for x in wanting if len(x.keypoints or ()) != 3 * number),
+            f"give keypoints as {3 * number} numbers, [x, y, visibility, ...], or correct "
+            "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS",
+        )
+        if use.evaluated:
+            wrong = (x for x in self.annotations if x.num_keypoints is None)
+            self._find("annotation(s) without 'num_keypoints', to evaluate", wrong, "add it")
+
+    # -------------------------------------------------------------- what is left
+
+    def check_listed(self) -> None:
+        astray = [x for x in self.annotations if x.image_id not in self.images]
+        what = "annotations belong to images that are not listed; training leaves them out"
+        self._warn(astray, self.annotations, what)
+        listed = [x for x in self.objects if x.image_id in self.images]
+        if not listed and self.use.evaluated:
+            raise UserError(
+                f"{self.file} has no annotation of a listed image, so that there is nothing to "
+                "measure: add them, or take 'annotations' out to predict only."
+            )
+        if not listed and self.use.trained and not self.use.keeps_empty:
+            raise UserError(
+                f"{self.file} has no object in a listed image, so that there is nothing to learn: "
+                "add annotations, with iscrowd 0."
+            )
+        if self.use.evaluated:
+            found = {x.category_id for x in listed}
+            absent = [x.name for x in self.coco.categories if x.id not in found]
+            what = f"categories have no object, so that their AP is not a number ({absent[:1]})"
+            self._warn(absent, self.coco.categories, what)
+
+    # -------------------------------------------------------------- sentences
+
+    def _find(self, what: str, wrong: Entries, remedy: str) -> None:
         found = list(wrong)
         if found:
-            entry = ", ".join(f"{k}: {found[0][k]!r}" for k in _TELLING if k in found[0])
-            raise UserError(f"{json_file}: {len(found)} {what}, first {{{entry}}}: {remedy}.")
+            first = describe(msgspec.structs.asdict(found[0]))
+            raise UserError(f"{self.file}: {len(found)} {what}, first {{{first}}}: {remedy}.")
 
-    for key in ("images", "annotations"):
-        entries = content.get(key)
-        if not isinstance(entries, list) or not all(isinstance(x, dict) for x in entries):
-            raise UserError(f"{json_file} has no list of {key}, each with its fields: add one.")
-    images, annotations = content["images"], content["annotations"]
-    for key in ("id", "file_name", "height", "width"):
-        check(f"image(s) without {key!r}", _without(images, key), "add it")
-    check(
-        "image(s) of no size",
-        (x for x in images if not all(_is_size(x[key]) for key in ("height", "width"))),
-        "give height and width as whole numbers of pixels",
-    )
-    for key in ("id", "image_id", "category_id", "bbox", *(("area", "iscrowd") * evaluated)):
-        check(f"annotation(s) without {key!r}", _without(annotations, key), "add it")
-    for name in ("images", "annotations", "categories"):
-        check(f"{name} share their id", _doubled(content[name]), "give each its own")
-    known = {category["id"] for category in content["categories"]}
-    check(
-        "annotation(s) of a category that is not listed",
-        (x for x in annotations if x["category_id"] not in known),
-        f"correct category_id to one of 'categories' ({', '.join(map(repr, sorted(known)[:5]))}"
-        f"{', ...' if len(known) > 5 else ''})",
-    )
-    check(
-        "box(es) that are not four numbers",
-        (x for x in annotations if not _is_box(x["bbox"])),
-        "give bbox as [x, y, width, height] in pixels",
-    )
-    check(
-        "annotation(s) without 'segmentation'",
-        (x for x in annotations if masks and not (x.get("segmentation") or x.get("iscrowd"))),
-        "add polygons or a run-length code, or set MODEL.MASK_ON to False",
-    )
-    check(
-        "annotation(s) with 'ignore', which Detectron2 does not take",
-        (x for x in annotations if x.get("ignore")),
-        "write iscrowd: 1 instead",
-    )
-    if image_root and "://" not in image_root:
-        check(
-            f"image(s) without a file below {image_root}",
-            (x for x in images if not os.path.isfile(os.path.join(image_root, x["file_name"]))),
-            "correct file_name or the image folder",
-        )
-    _warn(images, annotations, json_file)
+    def _warn(self, found: Any, of: Any, what: str) -> None:
+        if len(found):
+            count = len(found) if of is None else f"{len(found)} of {len(of)}"
+            logging.getLogger(__name__).warning("%s: %s %s.", self.file, count, what)
 
 
-# what an error shows of an entry
-_TELLING = ("id", "image_id", "file_name", "name", "height", "width", "category_id", "bbox")
+def _doubled(entries: Entries, key: str) -> list[Struct]:
+    counts = Counter(getattr(x, key) for x in entries)
+    if len(counts) == len(entries):
+        return []
+    return [x for x in entries if counts[getattr(x, key)] > 1]
 
 
-def _without(entries: Iterable[dict[str, Any]], key: str) -> list[dict[str, Any]]:
-    return [x for x in entries if key not in x]
+def _polygons(annotation: Annotation) -> list[list[float]]:
+    return annotation.segmentation if isinstance(annotation.segmentation, list) else []
 
 
-def _doubled(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    counts = Counter(x["id"] for x in entries)
-    return [x for x in entries if counts[x["id"]] > 1]
+def _is_no_polygon(segmentation: Any) -> bool:
+    if not isinstance(segmentation, list) or not segmentation:
+        return False
+    lengths = [len(polygon) for polygon in segmentation]
+    return max(lengths) < 6 or any(n % 2 for n in lengths)
 
 
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int | float) and value >= 1 and float(value).is_integer()
+def _num_pixels(counts: list[int] | str) -> int:
+    """How many pixels a run-length code covers; -1 where it cannot be read.
 
-
-def _is_box(box: Any) -> bool:
-    return (
-        isinstance(box, list)
-        and len(box) == 4
-        and all(isinstance(v, int | float) and math.isfinite(v) for v in box)
-    )
-
-
-def _warn(images: list[dict], annotations: list[dict], json_file: str) -> None:
-    sizes = {x["id"]: (x["width"], x["height"]) for x in images}
-
-    def is_empty(x: dict) -> bool:
-        (x0, y0, w, h), (width, height) = x["bbox"], sizes[x["image_id"]]
-        return min(x0 + w, width) <= max(x0, 0) or min(y0 + h, height) <= max(y0, 0)
-
-    listed = [x for x in annotations if x["image_id"] in sizes]
-    for count, what in (
-        (len(annotations) - len(listed), "annotations belong to images that are not listed"),
-        (sum(map(is_empty, listed)), "boxes have no area within their image"),
-    ):
-        if count:
-            logging.getLogger(__name__).warning(
-                "%s: %d of %d %s; training leaves them out.",
-                json_file,
-                count,
-                len(annotations),
-                what,
-            )
+    COCO's text holds 5 bits a character, lowest first; bit 6 says that more follow. From the fourth
+    on a run is written as the difference to the one before the last.
+    """
+    if not isinstance(counts, str):
+        return sum(counts)
+    runs: list[int] = []
+    value = shift = 0
+    for character in counts.encode():
+        character -= 48
+        if not 0 <= character < 64:
+            return -1
+        value |= (character & 31) << shift
+        shift += 5
+        if character & 32:
+            continue
+        if character & 16:
+            value -= 1 << shift
+        runs.append(value + runs[-2] if len(runs) > 2 else value)
+        if runs[-1] < 0:
+            return -1
+        value = shift = 0
+    return -1 if shift else sum(runs)

@@ -10,17 +10,16 @@
       TEST: ("pets_val",)
 """
 
-import json
 import os
 from collections.abc import Sequence
-from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
-from detectron2.utils.file_io import PathManager
 
 from dpk_det.errors import UserError
+
+from .coco_format import Categories, read_coco
 
 
 def register_json_datasets(cfg: CfgNode) -> None:
@@ -39,47 +38,28 @@ def register_json_datasets(cfg: CfgNode) -> None:
                 f"DATASETS.JSON.{name} is {entry!r}: "
                 "give it as [path/to/annotations.json, path/to/images]."
             )
-        _register(name, *map(_expand, entry))
-
-
-def read_json(json_file: str) -> dict[str, Any]:
-    """Read a file in COCO's JSON format, of which the categories are looked at.
-
-    Raises:
-        UserError: the file is absent, is no JSON, or lists no categories.
-    """
-    try:
-        with PathManager.open(json_file, "r") as file:
-            content = json.load(file)
-        categories = list_categories(content)
-    except OSError as error:
-        raise UserError(
-            f"Cannot read the annotation file {json_file} ({error.strerror or error}): "
-            "correct DETECTRON2_DATASETS, or the path in DATASETS.JSON."
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{json_file} is not in COCO's JSON format ({error!r}): "
-            "give a file with images, annotations and categories."
-        ) from error
-    if not categories:
-        raise UserError(f"{json_file} lists no categories: name the classes under 'categories'.")
-    return content
+        _register(name, *map(expand, entry))
 
 
 def read_classes(json_file: str) -> list[str]:
     """Return the category names of a COCO JSON file by ascending id, the order of Detectron2.
 
     Raises:
-        UserError: as :func:`read_json` does.
+        UserError: as :func:`~dpk_det.data.coco_format.read_coco` does.
     """
-    return list(list_categories(read_json(json_file)).values())
+    return list(list_categories(read_coco(json_file, Categories)).values())
 
 
-def list_categories(content: dict[str, Any]) -> dict[int, str]:
+def list_categories(content: Categories) -> dict[int, str]:
     """Return id -> name of the categories of a COCO JSON file's content, by ascending id."""
-    categories = sorted(content["categories"], key=lambda category: category["id"])
-    return {category["id"]: category["name"] for category in categories}
+    return {x.id: x.name for x in sorted(content.categories, key=lambda category: category.id)}
+
+
+def expand(path: str) -> str:
+    """A path or address of a config, absolute, ``~`` and environment variables expanded."""
+    path = os.path.expanduser(os.path.expandvars(path))
+    # PathManager also takes addresses such as https://..., which have no working directory.
+    return path if "://" in path else os.path.abspath(path)
 
 
 def _is_pair_of_paths(entry: object) -> bool:
@@ -89,12 +69,6 @@ def _is_pair_of_paths(entry: object) -> bool:
         and len(entry) == 2
         and all(isinstance(path, str) and path for path in entry)
     )
-
-
-def _expand(path: str) -> str:
-    path = os.path.expanduser(os.path.expandvars(path))
-    # PathManager also takes addresses such as https://..., which have no working directory.
-    return path if "://" in path else os.path.abspath(path)
 
 
 def _register(name: str, json_file: str, image_root: str) -> None:

@@ -28,13 +28,15 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from dpk_det.arrays import load_arrays
 from dpk_det.errors import UserError
+
+from .image_files import ImageFile, find_problem
 
 EVALUATOR_TYPE = "classification"
 """What the metadata of such a dataset says."""
@@ -66,6 +68,10 @@ class ImageSet:
         """An image, (3, H, W) uint8 RGB, and its class."""
         return self._image(index), self.labels[index]
 
+    def image_files(self) -> list[ImageFile]:
+        """Where the images lie, as far as they are files."""
+        return []
+
     def _image(self, index: int) -> Tensor:
         raise NotImplementedError
 
@@ -88,12 +94,16 @@ class _Files(ImageSet):
         super().__init__(classes, [label for _, label in samples])
         self.files = [path for path, _ in samples]
 
+    def image_files(self) -> list[ImageFile]:
+        return [ImageFile(path) for path in self.files]
+
     def _image(self, index: int) -> Tensor:
         try:
             with Image.open(self._open(index)) as image:
                 return pil_to_tensor(image.convert("RGB"))
-        except (UnidentifiedImageError, OSError) as e:
-            raise UserError(f"{self.files[index]} is no image that can be read ({e}).") from e
+        # PIL and zip let errors of many kinds through, according to what is damaged
+        except Exception as e:
+            raise UserError(find_problem(self.image_files()[index]) or str(e)) from e
 
     def _open(self, index: int) -> Any:
         return self.files[index]
@@ -114,6 +124,9 @@ class _ZippedFiles(_Files):
         if self._zip is None or self._zip[0] != os.getpid():
             self._zip = os.getpid(), zipfile.ZipFile(self.path)
         return io.BytesIO(self._zip[1].read(self.files[index]))
+
+    def image_files(self) -> list[ImageFile]:
+        return [ImageFile(path, archive=self.path) for path in self.files]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_zip": None}  # to workers that are not forked
@@ -142,9 +155,12 @@ def read_images(path: str, part: str) -> ImageSet:
                 if member.isfile()
             }
         return _read_cifar(files, path, part)
-    except (OSError, tarfile.TarError, zipfile.BadZipFile, pickle.UnpicklingError) as e:
+    # damaged archives and pickles give errors of many kinds
+    except Exception as e:
+        if isinstance(e, UserError):
+            raise
         what = f"the {part} part of CIFAR's archive" if part else "images with a folder a class"
-        reason = " ".join(str(e).split())
+        reason = " ".join(str(e).split()) or repr(e)
         raise UserError(f"{path} cannot be read as {what} ({reason}): correct its path.") from e
 
 
@@ -160,9 +176,21 @@ def _read_zip(path: str) -> ImageSet:
             for name in sorted(file.namelist())
             if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith("__MACOSX")
         ]
+        folders = {PurePosixPath(x.filename) for x in file.infolist() if x.is_dir()}
     classes = sorted({name.parent.name for name in names})
     if not all(classes) or not names:
         raise UserError(f"{path} has no folder a class, with images in it: correct its path.")
+    beside = {name.parent.parent for name in names}
+    filled = {name.parent for name in names}
+    empty = sorted(
+        x.name
+        for x in folders
+        if x.parent in beside and x not in filled | beside and x.name != "__MACOSX"
+    )
+    if empty:  # torchvision says so of folders
+        raise UserError(
+            f"{path} has no image of class {empty[0]}: add some, or take its folder out."
+        )
     numbers = {name: i for i, name in enumerate(classes)}
     return _ZippedFiles(path, classes, [(str(x), numbers[x.parent.name]) for x in names])
 
@@ -179,6 +207,8 @@ def _read_cifar(files: dict[str, bytes], path: str, part: str) -> ImageSet:
     names = load_arrays(io.BytesIO(files[meta]))[_NAMES[meta]]
     labels = [x for b in batches for x in b.get("fine_labels", b.get("labels"))]
     images = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
+    if len(labels) != len(images) or not {*labels} <= {*range(len(names))}:
+        raise ValueError(f"{len(images)} images, {len(labels)} labels, {len(names)} classes")
     return _Pixels(names, labels, torch.from_numpy(images))
 
 
@@ -196,20 +226,26 @@ def register_image_datasets(cfg: CfgNode) -> None:
             dataset already.
     """
     for name, entry in cfg.DATASETS.get("IMAGES", {}).items():
-        pair = (entry, "") if isinstance(entry, str) else entry
-        if not _is_place(pair) or (pair[1] == "") != isinstance(entry, str):
+        place = place_of(entry)
+        if place is None:
             raise UserError(
                 f"DATASETS.IMAGES.{name} is {entry!r}: give the path of a folder or zip, or "
                 "[path/to/cifar's archive, train or test]."
             )
-        path, part = pair
-        place = os.path.abspath(os.path.expanduser(os.path.expandvars(path))), part
         if name in DatasetCatalog and MetadataCatalog.get(name).get("places") != (place,):
             raise UserError(
-                f"DATASETS.IMAGES.{name} is {path}, but a dataset of that name is already "
+                f"DATASETS.IMAGES.{name} is {place[0]}, but a dataset of that name is already "
                 "registered: give it another name."
             )
         _register(name, place)
+
+
+def place_of(entry: Any) -> Place | None:
+    """Where an entry of ``DATASETS.IMAGES`` points to; None for one that is no such entry."""
+    pair = (entry, "") if isinstance(entry, str) else entry
+    if not _is_place(pair) or (pair[1] == "") != isinstance(entry, str):
+        return None
+    return os.path.abspath(os.path.expanduser(os.path.expandvars(pair[0]))), pair[1]
 
 
 def _is_place(pair: Any) -> bool:

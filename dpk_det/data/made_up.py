@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
 from torch import Tensor
 
-from .check import classifies, num_classes
+from .model_classes import classifies, num_classes
 
 
 def made_up_batch(

@@ -30,7 +30,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="build everything, report level pairs, parameters, weights and dataset sizes, take "
         "one step on made-up images, and exit",
     )
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--check-images",
+        action="store_true",
+        help="--check, and read every image of every dataset whole, not its header alone",
+    )
+    args = parser.parse_args(argv)
+    args.check = args.check or args.check_images
+    return args
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -47,7 +54,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     find(dict(META_ARCH_REGISTRY), cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
     register_json_datasets(cfg)
     register_image_datasets(cfg)
-    check_datasets(cfg)
+    check_datasets(cfg, all_images=args.check, decode=args.check_images)
     use_device(cfg)
     cfg.freeze()
     return cfg

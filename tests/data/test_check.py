@@ -3,6 +3,8 @@
 import json
 import shutil
 
+import cv2
+import numpy as np
 import pytest
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -22,13 +24,13 @@ from dpk_det.errors import UserError
 @pytest.fixture
 def pets(tmp_path, cfg):
     """A config that trains on two images with three classes."""
+    (tmp_path / "images").mkdir()
     for i in (1, 2):
-        (tmp_path / "images").mkdir(exist_ok=True)
-        (tmp_path / "images" / f"{i}.png").touch()
+        cv2.imwrite(str(tmp_path / "images" / f"{i}.png"), np.zeros((8, 8, 3), np.uint8))
     content = {
         "info": {},
         "images": [{"id": i, "file_name": f"{i}.png", "height": 8, "width": 8} for i in (1, 2)],
-        "annotations": [],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4]}],
         "categories": [{"id": i, "name": f"pet{i}"} for i in (1, 2, 3)],
     }
     (tmp_path / "pets.json").write_text(json.dumps(content))
@@ -109,30 +111,23 @@ def test_the_number_of_classes_must_match(pets):
     )
 
 
-def test_the_annotations_are_read_once_at_most(pets, tmp_path):
+def test_annotations_are_read_whatever_the_model(pets, tmp_path):
     check_datasets(pets)
     (tmp_path / "pets.json").write_text("no JSON any more")
-    check_datasets(pets)
-    MetadataCatalog.remove("pets")
-    MetadataCatalog.get("pets").set(
-        json_file=pets.DATASETS.JSON.pets[0], image_root=pets.DATASETS.JSON.pets[1]
-    )
-    with pytest.raises(UserError, match="not in COCO's JSON format"):
+    for name in ("GeneralizedRCNN", "ProposalNetwork"):
+        pets.MODEL.META_ARCHITECTURE = name
+        with pytest.raises(UserError, match="pets.json is no JSON"):
+            check_datasets(pets)
+
+
+def test_the_files_classes_are_those_of_the_metadata(pets):
+    MetadataCatalog.get("pets").thing_classes = ["a", "b", "c"]
+    with pytest.raises(UserError, match=r"categories .*pet1.* where pets needs \['a', 'b', 'c'\]"):
         check_datasets(pets)
-    # A model whose head is not known: no need to read anything.
-    pets.MODEL.META_ARCHITECTURE = "ProposalNetwork"
-    check_datasets(pets)
 
 
 def test_annotations_are_checked_as_far_as_the_dataset_is_used(pets, tmp_path):
-    content = json.loads((tmp_path / "pets.json").read_text())
-    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4]}
-    content["annotations"].append(box)
-    (tmp_path / "pets.json").write_text(json.dumps(content))
     check_datasets(pets)
-    MetadataCatalog.remove("pets")
-    DatasetCatalog.remove("pets")
-    register_json_datasets(pets)
     pets.DATASETS.TEST = ("pets",)
     with pytest.raises(UserError, match="1 annotation.* without 'area'"):
         check_datasets(pets)
@@ -141,6 +136,7 @@ def test_annotations_are_checked_as_far_as_the_dataset_is_used(pets, tmp_path):
 def test_categories_are_those_of_the_dataset_that_is_evaluated(pets, tmp_path):
     content = json.loads((tmp_path / "pets.json").read_text())
     content["categories"] = [{"id": i, "name": f"pet{i}"} for i in (30, 7, 11)]
+    content["annotations"] = []
     (tmp_path / "pets.json").write_text(json.dumps(content))
     shutil.rmtree(tmp_path / "images")  # not needed for this
     pets.DATASETS.TEST = ("pets",)
@@ -235,13 +231,22 @@ def test_an_absent_folder_of_segmentations(pets, tmp_path):
         check_datasets(pets)
 
 
-def test_keypoints_need_a_sigma_each_to_be_evaluated(pets):
+def test_keypoints_need_a_sigma_each_to_be_evaluated(pets, tmp_path):
+    content = json.loads((tmp_path / "pets.json").read_text())
+    content["annotations"][0] |= {"area": 16, "iscrowd": 0, "num_keypoints": 17}
+
+    def write(number):
+        content["annotations"][0]["keypoints"] = [4, 4, 2] * number
+        (tmp_path / "pets.json").write_text(json.dumps(content))
+
+    write(17)
     pets.MODEL.KEYPOINT_ON = True
     MetadataCatalog.get("pets").set(keypoint_names=["nose"], keypoint_flip_map=[])
     check_datasets(pets)
     pets.DATASETS.TEST = ("pets",)
     check_datasets(pets)
     pets.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = 3
+    write(3)
     with pytest.raises(UserError, match=r"NUM_KEYPOINTS is 3 but there are 17 TEST.KEYPOINT_OKS_S"):
         check_datasets(pets)
     pets.TEST.KEYPOINT_OKS_SIGMAS = [0.1, 0.1]
@@ -251,7 +256,10 @@ def test_keypoints_need_a_sigma_each_to_be_evaluated(pets):
     check_datasets(pets)
 
 
-def test_keypoints_need_names_to_be_trained(pets):
+def test_keypoints_need_names_to_be_trained(pets, tmp_path):
+    content = json.loads((tmp_path / "pets.json").read_text())
+    content["annotations"][0]["keypoints"] = [4, 4, 2] * 17
+    (tmp_path / "pets.json").write_text(json.dumps(content))
     pets.MODEL.KEYPOINT_ON = True
     with pytest.raises(UserError, match="metadata of dataset pets has no keypoint_names, which"):
         check_datasets(pets)
@@ -260,12 +268,86 @@ def test_keypoints_need_names_to_be_trained(pets):
         check_datasets(pets)
 
 
-def test_models_of_masks_need_masks(pets, tmp_path):
-    content = json.loads((tmp_path / "pets.json").read_text())
-    content["annotations"] = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4]}]
-    (tmp_path / "pets.json").write_text(json.dumps(content))
+def test_models_of_masks_need_masks(pets):
     pets.MODEL.MASK_ON = True
     with pytest.raises(UserError, match="without 'segmentation'"):
         check_datasets(pets)
     pets.MODEL.MASK_ON = False
     check_datasets(pets)
+
+
+# ------------------------------------------------------------------ images
+
+
+def test_images_are_opened_and_have_the_size_that_the_file_says(pets, tmp_path):
+    cv2.imwrite(str(tmp_path / "images" / "2.png"), np.zeros((8, 9, 3), np.uint8))
+    with pytest.raises(UserError, match="2.png has 9 x 8 pixels where its annotations say 8 x 8"):
+        check_datasets(pets)
+
+
+def test_an_image_that_the_resizing_makes_nothing_of(pets, tmp_path):
+    content = json.loads((tmp_path / "pets.json").read_text())
+    content["images"][1] |= {"width": 5000, "height": 1}
+    (tmp_path / "pets.json").write_text(json.dumps(content))
+    cv2.imwrite(str(tmp_path / "images" / "2.png"), np.zeros((1, 5000, 3), np.uint8))
+    with pytest.raises(UserError, match="5000 x 1 pixels, which cannot be resized for the model"):
+        check_datasets(pets)
+    pets.INPUT.MIN_SIZE_TRAIN = (0,)
+    check_datasets(pets)
+
+
+def test_only_decoding_finds_an_image_that_is_cut_off(pets, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    path = tmp_path / "images" / "2.png"
+    cv2.imwrite(str(path), noise)
+    path.write_bytes(path.read_bytes()[:-60])
+    check_datasets(pets, all_images=True)
+    with pytest.raises(UserError, match="2.png cannot be read as an image"):
+        check_datasets(pets, decode=True)
+
+
+def test_images_of_other_formats_are_opened_where_all_are(cfg, tmp_path):
+    DatasetCatalog.register("listed", lambda: [{"file_name": str(tmp_path / "gone.png")}])
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("listed",), ()
+    check_datasets(cfg)
+    with pytest.raises(UserError, match="gone.png does not exist"):
+        check_datasets(cfg, all_images=True)
+
+
+# ------------------------------------------------------------------ the order of classes
+
+
+@pytest.fixture
+def others(pets, tmp_path):
+    """``others(names)`` registers the same images with other categories."""
+
+    def register(*names):
+        content = json.loads((tmp_path / "pets.json").read_text())
+        content["categories"] = [{"id": i, "name": x} for i, x in enumerate(names, 1)]
+        content["annotations"][0] |= {"area": 16, "iscrowd": 0}
+        (tmp_path / "others.json").write_text(json.dumps(content))
+        pets.DATASETS.JSON.others = [str(tmp_path / "others.json"), str(tmp_path / "images")]
+        register_json_datasets(pets)
+
+    return register
+
+
+def test_classes_in_another_order_for_evaluation(pets, others, caplog):
+    others("pet1", "pet3", "pet2")
+    pets.DATASETS.TEST = ("others",)
+    with pytest.raises(UserError) as error:
+        check_datasets(pets)
+    assert str(error.value) == (
+        "Datasets pets and others have not the same classes in the same order ('pet2' is number 1 "
+        "of one and 2 of the other): make their categories alike."
+    )
+
+
+def test_classes_of_other_names_are_a_warning_in_evaluation_alone(pets, others, caplog):
+    others("pet1", "animal2", "pet3")
+    pets.DATASETS.TEST = ("others",)
+    check_datasets(pets)
+    assert "different names (number 1 is 'pet2' and 'animal2')" in caplog.text
+    pets.DATASETS.TRAIN, pets.DATASETS.TEST = ("pets", "others"), ()
+    with pytest.raises(UserError, match="number 1 is 'pet2' and 'animal2'"):  # as Detectron2 does
+        check_datasets(pets)

@@ -121,10 +121,10 @@ def test_classes_are_read_in_detectron2s_order(tmp_path):
     ("content", "message"),
     [
         (None, "No such file"),
-        ("{", "not in COCO's JSON format"),
+        ("{", "no JSON in UTF-8"),
         ("[]", "not in COCO's JSON format"),
         ('{"images": []}', "not in COCO's JSON format"),
-        ('{"categories": [{"id": 1}]}', "not in COCO's JSON format"),
+        ('{"categories": [{"id": 1}]}', "has no 'name'"),
         ('{"categories": []}', "lists no categories"),
     ],
 )

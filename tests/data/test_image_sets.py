@@ -95,7 +95,7 @@ def test_a_grey_image_has_three_channels_and_a_broken_one_is_named(tmp_path):
     (tmp_path / "a" / "1.png").write_bytes(b"no image")
     images = read_images(str(tmp_path), "")
     assert torch.equal(images[0][0], torch.full((3, 5, 4), 7, dtype=torch.uint8))
-    with pytest.raises(UserError, match=r"1\.png is no image"):
+    with pytest.raises(UserError, match=r"1\.png cannot be read as an image"):
         images[1]
 
 

@@ -1,0 +1,136 @@
+"""Whether datasets, and a student's and its teacher's, call the same class by the same number."""
+
+import itertools
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from dpk_det.errors import UserError
+from dpk_det.teacher import load_teacher_config
+
+from .coco_format import Categories, read_coco
+from .coco_json import expand, list_categories
+from .image_sets import EVALUATOR_TYPE, place_of, read_images
+
+
+def class_names(name: str) -> list[str] | None:
+    """The class names of a registered dataset by number; None where they are not known."""
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("evaluator_type") == EVALUATOR_TYPE:
+        return DatasetCatalog.get(name).classes
+    return metadata.get("thing_classes")
+
+
+def check_class_order(train: Sequence[str], test: Sequence[str]) -> None:
+    """Compare the classes of the datasets that a model is trained and evaluated on.
+
+    Raises:
+        UserError: when datasets of training have other classes than the first, or one of evaluation
+            has a class of that name under another number.
+    """
+    named = [(name, class_names(name)) for name in dict.fromkeys((*train, *test))]
+    named = [(name, classes) for name, classes in named if classes]
+    if not named:
+        return
+    (first, own), *others = named
+    for name, classes in others:
+        misplaced = _misplaced(own, classes)
+        if misplaced or (name in train and classes != own):
+            what = misplaced or "other classes"
+            raise UserError(
+                f"Datasets {first} and {name} have not the same classes in the same order "
+                f"({what if misplaced else _strange(own, classes)}): make their categories alike."
+            )
+        if classes != own:
+            logging.getLogger(__name__).warning(
+                "Datasets %s and %s call their classes by different names (%s); the numbers count.",
+                *(first, name, _strange(own, classes)),
+            )
+
+
+def check_teachers_classes(cfg: CfgNode) -> None:
+    """Compare a student's classes with its teacher's, where it learns from the teacher's by number.
+
+    The teacher's are those of the first dataset in its config that can be read. Where names are not
+    known on both sides, or their number differs, nothing is said: what compares logits compares the
+    numbers, and of other numbers no class is inherited.
+
+    Args:
+        cfg: the student's config, its datasets registered.
+
+    Raises:
+        UserError: when a class of the teacher has another number, or none has the same name.
+    """
+    names = (class_names(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+    own, told = next(filter(None, names), None), _teachers_classes(cfg)
+    if own is None or told is None or len(own) != len(told[1]):
+        return
+    name, classes = told
+    what = _misplaced(own, classes)
+    if not what and not {*own} & {*classes}:
+        what = f"none has the same name, the first are {own[0]!r} and {classes[0]!r}"
+    if what:
+        raise UserError(
+            f"The student's classes are not its teacher's in the same order, of dataset {name} "
+            f"({what}): number the categories alike, or choose methods that compare features and "
+            "DISTILL.INHERIT False."
+        )
+    if own != classes:
+        logging.getLogger(__name__).warning(
+            "Student and teacher call classes by different names (%s); the numbers count.",
+            _strange(own, classes),
+        )
+
+
+def _misplaced(own: Sequence[str], other: Sequence[str]) -> str:
+    places = {name: i for i, name in enumerate(other)}
+    for i, name in enumerate(own):
+        if places.get(name, i) != i:
+            return f"{name!r} is number {i} of one and {places[name]} of the other"
+    return ""
+
+
+def _strange(own: Sequence[str], other: Sequence[str]) -> str:
+    """Where two lists differ first."""
+    pairs = itertools.zip_longest(own, other)
+    return next(f"number {i} is {a!r} and {b!r}" for i, (a, b) in enumerate(pairs) if a != b)
+
+
+def _teachers_classes(cfg: CfgNode) -> tuple[str, list[str]] | None:
+    """Name of a dataset of the teacher's, and its classes."""
+    node = cfg.DISTILL.TEACHER
+    teacher = load_teacher_config(node.CONFIG_FILE, node.OPTS)
+    if isinstance(teacher, DictConfig):
+        keys = (f"dataloader.{split}.dataset.names" for split in ("train", "test"))
+        names, files, images = [OmegaConf.select(teacher, key) for key in keys], {}, {}
+    else:
+        node = teacher.DATASETS
+        names, files, images = (node.TRAIN, node.TEST), node.get("JSON", {}), node.get("IMAGES", {})
+    for name in _flatten(names):
+        try:
+            classes = _read_classes(name, files, images)
+        except (UserError, LookupError, TypeError):  # its data may be on another machine
+            continue
+        if classes:
+            return name, classes
+    return None
+
+
+def _flatten(names: Iterable[Any]) -> list[str]:
+    lists = [x if isinstance(x, list | tuple | ListConfig) else [x] for x in names]
+    return [name for names in lists for name in names if isinstance(name, str)]
+
+
+def _read_classes(
+    name: str, files: Mapping[str, Any], images: Mapping[str, Any]
+) -> list[str] | None:
+    # not registered: the student's config may give the same name to another dataset
+    if name in files:
+        return list(list_categories(read_coco(expand(files[name][0]), Categories)).values())
+    if name in images:
+        return read_images(*place_of(images[name])).classes
+    return class_names(name) if name in DatasetCatalog else None

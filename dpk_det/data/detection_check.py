@@ -1,0 +1,199 @@
+"""Checks of a dataset of annotated images: its files, its annotations, its classes, its images."""
+
+import os
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.data.transforms import ResizeShortestEdge
+
+from dpk_det.errors import UserError
+
+from .annotations import Use, check_annotations
+from .coco_format import Coco, read_coco
+from .coco_json import list_categories
+from .image_files import ImageFile, check_image_files
+from .model_classes import class_count_key, num_classes, segments
+from .root import datasets_root
+
+COCO_KEYPOINTS = 17
+"""What ``TEST.KEYPOINT_OKS_SIGMAS`` left empty stands for."""
+
+
+def check_detection(
+    cfg: CfgNode, name: str, all_images: bool = False, decode: bool = False
+) -> None:
+    """Check one dataset that ``cfg`` names, as :func:`~dpk_det.data.check_datasets` says.
+
+    Args:
+        cfg, all_images, decode: as there. name: registered.
+
+    Raises:
+        UserError: the first thing found wrong.
+    """
+    metadata = MetadataCatalog.get(name)
+    _check_stuff_count(cfg, name, metadata)
+    if metadata.get("json_file") is None:
+        if all_images:
+            records = DatasetCatalog.get(name)
+            _check_images(cfg, name, [_of_record(x) for x in records if "file_name" in x], decode)
+        return
+    if not (metadata.get("drawn_on_demand", False) and not os.path.exists(metadata.json_file)):
+        _check_files(cfg, name, metadata)
+        if is_coco(metadata):
+            coco = read_coco(metadata.json_file)
+            keep_classes(name, metadata, coco)
+            check_class_count(cfg, name, metadata)
+            check_annotations(coco, metadata.json_file, _use(cfg, name))
+            root = metadata.get("image_root")
+            if root and "://" not in root:
+                _check_images(cfg, name, _of_coco(coco, root), decode)
+    check_class_count(cfg, name, metadata)
+
+
+def is_coco(metadata: Metadata) -> bool:
+    """Whether a dataset's annotations are a file in COCO's JSON format."""
+    kinds = (None, "coco", "coco_panoptic_seg")
+    return bool(metadata.get("json_file")) and metadata.get("evaluator_type") in kinds
+
+
+def keep_classes(name: str, metadata: Metadata, coco: Coco) -> None:
+    """Put into the metadata what Detectron2 will find when it loads the dataset.
+
+    Raises:
+        UserError: when the metadata have other classes already.
+    """
+    names = list_categories(coco)
+    found = {
+        "thing_classes": list(names.values()),
+        "thing_dataset_id_to_contiguous_id": {id_: i for i, id_ in enumerate(names)},
+    }
+    for key, value in found.items():
+        known = metadata.get(key)
+        if known is not None and known != value:  # Detectron2 stops at that with a bare assertion
+            raise UserError(
+                f"{metadata.json_file} has the categories {_short(names)} where {name} needs "
+                f"{_short(known)}: correct them, or name the file under DATASETS.JSON with a name "
+                "of its own."
+            )
+        setattr(metadata, key, value)
+
+
+def check_class_count(cfg: CfgNode, name: str, metadata: Metadata) -> None:
+    """Check that the model has a dataset's number of classes, where both are known.
+
+    Raises:
+        UserError: when it has another.
+    """
+    expected, classes = num_classes(cfg), metadata.get("thing_classes")
+    if expected is None or classes is None:
+        return
+    found = len(classes)
+    if found != expected:
+        raise UserError(
+            f"MODEL.{class_count_key(cfg)}.NUM_CLASSES is {expected} but dataset {name} has "
+            f"{found} {'class' if found == 1 else 'classes'}: set it to {found}."
+        )
+
+
+def check_keypoints(cfg: CfgNode) -> None:
+    """Check that keypoints can be flipped and evaluated, where the model has some.
+
+    Raises:
+        UserError: when the metadata or the config lack what is needed for that.
+    """
+    if not cfg.MODEL.KEYPOINT_ON:
+        return
+    for name in cfg.DATASETS.TRAIN:
+        for key in ("keypoint_names", "keypoint_flip_map"):
+            if MetadataCatalog.get(name).get(key) is None:
+                raise UserError(
+                    f"The metadata of dataset {name} has no {key}, which MODEL.KEYPOINT_ON needs: "
+                    f"set it in your code, MetadataCatalog.get({name!r}).{key} = [...]."
+                )
+    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
+    sigmas = len(cfg.TEST.KEYPOINT_OKS_SIGMAS) or COCO_KEYPOINTS
+    if cfg.DATASETS.TEST and sigmas != keypoints:  # else known only after a training
+        raise UserError(
+            f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is {keypoints} but there are {sigmas} "
+            f"TEST.KEYPOINT_OKS_SIGMAS (COCO's {COCO_KEYPOINTS} where none are given): give one "
+            "for each keypoint."
+        )
+
+
+# ------------------------------------------------------------------ files and classes
+
+
+def _short(names: object) -> str:
+    text = str(names)
+    return text if len(text) <= 120 else f"{text[:120]}..."
+
+
+def _check_files(cfg: CfgNode, name: str, metadata: Metadata) -> None:
+    if name in cfg.DATASETS.get("JSON", {}):
+        remedy = f"correct DATASETS.JSON.{name}"
+    else:
+        remedy = (
+            "set the environment variable DETECTRON2_DATASETS to the folder of all datasets "
+            f"(now '{datasets_root()}'), or add the files to DATASETS.JSON under a name of your own"
+        )
+    json_file = metadata.json_file
+    # An address such as https://... is fetched when it is read.
+    if "://" not in json_file and not os.path.isfile(json_file):
+        raise UserError(f"The annotation file of {name}, {json_file}, does not exist: {remedy}.")
+    for kind, key in (("image", "image_root"), ("segmentation", "sem_seg_root")):
+        folder = metadata.get(key)
+        if folder and "://" not in folder and not os.path.isdir(folder):
+            raise UserError(f"The {kind} folder of {name}, {folder}, does not exist: {remedy}.")
+
+
+def _check_stuff_count(cfg: CfgNode, name: str, metadata: Metadata) -> None:
+    classes = metadata.get("stuff_classes")
+    if classes is None or not segments(cfg):
+        return
+    expected = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    if len(classes) != expected:
+        raise UserError(
+            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {expected} but dataset {name} has {len(classes)} "
+            f"classes of pixels: set it to {len(classes)}."
+        )
+
+
+def _use(cfg: CfgNode, name: str) -> Use:
+    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if cfg.MODEL.KEYPOINT_ON else None
+    return Use(
+        trained=name in cfg.DATASETS.TRAIN,
+        evaluated=name in cfg.DATASETS.TEST,
+        masks=cfg.MODEL.MASK_ON,
+        polygons=cfg.INPUT.MASK_FORMAT == "polygon",
+        keypoints=keypoints,
+        keeps_empty=not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+    )
+
+
+# ------------------------------------------------------------------ images
+
+
+def _of_coco(coco: Coco, root: str) -> list[ImageFile]:
+    return [ImageFile(os.path.join(root, x.file_name), (x.width, x.height)) for x in coco.images]
+
+
+def _of_record(record: dict) -> ImageFile:
+    known = "height" in record and "width" in record
+    return ImageFile(record["file_name"], (record["width"], record["height"]) if known else None)
+
+
+def _check_images(cfg: CfgNode, name: str, files: list[ImageFile], decode: bool) -> None:
+    sides = []
+    if name in cfg.DATASETS.TRAIN:
+        sides += [(side, cfg.INPUT.MAX_SIZE_TRAIN) for side in cfg.INPUT.MIN_SIZE_TRAIN]
+    if name in cfg.DATASETS.TEST:
+        sides.append((cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST))
+
+    def fits(width: int, height: int) -> bool:
+        return all(
+            min(ResizeShortestEdge.get_output_shape(height, width, side, longest)) > 0
+            for side, longest in sides
+            if side > 0  # Detectron2 does not resize then
+        )
+
+    check_image_files(files, name, decode, fits)

@@ -1,0 +1,161 @@
+"""Checks of image files, before training or evaluation stumbles over one of them."""
+
+import functools
+import os
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from itertools import islice
+from typing import IO, NamedTuple
+
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from dpk_det.errors import UserError
+
+_CHUNK = 64
+_ORIENTATION = 0x0112  # of EXIF
+_TURNED = (5, 6, 7, 8)  # orientations that swap width and height
+_DEEP = ("I", "F")  # modes of more than 8 bits begin so; Detectron2 cuts them off at 255
+
+
+class ImageFile(NamedTuple):
+    """An image to look at.
+
+    Attributes:
+        path: of the file, or within the archive. size: (width, height) that its annotations say;
+            None: they say nothing. archive: path of a zip; "": there is none.
+    """
+
+    path: str
+    size: tuple[int, int] | None = None
+    archive: str = ""
+
+    def open(self) -> IO[bytes]:
+        """The file's bytes."""
+        return _zip(self.archive).open(self.path) if self.archive else open(self.path, "rb")
+
+    def __str__(self) -> str:
+        return f"{self.path} in {self.archive}" if self.archive else self.path
+
+
+def check_image_files(
+    files: Sequence[ImageFile],
+    what: str,
+    decode: bool = False,
+    fits: Callable[[int, int], bool] = lambda width, height: True,
+) -> None:
+    """Open every image, in threads, with a progress bar where that takes more than seconds.
+
+    Of each only the header is read, unless they are to be decoded.
+
+    Args:
+        files: the images. what: their dataset's name, for the progress bar.
+        decode: read all of each image, which finds those that are cut off or damaged.
+        fits: whether training can take an image of this (width, height).
+
+    Raises:
+        UserError: how many cannot be used, and what is wrong with the first: it is absent, no
+            image, too large, has more than 8 bits a channel, another size than its annotations say
+            (EXIF orientation counted, as Detectron2 does) or a size that does not fit.
+    """
+
+    def look(chunk: list[ImageFile]) -> list[str]:
+        found = (find_problem(file, decode, fits) for file in chunk)
+        return [problem for problem in found if problem]
+
+    problems = []
+    bar = tqdm(total=len(files), desc=f"Looking at {what}", unit="image", delay=2, disable=None)
+    with warnings.catch_warnings(), closing(bar), ThreadPoolExecutor() as pool:
+        warnings.simplefilter("ignore")  # of EXIF, of large images that are read all the same
+        for chunk, found in _in_order(pool, look, _chunks(files)):
+            problems += found
+            bar.update(len(chunk))
+    if problems:
+        others = f"{len(problems)} of {len(files)} images of {what} cannot be used, first: "
+        raise UserError((others if len(problems) > 1 else "") + problems[0])
+
+
+def find_problem(
+    file: ImageFile,
+    decode: bool = True,
+    fits: Callable[[int, int], bool] = lambda width, height: True,
+) -> str:
+    """What is wrong with an image, in a sentence; "" where nothing is.
+
+    Args:
+        file: the image. decode, fits: as for :func:`check_image_files`.
+    """
+    try:
+        with file.open() as stream, Image.open(stream) as image:
+            orientation, mode = _orientation(image), image.mode
+            width, height = image.size
+            if decode:
+                image.convert("RGB")
+    except FileNotFoundError:
+        return f"{file} does not exist: correct file_name or the image folder."
+    # PIL lets errors of many kinds through, according to what of a file is damaged
+    except Exception as e:
+        reason = " ".join(str(e).split()) or repr(e)
+        if isinstance(e, UnidentifiedImageError):
+            reason = "of no known kind"
+        return f"{file} cannot be read as an image ({reason}): replace it or take it out."
+    if mode.startswith(_DEEP):
+        return (
+            f"{file} has more than 8 bits a channel (mode {mode}), which would be cut off at 255: "
+            "convert it to 8 bits."
+        )
+    as_stored = width, height
+    if orientation in _TURNED:
+        width, height = height, width
+    if file.size and (width, height) != file.size:
+        sizes = (
+            f"{width} x {height} pixels where its annotations say {'{} x {}'.format(*file.size)}"
+        )
+        if as_stored == file.size:
+            return (
+                f"{file} has {sizes}, because its EXIF orientation ({orientation}) turns it: take "
+                "the orientation out of the file, or write size and boxes as they are turned."
+            )
+        return f"{file} has {sizes}: correct width and height, or the file."
+    if not fits(width, height):
+        return (
+            f"{file} has {width} x {height} pixels, which cannot be resized for the model: take it "
+            "out, or cut it into parts."
+        )
+    return ""
+
+
+def _orientation(image: Image.Image) -> int | None:
+    # to look for what may stand at the end of a PNG, all of it would be decoded
+    if image.format == "PNG" and not {"exif", "Raw profile type exif"} & image.info.keys():
+        return None
+    try:
+        return image.getexif().get(_ORIENTATION)
+    except Exception:  # Detectron2 takes such for not turned
+        return None
+
+
+@functools.lru_cache(maxsize=8)
+def _zip(path: str) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)  # threads may share it
+
+
+def _chunks(files: Iterable[ImageFile]) -> Iterator[list[ImageFile]]:
+    files = iter(files)
+    while chunk := list(islice(files, _CHUNK)):
+        yield chunk
+
+
+def _in_order(pool, function, chunks):
+    """Pairs of a chunk and the function's result; few chunks are waiting at a time."""
+    waiting = []
+    for chunk in chunks:
+        waiting.append((chunk, pool.submit(function, chunk)))
+        if len(waiting) > 4 * (os.cpu_count() or 1):
+            first, future = waiting.pop(0)
+            yield first, future.result()
+    for first, future in waiting:
+        yield first, future.result()
