@@ -16,7 +16,6 @@ archive, unpacked, or a folder a class, and ``imagenet_{train,val}``.
 
 import io
 import os
-import pickle
 import tarfile
 import zipfile
 from collections.abc import Sequence
