@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import random
+import resource
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -207,6 +208,22 @@ def batch(tiny) -> list[dict[str, Any]]:
     random.setstate(state[0])
     np.random.set_state(state[1])
     return batch
+
+
+@pytest.fixture
+def little_space() -> Callable[[int], Any]:
+    """``with little_space(1000):`` files hold as many bytes; more is as if the disk were full."""
+
+    @contextlib.contextmanager
+    def limit(size: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit
 
 
 @contextlib.contextmanager

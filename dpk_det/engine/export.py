@@ -2,8 +2,10 @@
 
 import contextlib
 import importlib.util
+import io
 import json
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +29,9 @@ from dpk_det.data import (
     register_json_datasets,
 )
 from dpk_det.errors import UserError
+from dpk_det.files import whole_file
 
+from .plain_config import describe_plain_config
 from .trainer import count_parameters
 
 # n detections; a field of Detectron2's instances -> name of the output, what it holds
@@ -45,11 +49,12 @@ _OPSET = 16  # the first whose RoiAlign has the half-pixel shift that Detectron2
 def export_student(config_file: str, weights: str, output: str, opts: Sequence[str] = ()) -> str:
     """Write the student alone, in the form that the output's suffix names.
 
-    ``.pth``: its weights, as unmodified Detectron2 loads them. ``.ts``: TorchScript for the CPU,
+    ``.pth``: its weights, as unmodified Detectron2 loads them, and beside them the plain model's
+    config (``student.yaml``, see :func:`describe_plain_config`). ``.ts``: TorchScript for the CPU,
     which needs torch and torchvision. ``.onnx``: ONNX. The last two take one image (3, H, W), a
     classifier's a batch (B, 3, H, W), float32 of 0 to 255, already resized, and hold the rest of
     the network, normalisation included; a JSON file beside them (``student.onnx.json``) says what
-    goes in and what comes out.
+    goes in and what comes out. Nothing in them wants gradients. Files are complete or absent.
 
     Args:
         config_file: config of the training. weights: its checkpoint. output: file to write.
@@ -59,44 +64,83 @@ def export_student(config_file: str, weights: str, output: str, opts: Sequence[s
         A line that says what was written.
 
     Raises:
-        UserError: when the suffix is another, a file is absent, a weight of the student is missing,
-            or the model cannot be had in that form.
+        UserError: when the suffix is another, a file is absent, would be replaced by what is made
+            of it or cannot be written, a weight of the student is missing, or the model cannot be
+            had in that form.
     """
     write = _WRITERS.get(Path(output).suffix)
     if not write:
         raise UserError(
             f"The suffix of {output} names no form to export to: end it in {', '.join(_WRITERS)}."
         )
+    _check_no_source_is_replaced(output, {"--config-file": config_file, "WEIGHTS": weights})
     cfg = plain_architecture(load_config(config_file, opts))
-    cfg.MODEL.DEVICE = "cpu"
-    model = build_model(cfg).eval()
+    device, cfg.MODEL.DEVICE = cfg.MODEL.DEVICE, "cpu"
+    model = build_model(cfg).eval().requires_grad_(False)
+    cfg.MODEL.DEVICE = device
     load_weights_strictly(model, weights, "WEIGHTS")
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    write(model, cfg, output)
+    files, needs = write(model, cfg, output)
+    _write_all(files)
     num_parameters = count_parameters(model)
-    return f"Wrote {output}: {cfg.MODEL.META_ARCHITECTURE} with {num_parameters:,} parameters."
+    line = f"Wrote {output}: {cfg.MODEL.META_ARCHITECTURE} with {num_parameters:,} parameters."
+    return f"{line} {needs}".strip()
 
 
-def _write_checkpoint(model: nn.Module, cfg: CfgNode, output: str) -> None:
-    torch.save({"model": model.state_dict()}, output)
+class _Written(NamedTuple):
+    """What to write: contents by path; and a sentence on what it needs, or none."""
+
+    files: dict[Path, bytes]
+    needs: str = ""
 
 
-def _write_torchscript(model: nn.Module, cfg: CfgNode, output: str) -> None:
-    def write(adapter: TracingAdapter, axes: Mapping[str, Mapping[int, str]]) -> None:
+def _check_no_source_is_replaced(output: str, sources: Mapping[str, str]) -> None:
+    targets = {os.path.realpath(path) for path in (output, _config_beside(output))}
+    for what, source in sources.items():
+        if os.path.realpath(Path(source).expanduser()) in targets:
+            raise UserError(
+                f"The export to {output} would replace {source}, which {what} names: choose "
+                "another output."
+            )
+
+
+def _config_beside(output: str) -> Path:
+    return Path(output).with_suffix(".yaml")
+
+
+def _write_all(files: Mapping[Path, bytes]) -> None:
+    with contextlib.ExitStack() as stack:  # all are on the disk before the first is renamed
+        for path, content in files.items():
+            stack.enter_context(whole_file(path)).write_bytes(content)
+
+
+def _write_checkpoint(model: nn.Module, cfg: CfgNode, output: str) -> _Written:
+    buffer = io.BytesIO()
+    torch.save({"model": model.state_dict()}, buffer)
+    config, needs = describe_plain_config(cfg, output)
+    files = {Path(output): buffer.getvalue(), _config_beside(output): config.encode()}
+    return _Written(files, needs)
+
+
+def _write_torchscript(model: nn.Module, cfg: CfgNode, output: str) -> _Written:
+    def write(
+        adapter: TracingAdapter, axes: Mapping[str, Mapping[int, str]], buffer: io.BytesIO
+    ) -> None:
         # traced once; what a second trace would be compared with is what the tests compare
         traced = torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False)
-        torch.jit.save(traced, output)
+        torch.jit.save(traced, buffer)  # given a path, it aborts the process where the disk is full
 
-    _write_traced(model, cfg, output, "TorchScript", write)
+    return _write_traced(model, cfg, output, "TorchScript", write)
 
 
-def _write_onnx(model: nn.Module, cfg: CfgNode, output: str) -> None:
-    def write(adapter: TracingAdapter, axes: Mapping[str, Mapping[int, str]]) -> None:
+def _write_onnx(model: nn.Module, cfg: CfgNode, output: str) -> _Written:
+    def write(
+        adapter: TracingAdapter, axes: Mapping[str, Mapping[int, str]], buffer: io.BytesIO
+    ) -> None:
         # not the newer exporter, which does not follow what depends on the number of detections
         torch.onnx.export(
             adapter,
             adapter.flattened_inputs,
-            output,
+            buffer,
             dynamo=False,
             opset_version=_OPSET,
             input_names=list(axes)[:1],
@@ -111,7 +155,7 @@ def _write_onnx(model: nn.Module, cfg: CfgNode, output: str) -> None:
             "ONNX cannot hold how Detectron2 places keypoints, a loop over the detections: export "
             "to TorchScript (.ts), which can."
         )
-    _write_traced(model, cfg, output, "ONNX", write)
+    return _write_traced(model, cfg, output, "ONNX", write)
 
 
 _WRITERS = {".pth": _write_checkpoint, ".ts": _write_torchscript, ".onnx": _write_onnx}
@@ -122,16 +166,17 @@ def _write_traced(
     cfg: CfgNode,
     output: str,
     form: str,
-    write: Callable[[TracingAdapter, Mapping[str, Mapping[int, str]]], None],
-) -> None:
+    write: Callable[[TracingAdapter, Mapping[str, Mapping[int, str]], io.BytesIO], None],
+) -> _Written:
     task = _classification(cfg) if classifies(cfg) else _detection(cfg)
     adapter = TracingAdapter(model, task.example, task.run).eval()
+    buffer = io.BytesIO()
     try:
-        with _traceable(), warnings.catch_warnings():
+        with _traceable(), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # of tracing as such
             adapter(*adapter.flattened_inputs)
             names = adapter.outputs_schema.keys
-            write(adapter, {name: task.axes[name] for name in (task.input, *names)})
+            write(adapter, {name: task.axes[name] for name in (task.input, *names)}, buffer)
     except Exception as e:  # they are of every kind
         reason = (str(e).splitlines() or [repr(e)])[0].partition("[Caused by")[0].strip(" .")
         raise UserError(
@@ -144,7 +189,9 @@ def _write_traced(
         "outputs": {name: task.outputs[name] for name in names},  # in their order
         "classes": _class_names(cfg),
     }
-    Path(f"{output}.json").write_text(json.dumps(content, indent=2) + "\n")
+    description = json.dumps(content, indent=2) + "\n"
+    files = {Path(output): buffer.getvalue(), Path(f"{output}.json"): description.encode()}
+    return _Written(files)
 
 
 class _Task(NamedTuple):

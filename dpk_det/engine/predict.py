@@ -6,22 +6,20 @@ import glob
 import json
 import math
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.utils.video_visualizer import VideoVisualizer
 from detectron2.utils.visualizer import Visualizer
-from PIL import Image
 from pycocotools import mask as mask_util
 from tqdm import tqdm
 
@@ -37,15 +35,17 @@ from dpk_det.data import (
 )
 from dpk_det.distill.registry import find
 from dpk_det.errors import UserError
+from dpk_det.files import write_whole
 
 from .launch import exit_on_user_error, use_device
+from .media import IMAGES, VIDEOS, Drawing, FileError, frames, frames_per_second, is_video
 
-IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 PREDICTIONS = "predictions.json"
 DRAWINGS = "drawings"
 LEGIBLE = 240
 """Shorter side in pixels that a drawing of a classifier's at least has."""
+NAMED = 10
+"""Files that failed are named in the last sentence, up to this many; all are in the JSON file."""
 
 
 def predict(
@@ -64,25 +64,31 @@ def predict(
     keypoints with their score in place of the visibility; a classifier's is one of the likeliest
     classes, with its ``score`` alone. pycocotools opens it as it is, so images and class names go
     along; a detector's list of annotations alone is what ``COCO.loadRes`` takes. All are drawn
-    below ``drawings`` under the inputs' names, videos as .mp4.
+    below ``drawings`` under the inputs' names, videos as .mp4. Every file is complete or absent.
+
+    Files that cannot be read, looked at (such as an image of 1 x 20000 pixels) or drawn are passed
+    over. They stand with the reason in the JSON file, as ``info["failed"]``.
 
     Args:
         cfg: of the training or the plain model; images are resized as its evaluation does, class
             names and category ids are those of the first dataset in ``DATASETS.TEST``.
         weights: checkpoint, which must fit the plain model whole.
         files: from :func:`find_inputs`. output: folder to write to.
-        threshold: score from which a detection or class counts, None: 0.5 and 0; the config's own
-            limits hold as well, and alone for segments.
+        threshold: score from which a detection or class counts, 0 to 1, None: 0.5 and 0; the
+            config's own limits hold as well, and alone for segments.
         drawings: whether to draw.
 
     Returns:
         A line that says what was written.
 
     Raises:
-        UserError: when the weights do not fit, the model takes no colours, classes are not known
-            or it finds nothing of a kind that is known here; after all others, for files that
-            could not be read or drawn.
+        UserError: when the threshold is no share, the weights do not fit, the model takes no
+            colours, classes are not known or it finds nothing of a kind that is known here, the
+            drawings would replace inputs, ``output`` cannot be written to; after all others, for
+            files that failed.
     """
+    if threshold is not None and not 0 <= threshold <= 1:  # nor NaN
+        raise UserError(f"The threshold {threshold} is no score: give --threshold one of 0 to 1.")
     cfg = plain_architecture(cfg)
     use_device(cfg)
     names = categories(cfg)
@@ -91,45 +97,105 @@ def predict(
             f"INPUT.FORMAT is {cfg.INPUT.FORMAT}, but Detectron2's predictor makes images BGR or "
             "RGB: evaluate such a model by tools/train_net.py --eval-only."
         )
-    finder = (_Classifying if classifies(cfg) else _Detecting)(cfg, weights, names, threshold)
-
     root = Path(os.path.commonpath([file.parent for file in files]))
+    targets = _drawing_paths(files, root, output / DRAWINGS)
+    if drawings:
+        _check_no_input_is_replaced(files, targets)
+    finder = (_Classifying if classifies(cfg) else _Detecting)(cfg, weights, names, threshold)
+    _make_writable(output)
+
     found = Findings(names)
-    failed = []
-    output.mkdir(parents=True, exist_ok=True)
+    failed: dict[str, str] = {}
+    info = {"description": f"{finder.what} of {weights}", "score_from": finder.threshold}
+    info |= {"images": str(root), "failed": failed}
+    path = output / PREDICTIONS
     try:
-        for file in tqdm(files, unit="file"):
-            name = file.relative_to(root)
-            is_video = file.suffix.lower() in VIDEOS
-            draw = finder.painter()
-            drawing = _Drawing(output / DRAWINGS / name, _fps(file) if is_video else None)
+        for file, target in tqdm(zip(files, targets, strict=True), total=len(files), unit="file"):
+            name = file.relative_to(root).as_posix()
             try:
-                for frame, image in enumerate(_frames(file) if is_video else [_read(file)]):
-                    outputs = finder.find(image)
-                    if drawings:
-                        drawing.write(draw(image, outputs))
-                    # after the drawing, for it shifts keypoints to pixels' corners in place
-                    extra = {"frame": frame} if is_video else {}
-                    found.add(name.as_posix(), image, finder.annotations(outputs), **extra)
-            except _FileError as e:
-                failed.append(f"{file} ({e})")
-            finally:
-                drawing.close()
+                _find_in_file(finder, found, file, name, target if drawings else None)
+            except FileError as e:
+                failed[name] = " ".join(str(e).split())
     finally:  # what is found is kept, whatever stops the rest
-        info = {"description": f"{finder.what} of {weights}", "score_from": finder.threshold}
-        path = output / PREDICTIONS
-        path.write_text(json.dumps({"info": {**info, "images": str(root)}, **found.content}))
+        write_whole(path, json.dumps({"info": info, **found.content}))
     line = (
         f"Wrote {path}: {len(found.content['annotations'])} {finder.what} in "
         f"{len(found.content['images'])} images"
     )
     line += f", drawn below {output / DRAWINGS}." if drawings else "."
     if failed:
+        named = [f"{root / name} ({reason})" for name, reason in list(failed.items())[:NAMED]]
+        more = f" and {len(failed) - NAMED} more" if len(failed) > NAMED else ""
         raise UserError(
-            f"{len(failed)} of {len(files)} files failed, {', '.join(failed)}: mend or leave out "
-            f"these; the others are done. {line}"
+            f"{len(failed)} of {len(files)} files failed, {', '.join(named)}{more}: mend or leave "
+            f"out these; the others are done. {line}"
         )
     return line
+
+
+def _find_in_file(
+    finder: "_Detecting | _Classifying",
+    found: "Findings",
+    file: Path,
+    name: str,
+    target: Path | None,
+) -> None:
+    video = is_video(file)
+    draw = finder.painter()
+    with Drawing(target, frames_per_second(file) if video else None) as drawing:
+        for frame, image in enumerate(frames(file)):
+            outputs = _attempt("looked at", finder.find, image)
+            try:
+                if target:
+                    drawing.write(_attempt("drawn", draw, image, outputs))
+            finally:  # after the drawing, for it shifts keypoints to pixels' corners in place
+                extra = {"frame": frame} if video else {}
+                found.add(name, image, finder.annotations(outputs), **extra)
+
+
+def _attempt(what: str, do: Callable[..., Any], *args: Any) -> Any:
+    try:
+        return do(*args)
+    except UserError:  # holds for all files
+        raise
+    except Exception as e:  # such as no pixel left of the shorter side after resizing
+        reason = (str(e).splitlines() or [""])[0]
+        raise FileError(f"cannot be {what}: {type(e).__name__}: {reason}") from e
+
+
+def _drawing_paths(files: Sequence[Path], root: Path, folder: Path) -> list[Path]:
+    # a.avi becomes a.avi.mp4, which may be the name of another input
+    names = [file.relative_to(root) for file in files]
+    taken = set(names)
+    targets = []
+    for name in names:
+        target = name
+        while is_video(name) and (target.suffix != ".mp4" or (target != name and target in taken)):
+            target = target.with_name(f"{target.name}.mp4")
+        taken.add(target)
+        targets.append(folder / target)
+    return targets
+
+
+def _check_no_input_is_replaced(files: Sequence[Path], targets: Sequence[Path]) -> None:
+    replaced = {os.path.realpath(file) for file in files} & {os.path.realpath(x) for x in targets}
+    if replaced:
+        raise UserError(
+            f"The drawings would replace the input {min(replaced)}: choose another --output, or "
+            "--no-drawings."
+        )
+
+
+def _make_writable(output: Path) -> None:
+    # found out before hours of looking at images
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=output).close()
+    except OSError as e:
+        raise UserError(
+            f"The output {output} is no folder that can be written to ({e.strerror or e}): choose "
+            "another --output."
+        ) from e
 
 
 def find_inputs(inputs: Iterable[str]) -> list[Path]:
@@ -145,18 +211,15 @@ def find_inputs(inputs: Iterable[str]) -> list[Path]:
     """
     files: dict[Path, None] = {}
     for given in inputs:
-        path = Path(given).expanduser()
-        if path.is_file():
-            candidates = [path]
-        elif path.is_dir():
-            candidates = sorted(path.iterdir())
-        else:
-            candidates = sorted(map(Path, glob.glob(str(path), recursive=True)))
-        usable = [
-            Path(os.path.abspath(x))
-            for x in candidates
-            if x.suffix.lower() in IMAGES + VIDEOS and x.is_file()
-        ]
+        try:
+            candidates = _candidates(given)
+            usable = [
+                Path(os.path.abspath(x))
+                for x in candidates
+                if x.suffix.lower() in IMAGES + VIDEOS and x.is_file()
+            ]
+        except (OSError, ValueError, RuntimeError) as e:  # no access, no such user's home, ...
+            raise UserError(f"The input {given!r} cannot be looked at ({e}): correct it.") from e
         if not usable:
             raise UserError(
                 f"The input {given} is no image, video, folder or glob of such: give files that "
@@ -164,6 +227,17 @@ def find_inputs(inputs: Iterable[str]) -> list[Path]:
             )
         files |= dict.fromkeys(usable)
     return list(files)
+
+
+def _candidates(given: str) -> list[Path]:
+    if not given:  # an empty variable of a shell's, which would stand for the working directory
+        return []
+    path = Path(given).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        return sorted(path.iterdir())
+    return sorted(map(Path, glob.glob(str(path), recursive=True)))
 
 
 class Findings:
@@ -285,43 +359,6 @@ class _Classifying:
         return np.ascontiguousarray(visualizer.output.get_image()[:, :, ::-1])
 
 
-class _FileError(Exception):
-    """One file cannot be read or written, which is no reason to leave the others."""
-
-
-def _read(file: Path) -> np.ndarray:
-    """(H, W, 3) BGR, turned as its EXIF tag says."""
-    try:
-        return read_image(str(file), "BGR")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-        raise _FileError(f"no readable image: {e}") from e
-
-
-def _fps(file: Path) -> float:
-    capture = cv2.VideoCapture(str(file))
-    try:
-        return capture.get(cv2.CAP_PROP_FPS) or 25.0
-    finally:
-        capture.release()
-
-
-def _frames(file: Path) -> Iterator[np.ndarray]:
-    capture = cv2.VideoCapture(str(file))
-    count = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)  # a guess, negative for none
-    try:
-        with tqdm(total=count or None, desc=file.name, unit="frame", leave=False) as progress:
-            while True:
-                there, frame = capture.read()
-                if not there:
-                    break
-                yield frame
-                progress.update()
-            if not progress.n:
-                raise _FileError("no readable video")
-    finally:
-        capture.release()
-
-
 def _draw(visualizer: VideoVisualizer, image: np.ndarray, outputs: dict[str, Any]) -> np.ndarray:
     """(H, W, 3) BGR with what was found on it: segments where there are names for all."""
     rgb = image[:, :, ::-1]
@@ -331,39 +368,6 @@ def _draw(visualizer: VideoVisualizer, image: np.ndarray, outputs: dict[str, Any
     else:
         drawn = visualizer.draw_instance_predictions(rgb, outputs["instances"])
     return np.ascontiguousarray(drawn.get_image()[:, :, ::-1])
-
-
-class _Drawing:
-    """A file of one image or, where frames a second are given, a video of all that is written."""
-
-    def __init__(self, path: Path, fps: float | None) -> None:
-        mp4 = path if path.suffix == ".mp4" else path.with_name(f"{path.name}.mp4")
-        self.path = path if fps is None else mp4
-        self.fps = fps
-        self._video: cv2.VideoWriter | None = None
-
-    def write(self, image: np.ndarray) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            written = self._write_image(image) if self.fps is None else self._write_frame(image)
-        except cv2.error:
-            written = False
-        if not written:
-            raise _FileError(f"OpenCV cannot write its drawing {self.path}; try --no-drawings")
-
-    def _write_image(self, image: np.ndarray) -> bool:
-        return cv2.imwrite(str(self.path), image)
-
-    def _write_frame(self, image: np.ndarray) -> bool:
-        if self._video is None:
-            codec = cv2.VideoWriter_fourcc(*"mp4v")
-            self._video = cv2.VideoWriter(str(self.path), codec, self.fps, image.shape[1::-1])
-        self._video.write(image)
-        return self._video.isOpened()
-
-    def close(self) -> None:
-        if self._video:
-            self._video.release()
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -8,10 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import get_cfg
+from detectron2.data.detection_utils import read_image
+from detectron2.engine import DefaultPredictor
 from detectron2.layers import paste_masks_in_image
 from detectron2.modeling import build_model
 
+import dpk_det
 from dpk_det.engine import export_student
 from dpk_det.errors import UserError
 
@@ -26,7 +31,7 @@ def test_the_plain_detector_is_written_whole_and_alone(tiny, trained, tmp_path, 
     assert list(content["model"]) == list(plain.state_dict())
     assert all(torch.equal(x, trained_state[name]) for name, x in content["model"].items())
     parameters = sum(p.numel() for p in plain.parameters())
-    assert line == f"Wrote {output}: GeneralizedRCNN with {parameters:,} parameters."
+    assert line.startswith(f"Wrote {output}: GeneralizedRCNN with {parameters:,} parameters.")
 
     DetectionCheckpointer(plain).load(str(output))
     distilling = tiny.build("dpk").eval()
@@ -260,3 +265,98 @@ def test_classifiers_say_what_the_model_does_of_any_batch(tiny_images, tmp_path,
         assert list(content) == ["images", "outputs", "classes"]
         assert content["images"]["channels"] == "RGB" and content["images"]["shorter_side"] == 32
         assert content["classes"] == ["disc", "none", "square"]
+
+
+# ------------------------------------------------------------------ files
+
+
+def test_what_torchscript_gives_wants_no_gradients(tiny, trained, tmp_path):
+    output = tmp_path / "student.ts"
+    export_student(str(tiny.dpk), str(trained / "model_final.pth"), str(output))
+    student = torch.jit.load(output)
+    assert student.state_dict() and not any(x.requires_grad for x in student.parameters())
+    with torch.enable_grad(), torch.jit.optimized_execution(False):
+        assert not any(x.requires_grad for x in student(IMAGES[0]))
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".ts", pytest.param(".onnx", marks=needs_onnx)])
+def test_a_full_disk_leaves_what_was_there(tiny, trained, tmp_path, little_space, suffix):
+    checkpoint, output = str(trained / "model_final.pth"), str(tmp_path / f"student{suffix}")
+    Path(output).write_text("old")
+    with pytest.raises(UserError, match="could not be written"), little_space(1000):
+        export_student(str(tiny.plain), checkpoint, output)
+    assert Path(output).read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_an_export_is_made_of_is_not_replaced(tiny, trained, tmp_path):
+    checkpoint = trained / "model_final.pth"
+    with pytest.raises(UserError, match="would replace .*model_final.pth, which WEIGHTS names"):
+        export_student(str(tiny.dpk), str(checkpoint), f"{trained}/./model_final.pth")
+    with pytest.raises(UserError, match="would replace .*plain.yaml, which --config-file names"):
+        export_student(str(tiny.plain), str(checkpoint), str(tiny.plain.with_suffix(".pth")))
+    assert "iteration" in torch.load(checkpoint)
+
+
+# ------------------------------------------------------------------ the plain config
+
+# Detectron2's own ResNet below its own FPN, as small as it gets
+RESNET = {
+    "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone",
+    "MODEL.RESNETS.DEPTH": 50,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 8,
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
+    "MODEL.RESNETS.NORM": "BN",
+    "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+    "MODEL.FPN.IN_FEATURES": ["res2", "res3", "res4", "res5"],
+}
+# In a process without dpk_det.
+PREDICT = """
+import sys, torch
+from detectron2.config import get_cfg
+from detectron2.data.detection_utils import read_image
+from detectron2.engine import DefaultPredictor
+
+cfg = get_cfg()
+cfg.merge_from_file(sys.argv[1])
+found = DefaultPredictor(cfg)(read_image(sys.argv[2], "BGR"))["instances"]
+torch.save([found.pred_boxes.tensor, found.scores], sys.argv[3])
+assert "dpk_det" not in sys.modules
+"""
+
+
+def test_unmodified_detectron2_reads_the_plain_config(tiny, tmp_path):
+    opts = [str(x) for pair in RESNET.items() for x in pair]
+    opts += ["INPUT.FORMAT", "RGB", "DISTILL.TEACHER.CONFIG_FILE", "gone.yaml"]
+    model = tiny.build("plain", *opts).eval()
+    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+    line = export_student(
+        str(tiny.dpk), str(tmp_path / "model.pth"), str(tmp_path / "student.pth"), opts
+    )
+    assert line.endswith("parameters.")
+    image, out = tiny.plain.parent / "images" / "1.png", tmp_path / "found.pth"
+    command = [sys.executable, "-W", "ignore", "-c", PREDICT, tmp_path / "student.yaml", image, out]
+    subprocess.run([str(x) for x in command], check=True, cwd=tmp_path)
+    boxes, scores = torch.load(out)
+    predictor = DefaultPredictor(tiny.cfg("plain", *opts, "MODEL.WEIGHTS", tmp_path / "model.pth"))
+    expected = predictor(read_image(str(image), "BGR"))["instances"]
+    assert len(boxes) == len(expected) > 0
+    assert torch.equal(boxes, expected.pred_boxes.tensor) and torch.equal(scores, expected.scores)
+
+
+def test_the_plain_config_is_short_and_says_what_it_needs(tiny, trained, tmp_path):
+    output = tmp_path / "student.pth"
+    line = export_student(str(tiny.dpk), str(trained / "model_final.pth"), str(output))
+    need = "Detectron2 has no build_small_resnet_fpn_backbone (dpk_det): import dpk_det first"
+    assert need in line
+    text = (tmp_path / "student.yaml").read_text()
+    assert need in text and len(text) < 2000
+    content = yaml.safe_load(text)
+    assert content["MODEL"]["META_ARCHITECTURE"] == "GeneralizedRCNN"
+    assert content["MODEL"]["WEIGHTS"] == str(output)
+    assert not content.keys() & {"DISTILL", "OUTPUT_DIR", "IMPORTS"}
+    cfg = get_cfg()
+    dpk_det.add_dpk_config(cfg)
+    cfg.merge_from_file(str(tmp_path / "student.yaml"))
+    build_model(cfg).load_state_dict(torch.load(output)["model"])

@@ -1,6 +1,7 @@
 """Predicting, against Detectron2's own evaluation, its models asked by hand, and pycocotools."""
 
 import json
+import os
 from pathlib import Path
 
 import cv2
@@ -161,7 +162,7 @@ def test_drawings_have_the_inputs_names_and_sizes(tiny, trained, images, found, 
 
 def test_an_image_without_detections_is_drawn_as_it_is(tiny, trained, images, found, tmp_path):
     weights = trained / "model_final.pth"
-    content = found(tiny.cfg("plain"), weights, [images / "0.png"], threshold=1.1)
+    content = found(tiny.cfg("plain"), weights, [images / "0.png"], threshold=1.0)
     assert content["annotations"] == []
     drawn = cv2.imread(str(tmp_path / "out" / "drawings" / "0.png"))
     assert np.array_equal(drawn, cv2.imread(str(images / "0.png")))
@@ -169,10 +170,7 @@ def test_an_image_without_detections_is_drawn_as_it_is(tiny, trained, images, fo
 
 def test_a_video_gives_a_video_and_a_list_of_frames(tiny, trained, images, found, tmp_path):
     clip = tmp_path / "clip.mp4"
-    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*"mp4v"), 12.0, (96, 64))
-    for i in (1, 3, 5):
-        writer.write(cv2.imread(str(images / f"{i}.png")))
-    writer.release()
+    write_video(clip, images, (1, 3, 5))
     cfg, weights = tiny.cfg("plain"), trained / "model_final.pth"
     content = found(cfg, weights, [clip, images / "0.png"], threshold=0.0)
     names = [(Path(x["file_name"]).name, x.get("frame")) for x in content["images"]]
@@ -188,6 +186,13 @@ def test_a_video_gives_a_video_and_a_list_of_frames(tiny, trained, images, found
     assert all(a["bbox"] == b["bbox"] for a, b in zip(of_frame, alone, strict=True))
     capture = cv2.VideoCapture(str(next(tmp_path.glob("out/drawings/**/clip.mp4"))))
     assert capture.get(cv2.CAP_PROP_FPS) == 12
+
+
+def write_video(path, images, numbers, codec="mp4v"):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), 12.0, (96, 64))
+    for i in numbers:
+        writer.write(cv2.imread(str(images / f"{i}.png")))
+    writer.release()
 
 
 def read_video(path):
@@ -211,7 +216,7 @@ def test_segments_are_drawn_where_they_have_names(tiny, variant, images, found, 
             if names:
                 MetadataCatalog.get("tiny").stuff_classes = names
                 MetadataCatalog.get("tiny").stuff_colors = [[0, 0, 255]] * 4
-            content = found(cfg, weights, [images / "1.png"], threshold=1.1)
+            content = found(cfg, weights, [images / "1.png"], threshold=1.0)
             assert content["annotations"] == []
             drawn[bool(names)] = cv2.imread(str(tmp_path / "out" / "drawings" / "1.png"))
     finally:
@@ -238,6 +243,9 @@ def test_inputs_are_files_folders_and_globs_each_file_once(tmp_path):
     assert names(f"{tmp_path}/*.png", f"{tmp_path}/deep") == ["a.png", "deep/d.webp"]
     assert names(f"{tmp_path}/c.mp4", str(tmp_path)) == ["c.mp4", "a.png", "b.JPG"]
     assert names(f"{tmp_path}/**") == ["a.png", "b.JPG", "c.mp4", "deep/d.webp"]
+    for odd in ("", "~nobody/here", "x" * 5000, "a\0b"):
+        with pytest.raises(UserError, match="The input .* (cannot be looked at|is no image)"):
+            find_inputs([odd])
     for nothing in ("gone.png", "*.gif", "notes.txt", ""):
         with pytest.raises(UserError, match="is no image, video, folder or glob"):
             find_inputs([str(tmp_path / "a.png"), str(tmp_path / "empty" / nothing)])
@@ -289,7 +297,7 @@ def test_what_was_found_is_kept_when_the_rest_breaks_off(
             raise KeyboardInterrupt
         return read_image(path, form)
 
-    monkeypatch.setattr("dpk_det.engine.predict.read_image", read)
+    monkeypatch.setattr("dpk_det.engine.media.read_image", read)
     files = find_inputs([str(images)])
     with pytest.raises(KeyboardInterrupt):
         predict(tiny.cfg("plain"), str(trained / "model_final.pth"), files, tmp_path)
@@ -299,8 +307,104 @@ def test_what_was_found_is_kept_when_the_rest_breaks_off(
 def test_a_drawing_that_cannot_be_written_is_an_error(tiny, trained, images, tmp_path):
     (tmp_path / "drawings" / "0.png").mkdir(parents=True)
     files = find_inputs([str(images / "0.png")])
-    with pytest.raises(UserError, match="OpenCV cannot write its drawing .*0.png"):
+    with pytest.raises(UserError, match="drawings/0.png could not be written"):
         predict(tiny.cfg("plain"), str(trained / "model_final.pth"), files, tmp_path)
+    assert os.listdir(tmp_path / "drawings") == ["0.png"]
+    assert len(json.loads((tmp_path / "predictions.json").read_text())["images"]) == 1
+
+
+def test_files_that_cannot_be_looked_at_or_drawn_are_passed_over(
+    tiny, trained, images, tmp_path, monkeypatch
+):
+    cv2.imwrite(str(tmp_path / "narrow.png"), np.zeros((20000, 1, 3), np.uint8))
+    cv2.imwrite(str(tmp_path / "one.png"), np.zeros((1, 1, 3), np.uint8))
+    cv2.imwrite(str(tmp_path / "z.png"), cv2.imread(str(images / "0.png")))
+    Image.new("L", (1500, 1500)).save(tmp_path / "bomb.png")
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.jpg").write_text("no image")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
+    weights, output = str(trained / "model_final.pth"), tmp_path / "out"
+    with pytest.raises(UserError, match="4 of 6 files failed") as e:
+        predict(tiny.cfg("plain"), weights, find_inputs([str(tmp_path)]), output, 0.0)
+    failed = json.loads((output / "predictions.json").read_text())["info"]["failed"]
+    assert list(failed) == ["bomb.png", "empty.jpg", "narrow.png", "text.jpg"]
+    assert "exceeds limit" in failed["bomb.png"]
+    assert failed["narrow.png"].startswith("cannot be looked at")
+    assert all(f"{tmp_path / name} ({reason})" in str(e.value) for name, reason in failed.items())
+    content = json.loads((output / "predictions.json").read_text())
+    assert [x["file_name"] for x in content["images"]] == ["one.png", "z.png"]
+    assert sorted(os.listdir(output / "drawings")) == ["one.png", "z.png"]
+
+
+def test_many_failures_are_counted_in_the_sentence_and_listed_in_the_file(
+    tiny, trained, images, tmp_path
+):
+    for i in range(12):
+        (tmp_path / f"{i:02}.jpg").touch()
+    weights, output = str(trained / "model_final.pth"), tmp_path / "out"
+    with pytest.raises(UserError, match=r"^12 of 12 files failed, .* and 2 more: mend") as e:
+        predict(tiny.cfg("plain"), weights, find_inputs([str(tmp_path)]), output)
+    assert "09.jpg" in str(e.value) and "10.jpg" not in str(e.value)
+    content = json.loads((output / "predictions.json").read_text())
+    assert len(content["info"]["failed"]) == 12 and content["images"] == []
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), -1, 2, float("inf")])
+def test_a_threshold_that_is_no_share_is_refused(tiny, images, tmp_path, threshold):
+    files = find_inputs([str(images / "0.png")])
+    with pytest.raises(UserError, match="is no score: give --threshold one of 0 to 1"):
+        predict(tiny.cfg("plain"), "unread.pth", files, tmp_path / "out", threshold)
+
+
+@pytest.mark.parametrize("output", ["file", "file/below", "/proc/nowhere"])
+def test_an_output_that_cannot_be_written_to_is_refused(tiny, trained, images, tmp_path, output):
+    (tmp_path / "file").write_text("mine")
+    files = find_inputs([str(images / "0.png")])
+    with pytest.raises(UserError, match="is no folder that can be written to"):
+        predict(tiny.cfg("plain"), str(trained / "model_final.pth"), files, tmp_path / output)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_drawings_do_not_replace_inputs_or_one_another(tiny, trained, images, tmp_path):
+    weights, clip = str(trained / "model_final.pth"), tmp_path / "a.avi.mp4"
+    write_video(clip, images, (1, 3, 5))
+    write_video(tmp_path / "a.avi", images, (1, 3), "MJPG")
+    predict(tiny.cfg("plain"), weights, find_inputs([str(tmp_path)]), tmp_path / "out")
+    drawn = {x.name: len(read_video(x)) for x in (tmp_path / "out" / "drawings").iterdir()}
+    assert drawn == {"a.avi.mp4": 3, "a.avi.mp4.mp4": 2}
+
+    files = find_inputs([str(tmp_path / "out" / "drawings")])
+    before = files[0].read_bytes()
+    with pytest.raises(UserError, match="would replace the input .*a.avi.mp4"):
+        predict(tiny.cfg("plain"), weights, files, tmp_path / "out")
+    assert files[0].read_bytes() == before
+    predict(tiny.cfg("plain"), weights, files, tmp_path / "out", drawings=False)
+
+
+@pytest.mark.parametrize(("name", "limit"), [("0.png", 5000), ("clip.mp4", 20_000)])
+def test_a_full_disk_leaves_no_half_drawing_and_what_was_found(
+    tiny, trained, images, tmp_path, little_space, name, limit
+):
+    noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "0.png"), noise)
+    write_video(tmp_path / "clip.mp4", images, (1, 3, 5) * 10)
+    files, output = find_inputs([str(tmp_path / name)]), tmp_path / "out"
+    with pytest.raises(UserError, match="could not be written"), little_space(limit):
+        predict(tiny.cfg("plain"), str(trained / "model_final.pth"), files, output, 1.0)
+    assert os.listdir(output / "drawings") == []
+    assert len(json.loads((output / "predictions.json").read_text())["images"]) >= 1
+
+
+def test_predictions_that_find_no_space_leave_the_old_ones(
+    tiny, trained, images, tmp_path, little_space
+):
+    (tmp_path / "predictions.json").write_text("old")
+    weights, files = str(trained / "model_final.pth"), find_inputs([str(images)])
+    with pytest.raises(UserError, match="predictions.json could not be written"):
+        with little_space(1000):
+            predict(tiny.cfg("plain"), weights, files, tmp_path, 0.0, drawings=False)
+    assert os.listdir(tmp_path) == ["predictions.json"]
+    assert (tmp_path / "predictions.json").read_text() == "old"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,170 @@
+"""Images and videos as files: read as they look, written whole."""
+
+import contextlib
+import errno
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+from detectron2.data.detection_utils import read_image
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from dpk_det.files import whole_file, write_whole
+
+IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
+
+# one channel of more than 8 bits, which Pillow would cut off at 255
+_DEEP = ("F", "I", "I;16", "I;16B", "I;16L")
+
+
+class FileError(Exception):
+    """One file cannot be read, drawn or looked at, which is no reason to leave the others."""
+
+
+def is_video(file: Path) -> bool:
+    """Whether the suffix is that of a video."""
+    return file.suffix.lower() in VIDEOS
+
+
+def frames(file: Path) -> Iterator[np.ndarray]:
+    """The image, or the frames of the video, each (H, W, 3) BGR, 8 bits.
+
+    Raises:
+        FileError: when there is nothing to read.
+    """
+    return _frames(file) if is_video(file) else iter([read(file)])
+
+
+def read(file: Path) -> np.ndarray:
+    """An image as it looks: (H, W, 3) BGR, 8 bits, turned as its EXIF tag says.
+
+    Grey images of more bits are scaled by what their values can be, see :func:`scale_to_8_bits`;
+    all others are what Detectron2 gives a training. Of transparent ones the colours alone count.
+
+    Raises:
+        FileError: when it cannot be read.
+    """
+    try:
+        with Image.open(file) as image:
+            if image.mode not in _DEEP:
+                return read_image(str(file), "BGR")
+            wide = image.mode.startswith("I;16")
+            grey = np.asarray(ImageOps.exif_transpose(image))
+        return np.stack([scale_to_8_bits(grey.astype(np.uint16) if wide else grey)] * 3, axis=2)
+    except Exception as e:  # a damaged file makes Pillow's readers fail in every way
+        raise FileError(f"no readable image: {e or repr(e)}") from e
+
+
+def scale_to_8_bits(values: np.ndarray) -> np.ndarray:
+    """Bring an image's values to 0 to 255.
+
+    16 bits are divided by 257. Of wider types the values tell the range: floats lie within 0 to 1
+    or else 0 to 255, integers within 0 to 255 or else 0 to 65535. Where they lie outside these, the
+    least is black and the greatest white. NaN is black.
+    """
+    if values.dtype == np.uint16:
+        low, high = 0.0, 65535.0
+    else:
+        limits = (255.0, 65535.0) if np.issubdtype(values.dtype, np.integer) else (1.0, 255.0)
+        values = values.astype(np.float64)
+        finite = values[np.isfinite(values)]
+        low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
+        if low >= 0:
+            low, high = 0.0, next((limit for limit in limits if high <= limit), high)
+    share = (values - low) / ((high - low) or 1.0)
+    share = np.nan_to_num(share, nan=0.0, posinf=1.0, neginf=0.0)
+    return np.round(255 * share.clip(0, 1)).astype(np.uint8)
+
+
+def frames_per_second(file: Path) -> float:
+    """What a video says of itself; 25 where that is nothing or no rate of a video."""
+    capture = cv2.VideoCapture(str(file))
+    try:
+        fps = capture.get(cv2.CAP_PROP_FPS)
+    finally:
+        capture.release()
+    return fps if 0 < fps <= 1000 else 25.0
+
+
+def _frames(file: Path) -> Iterator[np.ndarray]:
+    capture = cv2.VideoCapture(str(file))
+    count = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)  # a guess, negative for none
+    try:
+        with tqdm(total=count or None, desc=file.name, unit="frame", leave=False) as progress:
+            while True:
+                there, frame = capture.read()
+                if not there:
+                    break
+                yield frame
+                progress.update()
+        if not progress.n:
+            raise FileError("no readable video")
+        if progress.n < 0.9 * count:
+            logging.getLogger(__name__).warning(
+                "%s ends after %d of about %d frames", file, progress.n, count
+            )
+    finally:
+        capture.release()
+
+
+class Drawing(contextlib.ExitStack):
+    """A file of one image or, where frames a second are given, a video of all that is written.
+
+    A context; the file is complete at its end, or absent where that is an exception.
+
+    Args:
+        path: of an image, or of a video that ends in .mp4.
+    """
+
+    def __init__(self, path: Path, fps: float | None) -> None:
+        super().__init__()
+        self.path, self.fps = path, fps
+        self._video: cv2.VideoWriter | None = None
+
+    def write(self, image: np.ndarray) -> None:
+        """Add an image (H, W, 3) BGR.
+
+        Raises:
+            FileError: when OpenCV cannot write such an image or video.
+            UserError: when the disk is full or the folder not to be written to.
+        """
+        try:
+            written = self._write_image(image) if self.fps is None else self._write_frame(image)
+        except cv2.error:
+            written = False
+        if not written:
+            raise FileError(f"OpenCV cannot write its drawing {self.path}; try --no-drawings")
+
+    def _write_image(self, image: np.ndarray) -> bool:
+        done, data = cv2.imencode(self.path.suffix, image)
+        if done:
+            write_whole(self.path, data.tobytes())
+        return done
+
+    def _write_frame(self, image: np.ndarray) -> bool:
+        if self._video is None:
+            partial = self.enter_context(whole_file(self.path))
+            codec = cv2.VideoWriter_fourcc(*"mp4v")
+            self._video = cv2.VideoWriter(str(partial), codec, self.fps, image.shape[1::-1])
+            self.enter_context(_closed(self._video, partial))
+        self._video.write(image)
+        return self._video.isOpened()
+
+
+@contextlib.contextmanager
+def _closed(video: cv2.VideoWriter, path: Path) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        video.release()
+    # OpenCV says nothing of a disk that is full
+    written = cv2.VideoCapture(str(path))
+    try:
+        if not written.isOpened():
+            raise OSError(errno.ENOSPC, "OpenCV left no whole video, perhaps for want of space")
+    finally:
+        written.release()
