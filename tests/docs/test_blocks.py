@@ -23,7 +23,8 @@ from detectron2.config import LazyConfig
 from pip._internal.commands import create_command
 
 from dpk_det.config import load_config
-from dpk_det.engine.suite import plan, read_suite
+from dpk_det.engine.plan import plan
+from dpk_det.engine.suite import read_suite
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
