@@ -4,12 +4,16 @@ Importing it registers meta-architectures, backbones and datasets. Without Detec
 ``dpk_det.distill``, which needs torch alone, can be used.
 """
 
+import warnings
 from importlib.util import find_spec
 
 __version__ = "0.1.0"
 __all__ = ["__version__"]
 
 if find_spec("detectron2") is not None:
+    with warnings.catch_warnings():  # of Detectron2's code, before any output of a command
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+        import detectron2.modeling  # noqa: F401
     from dpk_det import data, modeling  # noqa: F401  (they register themselves)
     from dpk_det.attach import attach_distiller, attach_from_config, distil
     from dpk_det.config import add_dpk_config, load_config, plain_architecture

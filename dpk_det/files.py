@@ -1,11 +1,14 @@
 """Files that are complete or absent: written beside, flushed to disk, renamed."""
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from dpk_det.errors import UserError
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 @contextlib.contextmanager
@@ -38,6 +41,28 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         raise UserError(
             f"{path} could not be written ({e.strerror or e}): make room on the disk or choose "
             "another folder, and call again; what was there before is kept."
+        ) from e
+
+
+@contextlib.contextmanager
+def no_room_ends(folder: str | Path) -> Iterator[None]:
+    """Around code that writes into a folder by others' functions: say what the system refuses.
+
+    Raises:
+        UserError: for an OSError that names a file in the folder, or is one of a disk that is full
+            or cannot be written. Others pass.
+    """
+    try:
+        yield
+    except OSError as e:
+        place = Path(folder).absolute()
+        file = Path(e.filename).absolute() if isinstance(e.filename, str) else None
+        within = file is not None and (file == place or place in file.parents)
+        if not within and e.errno not in _NO_ROOM:
+            raise
+        raise UserError(
+            f"{file if within else place} could not be written ({e.strerror or e}): make room on "
+            "the disk or choose another folder, and call again; what was saved before is kept."
         ) from e
 
 

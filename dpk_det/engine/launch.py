@@ -3,9 +3,13 @@
 import argparse
 import contextlib
 import functools
+import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +21,8 @@ from detectron2.utils import comm
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from dpk_det.errors import UserError
+
+from .signals import INTERRUPTED, PARENT, Stopped, die_with_parent, pass_signals_on
 
 
 def launch(main: Callable[..., Any], args: argparse.Namespace, *main_args: Any) -> Any:
@@ -33,18 +39,16 @@ def launch(main: Callable[..., Any], args: argparse.Namespace, *main_args: Any) 
     Returns:
         What main returns, where it ran in this process.
     """
-    try:
-        with exit_on_user_error():
-            if {"RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"} <= os.environ.keys():
-                return _join_group(main, args, *main_args)
-            num_gpus = _count_gpus(args.num_gpus)
-            if num_gpus == 0 and args.num_machines > 1:
-                raise UserError(
-                    f"--num-machines is {args.num_machines} but this machine has no GPU to use: "
-                    "start CPU processes with torchrun."
-                )
-            if num_gpus == 0 or num_gpus * args.num_machines == 1:
-                return main(args, *main_args)
+    with exit_on_user_error():
+        if {"RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"} <= os.environ.keys():
+            die_with_parent()
+            return _join_group(main, args, *main_args)
+        if PARENT in os.environ:
+            die_with_parent()
+        num_gpus = _count_gpus(args)
+        if num_gpus == 0 or num_gpus * args.num_machines == 1:
+            return main(args, *main_args)
+        with pass_signals_on():
             return spawn(
                 _guarded,
                 num_gpus,
@@ -53,29 +57,151 @@ def launch(main: Callable[..., Any], args: argparse.Namespace, *main_args: Any) 
                 dist_url=args.dist_url,
                 args=(main, args, *main_args),
             )
-    except ProcessExitedException as e:  # that process has said why
-        sys.exit(e.exit_code)
 
 
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Around a command: print a user's mistake as one line, no traceback, and exit with 2."""
+    """Around a command: end without a traceback what is no bug, in one line and by exit status.
+
+    These are a user's mistake, a signal that stopped a training, and Ctrl-C. Of many processes one
+    speaks; those that find it gone end silently with its status.
+    """
     try:
         yield
     except UserError as e:
-        if not dist.is_initialized() or comm.get_local_rank() == 0:
-            print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
+        _tell(e)
+        sys.exit(e.status)
+    except Stopped as e:
+        sys.exit(_status_of_others() or _say_stopped(e))
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except ProcessExitedException as e:  # that process has said why
+        sys.exit(e.exit_code)
+    except RuntimeError:  # perhaps of a collective whose partner has left
+        status = _status_of_others()
+        if status:
+            sys.exit(status)
+        raise
+
+
+def first_rank_does(function: Callable[[], Any]) -> None:
+    """Call a function in the first process alone; all processes must call this.
+
+    Raises:
+        UserError: what the function raised, in all of them.
+    """
+    error = None
+    if comm.is_main_process():
+        try:
+            function()
+        except UserError as e:
+            error = e
+    error = comm.all_gather(error)[0]
+    if error is not None:
+        raise error
 
 
 def _guarded(main: Callable[..., Any], *args: Any) -> Any:
     # in a process of its own, from where an exception would come out as a long traceback
     with exit_on_user_error():
+        die_with_parent()
         return main(*args)
 
 
-def _count_gpus(num_gpus: int) -> int:
+# ------------------------------------------------------------------ ends
+
+# keys in the store that all processes share
+_LEFT, _TOLD = "dpk_det/left", "dpk_det/told"
+_SECONDS_FOR_THE_OTHERS = timedelta(seconds=2)
+
+
+def _tell(error: UserError) -> None:
+    """Print a mistake; of those that several processes make, each once and with its ranks."""
+    _tell_torchrun(error)
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        try:
+            return _tell_among_others(error, _store())
+        except RuntimeError:  # the store is gone
+            pass
+    print(f"error: {error}", file=sys.stderr, flush=True)
+
+
+def _tell_among_others(error: UserError, store: dist.Store) -> None:
+    # The first that comes here waits a little for the others and speaks for all. The others wait
+    # for that, because torchrun ends all processes when the first one has ended.
+    size, key = dist.get_world_size(), "dpk_det/mistake/{}".format
+    store.set(_LEFT, str(error.status))
+    store.set(key(dist.get_rank()), str(error))
+    if store.add("dpk_det/mistakes", 1) > 1:
+        store.wait([_TOLD], 2 * _SECONDS_FOR_THE_OTHERS)
+        return
+    with contextlib.suppress(RuntimeError):
+        store.wait([key(rank) for rank in range(size)], _SECONDS_FOR_THE_OTHERS)
+    ranks: dict[str, list[str]] = {}
+    for rank in range(size):
+        if store.check([key(rank)]):
+            ranks.setdefault(store.get(key(rank)).decode(), []).append(str(rank))
+    for sentence, who in ranks.items():
+        where = "" if len(who) == size else f" (rank {', '.join(who)})"
+        print(f"error{where}: {sentence}", file=sys.stderr, flush=True)
+    store.set(_TOLD, "")
+
+
+def _say_stopped(stopped: Stopped) -> int:
+    if dist.is_initialized():
+        with contextlib.suppress(RuntimeError):  # it is gone with torchrun
+            _store().set(_LEFT, str(stopped.code))
+    if comm.is_main_process():
+        print(stopped.message, file=sys.stderr, flush=True)
+    return stopped.code
+
+
+def _status_of_others() -> int:
+    """The exit status with which another process has left; 0 when none has said so."""
+    if not dist.is_initialized():
+        return 0
+    try:
+        store = _store()
+        return int(store.get(_LEFT)) if store.check([_LEFT]) else 0
+    except RuntimeError:  # the process that had the store is gone
+        return 0
+
+
+def _store() -> dist.Store:
+    return dist.distributed_c10d._get_default_store()  # there is no public way to it
+
+
+def _tell_torchrun(error: UserError) -> None:
+    # Its report of a failure ends with what stands in this file, else with advice on debugging.
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        extra = {"py_callstack": f"error: {error}", "timestamp": str(int(time.time()))}
+        Path(path).write_text(json.dumps({"message": {"message": str(error), "extraInfo": extra}}))
+
+
+# ------------------------------------------------------------------ starts
+
+
+def _count_gpus(args: argparse.Namespace) -> int:
+    num_gpus = args.num_gpus
+    for option, number, least in (
+        ("--num-gpus", num_gpus, 0),
+        ("--num-machines", args.num_machines, 1),
+        ("--machine-rank", args.machine_rank, 0),
+    ):
+        if number < least:
+            raise UserError(f"{option} is {number}: give a number from {least} on.")
+    if args.machine_rank >= args.num_machines:
+        raise UserError(
+            f"--machine-rank is {args.machine_rank} of {args.num_machines} machines, which count "
+            f"from 0: give at most {args.num_machines - 1}."
+        )
     if not torch.cuda.is_available():
+        if args.num_machines > 1:
+            raise UserError(
+                f"--num-machines is {args.num_machines} but this machine has no GPU to use: start "
+                "CPU processes with torchrun."
+            )
         return 0
     if num_gpus > torch.cuda.device_count():
         raise UserError(
@@ -88,6 +214,11 @@ def _count_gpus(num_gpus: int) -> int:
 def _join_group(main: Callable[..., Any], *args: Any) -> Any:
     local_rank, local_size = (int(os.environ[key]) for key in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
     has_gpu = torch.cuda.is_available()
+    if has_gpu and local_size > torch.cuda.device_count():
+        raise UserError(
+            f"torchrun starts {local_size} processes but this machine has "
+            f"{torch.cuda.device_count()} GPUs: give --nproc-per-node at most that many."
+        )
     if has_gpu:
         torch.cuda.set_device(local_rank)
     else:
@@ -112,7 +243,30 @@ def _create_local_group(local_size: int) -> None:
 
 
 def use_device(cfg: CfgNode) -> None:
-    """Let a config run on the CPU, in float32, where there is no GPU; in place."""
+    """Let a config run on the CPU where there is no GPU, and there in float32; in place.
+
+    Raises:
+        UserError: for a ``MODEL.DEVICE`` that is none, or that this machine does not have.
+    """
+    name = cfg.MODEL.DEVICE
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError(f"MODEL.DEVICE is {name!r}: write 'cuda' or 'cpu'.")
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
+    if cfg.MODEL.DEVICE == "cpu":
         cfg.SOLVER.AMP.ENABLED = False  # Detectron2's needs a GPU
+    elif device.index is not None:
+        if device.index >= torch.cuda.device_count():
+            raise UserError(
+                f"MODEL.DEVICE is {name!r} but this machine has {torch.cuda.device_count()} GPUs, "
+                "counted from 0: write 'cuda'."
+            )
+        if comm.get_world_size() > 1:
+            raise UserError(
+                f"MODEL.DEVICE is {name!r}, which {comm.get_world_size()} processes cannot share: "
+                "write 'cuda', then each takes a GPU of its own."
+            )

@@ -1,7 +1,11 @@
 """The training command: Detectron2's arguments, and --check."""
 
 import argparse
+import contextlib
+import logging
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -11,14 +15,20 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from dpk_det.checkpoint import load_weights_strictly
-from dpk_det.config import load_config, plain_architecture
+from dpk_det.config import PLAIN, load_config, plain_architecture
 from dpk_det.data import check_datasets, register_image_datasets, register_json_datasets
 from dpk_det.distill.registry import find
 from dpk_det.errors import UserError
+from dpk_det.files import no_room_ends
+from dpk_det.teacher import find_teacher_weights, load_teacher_config
 
 from .check import check
-from .launch import launch, use_device
+from .launch import first_rank_does, launch, use_device
+from .lock import training_lock
+from .signals import watched
 from .trainer import DistillTrainer
+
+_CHECKPOINT = r"model_(final|\d+)\.pth"  # what a training writes
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -69,42 +79,90 @@ def main(args: argparse.Namespace) -> Any:
     Raises:
         UserError: for a user's mistake, or when a loss became infinite or NaN.
     """
+    if not (args.check or args.eval_only):
+        with watched():
+            return _train(args)
     cfg = setup(args)
-    # only a training writes log and config into OUTPUT_DIR: those of one must not be overwritten
-    trains = not (args.check or args.eval_only)
-    rank = comm.get_rank()
-    if trains:
-        default_setup(cfg, args)
-    else:
-        for name in ("fvcore", "detectron2"):
-            setup_logger(distributed_rank=rank, name=name)
-    folder = cfg.OUTPUT_DIR if trains else None
-    logger = setup_logger(folder, distributed_rank=rank, name="dpk_det")
-    if cfg.MODEL.DEVICE == "cpu":
-        logger.info("Running on the CPU, in float32.")
+    for name in ("fvcore", "detectron2", "dpk_det"):  # to the console: a training's log is its own
+        setup_logger(distributed_rank=comm.get_rank(), name=name)
+    _say_where(cfg)
     if args.check:
+        check_teacher_is_kept(cfg)
+        check_batch(cfg, args.num_processes)
         print(check(cfg))
         return None
-    if args.eval_only:
-        model = build_model(cfg)
-        if not cfg.MODEL.WEIGHTS:
-            raise UserError("MODEL.WEIGHTS is empty: name the checkpoint to evaluate.")
-        load_weights_strictly(model, cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
+    model = build_model(cfg)
+    if not cfg.MODEL.WEIGHTS:
+        raise UserError("MODEL.WEIGHTS is empty: name the checkpoint to evaluate.")
+    load_weights_strictly(model, cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
+    with no_room_ends(cfg.OUTPUT_DIR):
         return DistillTrainer.test(cfg, model)
-    trainer = DistillTrainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    try:
+
+
+def _train(args: argparse.Namespace) -> Any:
+    cfg = setup(args)
+    check_teacher_is_kept(cfg)
+    check_batch(cfg, comm.get_world_size())
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(no_room_ends(cfg.OUTPUT_DIR))
+        first_rank_does(lambda: stack.enter_context(training_lock(cfg.OUTPUT_DIR)))
+        default_setup(cfg, args)
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="dpk_det")
+        _say_where(cfg)
+        trainer = DistillTrainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
         return trainer.train()
-    except FloatingPointError as e:
+
+
+def _say_where(cfg: CfgNode) -> None:
+    if cfg.MODEL.DEVICE == "cpu":
+        logging.getLogger("dpk_det").info("Running on the CPU, in float32.")
+
+
+def check_batch(cfg: CfgNode, num_processes: int) -> None:
+    """Check that processes can share out a batch.
+
+    Raises:
+        UserError: when ``SOLVER.IMS_PER_BATCH`` is no multiple of their number or, where
+            ``SOLVER.REFERENCE_WORLD_SIZE`` is set, of that.
+    """
+    images, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
+    # Detectron2 multiplies the batch by the number of processes over the reference
+    key, sharers = (
+        ("SOLVER.REFERENCE_WORLD_SIZE", reference)
+        if reference
+        else ("the number of processes", num_processes)
+    )
+    if images % sharers:
         raise UserError(
-            f"Training stopped: {' '.join(str(e).split())}; what it saved is kept in "
-            f"{cfg.OUTPUT_DIR}: resume from there with a lower SOLVER.BASE_LR or loss weight."
-        ) from e
+            f"SOLVER.IMS_PER_BATCH is {images}, which {key}, {sharers}, does not divide: set it to "
+            f"{max(images // sharers, 1) * sharers}."
+        )
+
+
+def check_teacher_is_kept(cfg: CfgNode) -> None:
+    """Check that a training overwrites no weights of its own teacher.
+
+    Raises:
+        UserError: when they are a checkpoint in the student's OUTPUT_DIR.
+    """
+    node = cfg.DISTILL.TEACHER
+    if not (cfg.MODEL.META_ARCHITECTURE in PLAIN or cfg.DISTILL.INHERIT):
+        return
+    teacher_cfg = load_teacher_config(node.CONFIG_FILE, node.OPTS)
+    weights = find_teacher_weights(node.CONFIG_FILE, node.WEIGHTS, teacher_cfg)
+    path = Path(weights).expanduser().resolve()
+    if path.parent == Path(cfg.OUTPUT_DIR).resolve() and re.fullmatch(_CHECKPOINT, path.name):
+        raise UserError(
+            f"The teacher's weights {weights} would be overwritten by the student's, which are "
+            f"saved in the same folder: set OUTPUT_DIR, now {cfg.OUTPUT_DIR}, to another."
+        )
 
 
 def run(argv: Sequence[str] | None = None) -> Any:
     """Run the command in as many processes as it asks for."""
     args = parse_args(argv)
+    args.num_processes = args.num_gpus * args.num_machines
     if args.check:
         args.num_gpus = args.num_machines = 1
     return launch(main, args)

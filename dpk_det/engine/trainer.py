@@ -1,14 +1,16 @@
 """Detectron2's default trainer, with what distillation adds."""
 
+import contextlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer
+from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, get_event_storage
@@ -24,11 +26,14 @@ from dpk_det.data import (
     build_image_train_loader,
     classifies,
 )
+from dpk_det.errors import UserError
 from dpk_det.teacher import build_teacher, inherit_weights
 
 from .ddp import unwrap
 from .evaluators import build_evaluator
+from .finite import explain, require_finite
 from .machine import describe_machine, peak_memory_mb
+from .signals import StopHook, at_once
 
 RESULTS = "results.json"
 
@@ -88,11 +93,60 @@ class DistillTrainer(DefaultTrainer):
         console, *files = super().build_writers()
         return [PriorPrinter(self.max_iter), *files]
 
+    def build_hooks(self) -> list[HookBase | None]:
+        """Detectron2's, and those that keep NaN from being saved and obey signals."""
+        hooks = super().build_hooks()
+        last = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
+        saves = (i for i, hook in enumerate(hooks) if isinstance(hook, PeriodicCheckpointer))
+        first = next(saves, last)
+        watch = FiniteWeights(self.cfg.SOLVER.CHECKPOINT_PERIOD)
+        return [*hooks[:first], watch, *hooks[first:last], StopHook(), *hooks[last:]]
+
+    @classmethod
+    def test(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Evaluate as Detectron2 does; a signal ends it at once."""
+        with at_once():
+            return super().test(*args, **kwargs)
+
+    def run_step(self) -> None:
+        """Make a step.
+
+        Raises:
+            UserError: when its losses, or the weights that it began with, are infinite or NaN.
+        """
+        try:
+            super().run_step()
+        except UserError:
+            raise
+        except Exception as e:
+            model = unwrap(self._trainer.model)
+            sentence = explain(e, model, self.iter + 1, self.cfg.OUTPUT_DIR)
+            if sentence is None:
+                raise
+            raise sentence from e
+
+    def after_train(self) -> None:
+        """Close writers and, unless a failure or signal ended the training, evaluate."""
+        if self.iter < self.max_iter:  # which in the last step EvalHook does not see
+            self._hooks = [hook for hook in self._hooks if not isinstance(hook, EvalHook)]
+        super().after_train()
+
+    def save_checkpoint(self) -> None:
+        """Save after the present step as is done from time to time; all ranks call it.
+
+        Raises:
+            UserError: when weights are infinite or NaN.
+        """
+        require_finite(unwrap(self._trainer.model), self.iter + 1, self.cfg.OUTPUT_DIR)
+        if comm.is_main_process():
+            self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
+
     def train(self) -> Any:
         """Train, evaluate, and leave the figures in ``OUTPUT_DIR/results.json``."""
         if comm.is_main_process():  # an earlier run's, if this one fails
             (Path(self.cfg.OUTPUT_DIR) / RESULTS).unlink(missing_ok=True)
-        results = super().train()
+        with no_traceback_of_mistakes():
+            results = super().train()
         if comm.is_main_process():
             self._write_results()
         return results
@@ -135,6 +189,43 @@ def _without_nan(results: Mapping[str, Any]) -> dict[str, Any]:
         k: _without_nan(v) if isinstance(v, Mapping) else None if v != v else v
         for k, v in results.items()
     }
+
+
+class FiniteWeights(HookBase):
+    """Lets no weights that are infinite or NaN be saved, in checkpoints or at the end.
+
+    Args:
+        period: the steps from one checkpoint to the next.
+    """
+
+    def __init__(self, period: int) -> None:
+        self.period = period
+
+    def after_step(self) -> None:
+        """Check them where they are going to be saved.
+
+        Raises:
+            UserError: naming the first.
+        """
+        trainer = self.trainer
+        step = trainer.iter + 1
+        if step % self.period == 0 or step == trainer.max_iter:
+            require_finite(unwrap(trainer.model), step, trainer.cfg.OUTPUT_DIR)
+
+
+@contextlib.contextmanager
+def no_traceback_of_mistakes() -> Iterator[None]:
+    """Keep Detectron2's training loop from logging the traceback of a mistake; bugs keep theirs."""
+
+    def is_bug(record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], UserError))
+
+    logger = logging.getLogger("detectron2.engine.train_loop")
+    logger.addFilter(is_bug)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_bug)
 
 
 class PriorPrinter(CommonMetricPrinter):

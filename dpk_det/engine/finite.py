@@ -1,0 +1,80 @@
+"""Trainings whose numbers are no numbers any more: said in a sentence, and not saved."""
+
+import re
+
+import torch
+from torch import nn
+
+from dpk_det.errors import UserError
+
+# how Detectron2 writes a loss into its FloatingPointError
+_LOSS = re.compile(r"'([^']+)': (?:np\.\w+\()?(-?inf|nan)\b")
+
+
+def require_finite(model: nn.Module, step: int, folder: str) -> None:
+    """Check weights before they are saved.
+
+    Args:
+        model: without a wrapper. step: the number of steps that are done. folder: of checkpoints.
+
+    Raises:
+        UserError: naming the first weights that are infinite or NaN, and the step.
+    """
+    names = _not_finite(model)
+    if names:
+        raise UserError(
+            f"Training stopped after step {step}, whose update made weights infinite or NaN "
+            f"({_enumerate(names)}); {_remedy(folder)}."
+        )
+
+
+def explain(error: Exception, model: nn.Module, step: int, folder: str) -> UserError | None:
+    """The sentence for an exception that ended a training step.
+
+    Args:
+        error: Detectron2's FloatingPointError of losses or proposals, or any other.
+        model, folder: as :func:`require_finite` takes. step: the number of the step that failed,
+            from 1.
+
+    Returns:
+        None when the exception is no FloatingPointError and the weights are finite: a bug.
+    """
+    said, names = " ".join(str(error).split()).rstrip("."), _not_finite(model)
+    losses = [f"{name} is {value}" for name, value in _LOSS.findall(said)]
+    if losses:
+        what = ", ".join(losses)
+    elif isinstance(error, FloatingPointError):
+        what = said
+    elif names:
+        what = f"{type(error).__name__} {said}".rstrip()
+    else:
+        return None
+    if names:
+        why = f" (weights had become infinite or NaN before: {_enumerate(names)})"
+    elif losses:
+        why = ""
+    else:
+        why = " (the weights are finite, so look at the images and boxes of that step)"
+    return UserError(f"Training stopped in step {step}: {what}{why}; {_remedy(folder)}.")
+
+
+def _not_finite(model: nn.Module) -> list[str]:
+    # other buffers may well hold an infinity, such as a mask of attention
+    weights = dict(model.named_parameters())
+    weights |= {k: v for k, v in model.named_buffers() if k.rpartition(".")[2][:8] == "running_"}
+    if not weights:
+        return []
+    finite = torch.stack([x.detach().isfinite().all() for x in weights.values()])
+    return [name for name, fine in zip(weights, finite.tolist(), strict=True) if not fine]
+
+
+def _enumerate(names: list[str]) -> str:
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return f"{', '.join(names[:2])}{more}"
+
+
+def _remedy(folder: str) -> str:
+    return (
+        f"what it saved before is kept in {folder}: resume from there with a lower SOLVER.BASE_LR "
+        "or loss weight"
+    )

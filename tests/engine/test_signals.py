@@ -1,0 +1,128 @@
+"""Signals that end a training, in this process, which sends them to itself."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dpk_det.engine import DistillTrainer
+from dpk_det.engine.signals import PARENT, Stopped, at_once, die_with_parent, watched
+from dpk_det.errors import STOPPED
+
+
+@pytest.fixture
+def send(monkeypatch):
+    """``send(method, call, signal)``: a trainer's method sends it at a call, before its work."""
+
+    def at(method, call, number):
+        intact, calls = getattr(DistillTrainer, method), []
+
+        def wrapper(*args, **kwargs):
+            calls.append(1)
+            if len(calls) == call:
+                os.kill(os.getpid(), number)
+            return intact(*args, **kwargs)
+
+        monkeypatch.setattr(DistillTrainer, method, wrapper)
+
+    return at
+
+
+@pytest.fixture
+def stops(command, capsys):
+    """Runs a training that a signal must stop: status 3, one line, no traceback; the line."""
+
+    def run(*argv):
+        with pytest.raises(SystemExit) as stop:
+            command(*argv)
+        assert stop.value.code == STOPPED
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        (line,) = err.splitlines()
+        return line
+
+    return run
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_training_finishes_its_step_saves_and_goes_on_from_there(
+    tiny, tmp_path, stops, command, send, number
+):
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
+    send("run_step", 2, number)
+    args = ("--config-file", tiny.plain, "--resume", "OUTPUT_DIR", tmp_path)
+    line = stops(*args)
+    assert line == f"Stopped by {number.name} after step 2; --resume goes on from there."
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
+    assert torch.load(tmp_path / "model_0000001.pth")["iteration"] == 1
+    assert not (tmp_path / "results.json").exists()
+    assert not (tmp_path / "inference").exists()  # and evaluates nothing
+    assert before == [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
+
+    command(*args)
+    assert (tmp_path / "results.json").exists()
+    assert (tmp_path / "metrics.json").read_text().count('"iteration": 2') == 1
+
+
+def test_in_the_last_step_the_final_model_is_saved_and_nothing_evaluated(
+    tiny, tmp_path, stops, send
+):
+    send("run_step", 3, signal.SIGTERM)
+    line = stops("--config-file", tiny.plain, "OUTPUT_DIR", tmp_path)
+    assert "after step 3" in line
+    assert [x.name for x in tmp_path.glob("*.pth")] == ["model_final.pth"]
+    assert not (tmp_path / "inference").exists()
+
+
+@pytest.mark.parametrize("method", ["resume_or_load", "build_evaluator"])
+def test_setting_up_and_evaluating_end_at_once(tiny, tmp_path, stops, send, method):
+    send(method, 1, signal.SIGTERM)
+    line = stops("--config-file", tiny.plain, "OUTPUT_DIR", tmp_path)
+    assert line == "Stopped by SIGTERM; --resume goes on from the last checkpoint."
+    assert (tmp_path / "model_final.pth").exists() == (method == "build_evaluator")
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_an_evaluation_does_not_begin_after_a_signal():
+    with watched():
+        with pytest.raises(Stopped):
+            os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped), at_once():
+            pytest.fail("began")
+
+
+def test_outside_a_training_signals_are_left_alone():
+    before = signal.getsignal(signal.SIGTERM)
+    with watched():
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_second_ctrl_c_ends_at_once_but_not_the_same_press_passed_on():
+    source = """
+import os, signal, time
+from dpk_det.engine import signals
+with signals.watched():
+    signals._state.in_step = True
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("goes on", flush=True)
+    time.sleep(1.1)
+    os.kill(os.getpid(), signal.SIGINT)
+    print("is still there", flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+    assert done.returncode == 130
+    assert (done.stdout, done.stderr) == ("goes on\n", "Interrupted at once.\n")
+
+
+def test_a_process_whose_parent_is_gone_already_stops(monkeypatch):
+    monkeypatch.setenv(PARENT, "1234567")
+    with pytest.raises(Stopped) as stopped:
+        die_with_parent()
+    assert "gone" in stopped.value.message
+    assert PARENT not in os.environ  # it is not that of the processes that this one starts
