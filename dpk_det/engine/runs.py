@@ -21,6 +21,7 @@ from detectron2.evaluation.testing import flatten_results_dict
 from dpk_det.config import PLAIN, load_config
 from dpk_det.errors import UserError
 
+from .signals import with_parent
 from .train import parse_args, setup
 from .trainer import RESULTS
 
@@ -206,14 +207,12 @@ def _to_do(runs: Sequence[Run], report: Callable[[str], None]) -> list[Run]:
 
 def _start(run: Run, slot: Mapping[str, str]) -> subprocess.Popen:
     run.folder.mkdir(parents=True, exist_ok=True)
-    # The training holds the lock as long as it lives, though this process be killed.
-    with run.log.open("a") as log, _lock(run) as lock:
+    with run.log.open("a") as log:  # the training itself takes the folder's lock
         return subprocess.Popen(
             [sys.executable, "-m", "dpk_det.engine.train", *run.arguments],
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=os.environ | slot,
-            pass_fds=[lock.fileno()],
+            env=os.environ | slot | with_parent(),
         )
 
 

@@ -149,8 +149,11 @@ def check_teacher_is_kept(cfg: CfgNode) -> None:
     node = cfg.DISTILL.TEACHER
     if not (cfg.MODEL.META_ARCHITECTURE in PLAIN or cfg.DISTILL.INHERIT):
         return
-    teacher_cfg = load_teacher_config(node.CONFIG_FILE, node.OPTS)
-    weights = find_teacher_weights(node.CONFIG_FILE, node.WEIGHTS, teacher_cfg)
+    try:
+        teacher_cfg = load_teacher_config(node.CONFIG_FILE, node.OPTS)
+        weights = find_teacher_weights(node.CONFIG_FILE, node.WEIGHTS, teacher_cfg)
+    except UserError:  # there are none yet: said when the teacher is built
+        return
     path = Path(weights).expanduser().resolve()
     if path.parent == Path(cfg.OUTPUT_DIR).resolve() and re.fullmatch(_CHECKPOINT, path.name):
         raise UserError(
