@@ -1,10 +1,7 @@
 """The comparison command: trains teachers and every method with every seed, and reports."""
 
 import argparse
-import json
-import re
 import shlex
-import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,19 +10,18 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from dpk_det.errors import UserError
-from dpk_det.files import write_whole
 
+from .interrupts import Interrupts
 from .launch import exit_on_user_error
+from .made_with import check_config
 from .plan import Plan, plan
-from .plots import plot_curves, plot_metric, plot_prior
-from .report import method_table, metric_name, report_text
-from .runs import Run, check_config, make_slots, train_all
+from .report_files import REPORT, write_report
+from .run import Run
+from .runs import train_all
+from .signals import Stopped
+from .slots import make_slots
 from .suite import read_suite
-from .suite_configs import load_configs
-from .summary import summarise
-from .trainer import RESULTS
-
-REPORT = "report.md"
+from .suite_configs import check_evaluations, load_configs
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -74,6 +70,7 @@ def compare(
     slots: Sequence[Mapping[str, str]] | None,
     command: str,
     say: Callable[[str], None] = print,
+    interrupts: Interrupts | None = None,
 ) -> str:
     """Train what is not trained yet; write the report after each training that ends.
 
@@ -81,90 +78,55 @@ def compare(
         todo: the trainings. output: folder of the report, its plots and results.json.
         slots: see :func:`dpk_det.engine.runs.train_all`. None: train nothing.
         command: that the report shows. say: gets the lines of progress.
+        interrupts: tells when to stop.
 
     Returns:
         The table of the report.
 
     Raises:
         UserError: for a mistake in a config, before any training; when trainings failed, after
-            all others; when there is nothing to report.
+            all others; when the report cannot be written; when there is nothing to report.
+        Stopped: when a signal came; what was finished is reported.
     """
-    configs = load_configs(todo, trains=slots is not None)
+    trains = slots is not None
+    configs = load_configs(todo, trains)
+    check_evaluations(todo, configs, trains, say)
     failed: list[str] = []
-
-    def update(run: Run) -> None:
-        if run.results is None:
-            failed.append(run.name)
-        try:
-            report()
-        except (
-            UserError
-        ) as e:  # a full disk, say: no reason to end trainings; told again at the end
-            say(f"The report could not be written ({e})")
 
     def report() -> str:
         return write_report(todo, configs, output, command, failed)
 
-    if slots is None:
-        for run in todo.runs:
-            check_config(run, any_machine=True)
-    else:
-        _draw(configs.values())
+    def try_to_report() -> None:
         try:
-            train_all(todo.runs, slots, say, update)
-        except (KeyboardInterrupt, SystemExit):
             report()
+        except UserError as e:  # a full disk, say, ends no training; it is told again at the end
+            say(f"The report could not be written ({e})")
+
+    def update(run: Run, done: bool) -> None:
+        if not done:
+            failed.append(run.name)
+        try_to_report()
+
+    if trains:
+        _draw(configs.values())
+        steps = {
+            run.name: configs[name].SOLVER.MAX_ITER
+            for name, runs in todo.rows.items()
+            for run in runs.values()
+            if run.trains
+        }
+        try:
+            train_all(todo.runs, slots, say, update, steps, interrupts)
+        except Stopped:
+            try_to_report()
             raise
+    else:
+        for run in todo.runs:
+            check_config(run, any_machine=True, say=say)
     table = report()
     if not table:
         raise UserError(f"There is nothing to report: no training of {todo.suite.path} is done.")
     return table
-
-
-def write_report(
-    todo: Plan, configs: Mapping[str, CfgNode], output: Path, command: str, failed: Sequence[str]
-) -> str:
-    """Write report.md, results.json and the plots of what is finished; nothing if nothing is.
-
-    Args:
-        todo: the trainings. configs: row's name to its config. output: folder to write to.
-        command: that the report shows. failed: names of runs.
-
-    Returns:
-        The table of the report, or "".
-    """
-    summary = summarise(todo, configs, command, failed)
-    if not summary["finished"]:
-        return ""
-    write_whole(output / RESULTS, json.dumps(summary, indent=2) + "\n")
-    metric, seed = metric_name(summary["metric"]), todo.seeds[0]
-    titles = {n: row["title"] for n, row in (summary["teachers"] | summary["methods"]).items()}
-    finished = {
-        titles[name]: [run for run in runs.values() if run.results is not None]
-        for name, runs in todo.rows.items()
-    }
-    first = {
-        titles[name]: runs[seed]
-        for name, runs in todo.methods.items()
-        if runs[seed].results is not None
-    }
-    plots = {}
-    if any(row["values"] for row in (summary["teachers"] | summary["methods"]).values()):
-        picture = re.sub(r"\W+", "-", metric.lower()) + ".png"  # ap.png, mask-ap.png, top-1.png
-        plot_metric(summary, output / picture)
-        plots[picture] = (
-            f"{metric}: a dot a seed, a bar for their mean; dashed lines are the means of the "
-            "methods that gains are measured against."
-        )
-    if plot_curves(finished, summary["metric"], output / "curves.png"):
-        plots["curves.png"] = f"{metric} over the steps, mean over the seeds."
-    if plot_prior(first, output / "prior.png"):
-        plots["prior.png"] = (
-            f"Prior ratio and CKA of each level, and the losses, with seed {seed}; the total loss "
-            "includes the others."
-        )
-    write_whole(output / REPORT, report_text(summary, plots))
-    return method_table(summary)
 
 
 def _draw(configs: Iterable[CfgNode]) -> None:
@@ -176,22 +138,21 @@ def _draw(configs: Iterable[CfgNode]) -> None:
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    """Run the command line."""
+    """Run the command line.
+
+    SIGTERM, SIGUSR1 and Ctrl-C end the trainings, which save first; what is finished is reported,
+    and the exit status is ``errors.STOPPED``. Ctrl-C once more ends all at once.
+    """
     args = parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the trainings end as well
     given = sys.argv[1:] if argv is None else argv
     # as it is to be called to train what is reported
     command = ["python", "tools/compare.py", *(x for x in given if x != "--report-only")]
-    with exit_on_user_error():
+    with exit_on_user_error(), Interrupts().taken() as interrupts:
         suite = read_suite(args.suite)
         output = args.output or Path("output") / args.suite.stem
         todo = plan(suite, args.runs or output / "runs", args.seeds, args.only)
         slots = None if args.report_only else make_slots(args.workers, args.threads, args.gpus)
-        try:
-            table = compare(todo, output, slots, shlex.join(command), _say)
-        except KeyboardInterrupt:
-            print("Interrupted: call again to go on from there.", file=sys.stderr)
-            sys.exit(130)
+        table = compare(todo, output, slots, shlex.join(command), _say, interrupts)
     print(f"{table}\n\nThe report is in {output / REPORT}.")
 
 

@@ -1,14 +1,15 @@
 """The trainings that a suite asks for."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dpk_det.distill.registry import find
 
-from .runs import Run
+from .run import Run
 from .suite import OF_TEACHER, START, Method, Suite, Teacher, check_folders, check_seeds
+from .teacher_accuracy import TEACHER_RESULTS
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,15 @@ class Plan:
     Attributes:
         suite: what they are for. seeds: of the students.
         teachers: those that are trained, by name. methods: name to seed to training.
+        evaluations: of the teachers that are there already and that a method learns from, on the
+            datasets of the first such method, by name.
     """
 
     suite: Suite
     seeds: tuple[int, ...]
     teachers: dict[str, Run]
     methods: dict[str, dict[int, Run]]
+    evaluations: dict[str, Run] = field(default_factory=dict)
 
     @property
     def runs(self) -> list[Run]:
@@ -34,13 +38,28 @@ class Plan:
         """
         students = [runs[seed] for seed in self.seeds for runs in self.methods.values()]
         students.sort(key=lambda run: bool(run.after))  # keeps the order otherwise
-        return [*self.teachers.values(), *students]
+        return [*self.teachers.values(), *self.evaluations.values(), *students]
 
     @property
-    def rows(self) -> dict[str, dict[int, Run]]:
-        """Name to seed to training, teachers first."""
-        teachers = {n: {self.suite.teachers[n].seed: run} for n, run in self.teachers.items()}
+    def rows(self) -> dict[str, dict[int | str, Run]]:
+        """Name to seed to training, teachers first, as the suite has them.
+
+        In place of a seed the teachers that are there already have "given".
+        """
+        teachers = {
+            name: {teacher.seed: self.teachers[name]}
+            if name in self.teachers
+            else {"given": self.evaluations[name]}
+            for name, teacher in self.suite.teachers.items()
+            if name in self.teachers or name in self.evaluations
+        }
         return {**teachers, **self.methods}
+
+    def learner(self, teacher: str) -> str | None:
+        """Name of the first method that learns from a teacher."""
+        return next(
+            (name for name in self.methods if self.suite.methods[name].teacher == teacher), None
+        )
 
 
 def plan(suite: Suite, folder: Path, seeds: Sequence[int] = (), only: Collection[str] = ()) -> Plan:
@@ -64,7 +83,11 @@ def plan(suite: Suite, folder: Path, seeds: Sequence[int] = (), only: Collection
         needed = {suite.start, *(method.teacher for method in chosen.values())}
     teachers = {
         name: Run(
-            name, teacher.config, folder / name, overrides({**teacher.opts, "SEED": teacher.seed})
+            name,
+            teacher.config,
+            folder / name,
+            overrides({**teacher.opts, "SEED": teacher.seed}),
+            row=name,
         )
         for name, teacher in suite.teachers.items()
         if name in needed and teacher.weights is None
@@ -84,12 +107,26 @@ def plan(suite: Suite, folder: Path, seeds: Sequence[int] = (), only: Collection
                     }
                 ),
                 tuple(x for x in (suite.start, method.teacher) if x in teachers),
+                row=name,
             )
             for seed in seeds
         }
         for name, method in chosen.items()
     }
-    return Plan(suite, seeds, teachers, methods)
+    todo = Plan(suite, seeds, teachers, methods)
+    for name, teacher in suite.teachers.items():
+        if teacher.weights is not None and (learner := todo.learner(name)):
+            student = methods[learner][seeds[0]]
+            todo.evaluations[name] = Run(
+                name,
+                student.config,
+                folder / name,
+                student.opts,
+                row=name,
+                mode="--eval-teacher",
+                results_file=TEACHER_RESULTS,
+            )
+    return todo
 
 
 def _teacher_opts(suite: Suite, method: Method, trained: Mapping[str, Run]) -> dict[str, Any]:

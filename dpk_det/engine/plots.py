@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 from dpk_det.files import whole_file
 
 from .report import metric_label
-from .runs import Run, read_metrics
+from .run import Run, read_metrics
 
 
 def plot_metric(summary: Mapping[str, Any], path: Path) -> None:
@@ -37,7 +37,7 @@ def plot_metric(summary: Mapping[str, Any], path: Path) -> None:
         axes.plot([row["mean"]] * 2, [place - 0.3, place + 0.3], color=colour, linewidth=2.5)
         if name in baselines:
             axes.axvline(row["mean"], color=colour, linestyle="--", linewidth=1, zorder=0)
-    axes.set_yticks(range(len(rows)), [row["title"] for row in rows.values()])
+    axes.set_yticks(range(len(rows)), [_plain(row["title"]) for row in rows.values()])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel(metric_label(summary["metric"]))
     _save(figure, path)
@@ -66,7 +66,7 @@ def plot_curves(methods: Mapping[str, Sequence[Run]], metric: str, path: Path) -
         return False
     figure, axes = plt.subplots(figsize=(8, 5))
     for label, (steps, values) in curves.items():
-        axes.plot(steps, values, marker=".", label=label)
+        axes.plot(steps, values, marker=".", label=_plain(label))
     axes.set(xlabel="step", ylabel=metric_label(metric))
     axes.legend(fontsize="small")
     _save(figure, path)
@@ -92,6 +92,7 @@ def plot_prior(runs: Mapping[str, Run], path: Path) -> bool:
         return False
     figure, (ratio_axes, cka_axes, loss_axes) = plt.subplots(1, 3, figsize=(15, 4))
     for label, metrics in found.items():
+        label = _plain(label)
         steps = [m["iteration"] + 1 for m in metrics]
         methods = {name.partition("/")[0] for name in metrics[-1] if "/ratio_" in name}
         losses = {"total_loss", *(f"loss_{method}" for method in methods)}
@@ -114,8 +115,14 @@ def plot_prior(runs: Mapping[str, Run], path: Path) -> bool:
     return True
 
 
+def _plain(title: str) -> str:
+    return title.replace("$", r"\$")  # which would begin a formula
+
+
 def _save(figure: Any, path: Path) -> None:
     figure.tight_layout()
-    with whole_file(path) as partial:
-        figure.savefig(partial, dpi=100)
-    plt.close(figure)
+    try:
+        with whole_file(path) as partial:
+            figure.savefig(partial, dpi=100)
+    finally:
+        plt.close(figure)

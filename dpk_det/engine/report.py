@@ -46,19 +46,20 @@ def method_table(summary: Mapping[str, Any]) -> str:
         gain = row.get("gain") or {}
         values = row["values"]
         # of a method also those that are missing, so that its neighbours' stand in the same place
-        seeds = summary["seeds"] if "gain" in row else values
+        seeds = summary["seeds"] if "gain" in row else [seed for seed in values if seed != "given"]
         rows.append(
             [
-                row["title"],
-                str(len(values)),
+                _cell(row["title"]),
+                "" if _is_given(row) else str(len(values)),
                 spread(row["mean"], row["sd"]),
                 spread(row["secondary_mean"], row["secondary_sd"]),
                 spread(gain.get("mean"), gain.get("sd"), signed=True),
-                summary["methods"][row["baseline"]]["title"] if gain else "",
+                _cell(summary["methods"][row["baseline"]]["title"]) if gain else "",
                 _p(gain.get("p")),
                 _times(row.get("relative_seconds")),
                 _times(row.get("relative_memory")),
-                ", ".join(f"{values[s]:.1f}" if s in values else "-" for s in seeds),
+                # no commas, which would cut the cell in two where the table is pasted as CSV
+                " ".join(_value(row, seed) for seed in seeds),
             ]
         )
     kept = [i for i in range(len(headers)) if any(row[i] for row in rows)]
@@ -68,6 +69,25 @@ def method_table(summary: Mapping[str, Any]) -> str:
         tablefmt="github",
         disable_numparse=True,
     )
+
+
+def _cell(title: str) -> str:
+    return title.replace("|", "\\|")
+
+
+def _is_given(row: Mapping[str, Any]) -> bool:
+    return row.get("weights") is not None
+
+
+def _value(row: Mapping[str, Any], seed: int | str) -> str:
+    if seed not in row["values"]:
+        return "-"
+    return f"{row['values'][seed]:.1f}{'†' if _inexact_steps(row, seed) else ''}"
+
+
+def _inexact_steps(row: Mapping[str, Any], seed: int | str) -> list[int]:
+    resumed = row["runs"].get(seed, {}).get("resumed", [])
+    return [x["step"] for x in resumed if not x["exact"]]
 
 
 def spread(mean: float | None, sd: float | None, signed: bool = False) -> str:
@@ -140,14 +160,13 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
         where = "GPU memory" if all(gpus) else "memory of the whole process, libraries included,"
         notes.append(f"memory: peak {where} over that of '{baseline}'.")
     notes.append(f"Schedule: {_schedule(methods)}.")
-    for row in teachers.values():
-        seeds = ", ".join(map(str, row["runs"]))
-        notes.append(f"{row['title']}: {_steps(row)}{f', seed {seeds}' if seeds else ''}.")
+    notes += [_teacher_note(row) for row in teachers.values()]
     for title, weights in summary["given_teachers"].items():
-        notes.append(f"{title}: not trained here, weights {weights or 'of the model zoo'}.")
+        notes.append(f"{title}: neither trained nor evaluated here, weights {_weights(weights)}.")
     notes.append(
         f"Seeds: {', '.join(map(str, summary['seeds']))}; a seed is the same for all methods."
     )
+    notes += _resumed_notes(methods | teachers)
     notes.append(f"Parameters: {_parameters(methods | teachers)}.")
     notes += [f"Machine: {_machine(machine)}." for machine in summary["machines"]]
     notes.append("Command:")
@@ -166,6 +185,35 @@ def _metric_note(metric: str) -> str:
     return f"{metric_name(metric)}: {what}."
 
 
+def _teacher_note(row: Mapping[str, Any]) -> str:
+    if not _is_given(row):
+        seeds = ", ".join(map(str, row["runs"]))
+        return f"{row['title']}: {_steps(row)}{f', seed {seeds}' if seeds else ''}."
+    results = row["runs"].get("given")
+    datasets = ((results or {}).get("teacher") or {}).get("datasets", [])
+    where = f", evaluated on {' and '.join(datasets)}" if datasets else ""
+    return f"{row['title']}: not trained here, weights {_weights(row['weights'])}{where}."
+
+
+def _weights(weights: str) -> str:
+    return weights or "of the model zoo"
+
+
+def _resumed_notes(rows: Mapping[str, Any]) -> list[str]:
+    said = [
+        f"'{row['title']}' with seed {seed} at step {' and '.join(map(str, steps))}"
+        for row in rows.values()
+        for seed in row["runs"]
+        if (steps := _inexact_steps(row, seed))
+    ]
+    if not said:
+        return []
+    return [
+        f"†: resumed, but not as if it had never been interrupted: {'; '.join(said)}. From there "
+        "on it had other random numbers, or saw other images, than its seed gives."
+    ]
+
+
 def _steps(row: Mapping[str, Any]) -> str:
     return f"{row['iterations']} steps of {row['images_per_step']} images"
 
@@ -175,7 +223,8 @@ def _grouped(said: Mapping[str, str]) -> str:
     groups: dict[str, list[str]] = {}
     for title, text in said.items():
         groups.setdefault(text, []).append(title)
-    return "; ".join(f"{text} ({', '.join(titles)})" for text, titles in groups.items())
+    quoted = ((text, [f"'{title}'" for title in titles]) for text, titles in groups.items())
+    return "; ".join(f"{text} ({', '.join(titles)})" for text, titles in quoted)
 
 
 def _schedule(methods: Mapping[str, Any]) -> str:
@@ -187,7 +236,7 @@ def _schedule(methods: Mapping[str, Any]) -> str:
 
 def _parameters(rows: Mapping[str, Any]) -> str:
     known = [row for row in rows.values() if row["parameters"]]
-    return _grouped({row["title"]: f"{row['parameters']:,}" for row in known})
+    return _grouped({row["title"]: str(row["parameters"]) for row in known})
 
 
 def _machine(machine: Mapping[str, Any]) -> str:

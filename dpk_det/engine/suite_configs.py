@@ -3,20 +3,25 @@
 import contextlib
 import difflib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 
-from dpk_det.config import PLAIN, load_config, method_arguments
+from dpk_det.checkpoint import load_backbone_weights
+from dpk_det.config import PLAIN, load_config, method_arguments, plain_architecture
+from dpk_det.data import register_image_datasets, register_json_datasets
 from dpk_det.distill import Level, build_distiller
 from dpk_det.errors import UserError
-from dpk_det.teacher import load_teacher_config
+from dpk_det.teacher import load_teacher, load_teacher_config
 
+from .made_with import flatten
 from .metric_names import check_metric
 from .plan import Plan, overrides
-from .runs import flatten
+from .run import Run
 from .suite import Method, Teacher
+from .teacher_accuracy import describe_teacher, evaluation_config
 from .train import parse_args, setup
 
 
@@ -33,18 +38,12 @@ def load_configs(todo: Plan, trains: bool) -> dict[str, CfgNode]:
     """
     suite = todo.suite
     for teacher in suite.teachers.values():
-        if teacher.weights is not None:  # no row, since it is not trained
-            where = f"teachers.{teacher.name} of {suite.path}"
-            with _telling(f"{where} cannot be built"):
-                load_teacher_config(teacher.config, overrides(teacher.opts))
-            is_path = teacher.weights and "://" not in teacher.weights
-            if trains and is_path and not Path(teacher.weights).expanduser().is_file():
-                raise UserError(
-                    f"The weights {teacher.weights} of {where} are no file below {Path.cwd()}: "
-                    "correct the path."
-                )
+        if teacher.weights is not None:
+            _check_given(todo, teacher, trains)
     configs = {}
     for name, runs in todo.rows.items():
+        if name in todo.evaluations:  # goes by a student's config
+            continue
         is_teacher = name in todo.teachers
         entry = (suite.teachers if is_teacher else suite.methods)[name]
         where = f"{'teachers' if is_teacher else 'methods'}.{name} of {suite.path}"
@@ -57,14 +56,87 @@ def load_configs(todo: Plan, trains: bool) -> dict[str, CfgNode]:
             for key in entry.opts:
                 _check_key(known, key)
             run = next(iter(runs.values()))
-            configs[name] = (
-                setup(parse_args(run.arguments)) if trains else load_config(run.config, run.opts)
-            )
+            configs[name] = setup(parse_args(run.arguments)) if trains else load_as_is(run)
             _check_method(configs[name], entry)
         if trains and not is_teacher:  # a teacher that lacks a figure leaves its cell blank
             for metric in filter(None, (suite.metric, suite.secondary)):
                 check_metric(configs[name], metric, where)
+    if trains:
+        _check_start(todo, configs)
     return configs
+
+
+def check_evaluations(
+    todo: Plan, configs: Mapping[str, CfgNode], trains: bool, say: Callable[[str], None]
+) -> None:
+    """See which evaluations of given teachers can be made, and which must be made anew.
+
+    Those of teachers with other classes than the datasets are taken out of the plan.
+
+    Args:
+        todo: changed in place. configs: of :func:`load_configs`. trains: as there.
+        say: gets a line for each that is taken out or outdated.
+
+    Raises:
+        UserError: where nothing is to be trained, for one that is outdated.
+    """
+    for name, run in [*todo.evaluations.items()]:
+        cfg = configs[todo.learner(name)]
+        now = describe_teacher(cfg, any_machine=not trains)
+        before = (run.results or {}).get("teacher") or {}
+        same = all(before.get(key) == value for key, value in now.items())
+        if not trains:
+            if before and not same:
+                raise UserError(
+                    f"{run.folder / run.results_file} is of another teacher than {name} of "
+                    f"{todo.suite.path} is now: remove it."
+                )
+            continue
+        if before and not same:
+            (run.folder / run.results_file).unlink()
+            say(f"{name}: its weights, config or datasets have changed; it is evaluated anew")
+        try:
+            evaluation_config(cfg)
+        except UserError as e:
+            del todo.evaluations[name]
+            say(f"{name}: not evaluated. {e}")
+
+
+def load_as_is(run: Run) -> CfgNode:
+    """The config of a run, its datasets registered but not looked for.
+
+    Raises:
+        UserError: for a mistake in it.
+    """
+    cfg = load_config(run.config, run.opts)
+    register_json_datasets(cfg)
+    register_image_datasets(cfg)
+    return cfg
+
+
+def _check_given(todo: Plan, teacher: Teacher, trains: bool) -> None:
+    where = f"teachers.{teacher.name} of {todo.suite.path}"
+    is_path = teacher.weights and "://" not in teacher.weights
+    if trains and is_path and not os.path.isfile(os.path.expanduser(teacher.weights)):
+        raise UserError(
+            f"The weights {teacher.weights} of {where} are no file below {Path.cwd()}: "
+            "correct the path."
+        )
+    with _telling(f"{where} cannot be built"):
+        opts = overrides(teacher.opts)
+        if trains and todo.learner(teacher.name):
+            load_teacher(teacher.config, teacher.weights, opts)
+        else:
+            load_teacher_config(teacher.config, opts)
+
+
+def _check_start(todo: Plan, configs: Mapping[str, CfgNode]) -> None:
+    start = todo.suite.teachers.get(todo.suite.start)
+    if start is None or start.weights is None:
+        return
+    for name in todo.methods:
+        with _telling(f"start of {todo.suite.path} is no start for methods.{name}"):
+            load_backbone_weights(build_model(plain_architecture(configs[name])), start.weights)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from dpk_det.distill.registry import find
 
 from .metric_names import metric_names
 from .plan import Plan
-from .runs import Run
+from .run import Run
 from .trainer import RESULTS
 
 
@@ -26,9 +26,10 @@ def summarise(
 
     Returns:
         What JSON can hold. ``teachers`` and ``methods`` have a row a name, see :func:`_row`; of a
-        method also ``gain`` (see :func:`paired_gain`; None without common seeds) over the method
-        ``baseline``, and ``relative_seconds`` and ``relative_memory``: medians over the seeds,
-        divided by that of the suite's baseline.
+        teacher also ``weights`` (None if it is trained here), of a method also ``gain`` (see
+        :func:`paired_gain`; None without common seeds) over the method ``baseline``, and
+        ``relative_seconds`` and ``relative_memory``: medians over the seeds, divided by that of the
+        suite's baseline.
 
     Raises:
         UserError: when no finished student was evaluated by the suite's metric.
@@ -41,8 +42,12 @@ def summarise(
     for metric in filter(None, (suite.metric, suite.secondary)):
         _check_measured(plan, configs, metric)
     teachers = {
-        name: _row(plan, suite.teachers[name], done[name], configs[name]) for name in plan.teachers
+        name: _row(plan, suite.teachers[name], done[name], configs.get(name))
+        for name in plan.rows
+        if name not in plan.methods
     }
+    for name, row in teachers.items():
+        row["weights"] = suite.teachers[name].weights
     methods = {
         name: _row(plan, suite.methods[name], done[name], configs[name]) for name in plan.methods
     }
@@ -75,15 +80,21 @@ def summarise(
         "finished": sum(map(len, done.values())),
         "failed": sorted(failed),
         "machines": machines,
+        # those of which nothing is measured here
         "given_teachers": {
-            t.title: t.weights for t in suite.teachers.values() if t.weights is not None
+            teacher.title: teacher.weights
+            for name, teacher in suite.teachers.items()
+            if teacher.weights is not None and name not in plan.evaluations
         },
         "teachers": teachers,
         "methods": methods,
     }
 
 
-def _row(plan: Plan, entry: Any, done: Mapping[int, Run], cfg: CfgNode) -> dict[str, Any]:
+def _row(
+    plan: Plan, entry: Any, done: Mapping[int | str, Run], cfg: CfgNode | None
+) -> dict[str, Any]:
+    # cfg: None of a teacher that is not trained here
     suite = plan.suite
     results = {seed: run.results for seed, run in done.items()}
     values, second = (
@@ -96,9 +107,9 @@ def _row(plan: Plan, entry: Any, done: Mapping[int, Run], cfg: CfgNode) -> dict[
         "title": entry.title,
         "config": entry.config,
         "opts": entry.opts,
-        "iterations": cfg.SOLVER.MAX_ITER,
-        "images_per_step": cfg.SOLVER.IMS_PER_BATCH,
-        "parameters": next((r["parameters"] for r in results.values()), None),
+        "iterations": cfg and cfg.SOLVER.MAX_ITER,
+        "images_per_step": cfg and cfg.SOLVER.IMS_PER_BATCH,
+        "parameters": next((r.get("parameters") for r in results.values()), None),
         "values": values,
         "mean": _mean(values),
         "sd": _deviation(values),
@@ -135,7 +146,7 @@ def paired_gain(ours: Mapping[int, float], theirs: Mapping[int, float]) -> dict[
 def _check_measured(plan: Plan, configs: Mapping[str, CfgNode], metric: str) -> None:
     # one that an evaluator gives may be absent all the same: masks, where nothing was found
     done = [
-        (run, configs[name])
+        (run, configs[name])  # of students alone: a teacher may be of another kind
         for name, runs in plan.methods.items()
         for run in runs.values()
         if run.results is not None

@@ -26,6 +26,7 @@ from .check import check
 from .launch import first_rank_does, launch, use_device
 from .lock import training_lock
 from .signals import watched
+from .teacher_accuracy import evaluate_teacher
 from .trainer import DistillTrainer
 
 _CHECKPOINT = r"model_(final|\d+)\.pth"  # what a training writes
@@ -45,6 +46,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="--check, and read every image of every dataset whole, not its header alone",
     )
+    parser.add_argument(
+        "--eval-teacher",
+        action="store_true",
+        help="evaluate the teacher of the config on DATASETS.TEST, leave its figures in "
+        "OUTPUT_DIR/teacher.json, and exit",
+    )
     args = parser.parse_args(argv)
     args.check = args.check or args.check_images
     return args
@@ -57,7 +64,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         UserError: for an unknown key, architecture or dataset, or a missing file.
     """
     cfg = load_config(args.config_file, args.opts)
-    if args.eval_only:  # needs neither teacher nor training data
+    if args.eval_only or args.eval_teacher:  # needs no training data
         cfg = plain_architecture(cfg)
         # of which Detectron2 wants to know the keypoints' names all the same
         cfg.DATASETS.TRAIN = cfg.DATASETS.TEST if cfg.MODEL.KEYPOINT_ON else ()
@@ -79,7 +86,7 @@ def main(args: argparse.Namespace) -> Any:
     Raises:
         UserError: for a user's mistake, or when a loss became infinite or NaN.
     """
-    if not (args.check or args.eval_only):
+    if not (args.check or args.eval_only or args.eval_teacher):
         with watched():
             return _train(args)
     cfg = setup(args)
@@ -91,6 +98,9 @@ def main(args: argparse.Namespace) -> Any:
         check_batch(cfg, args.num_processes)
         print(check(cfg))
         return None
+    if args.eval_teacher:
+        with no_room_ends(cfg.OUTPUT_DIR):
+            return evaluate_teacher(cfg)
     model = build_model(cfg)
     if not cfg.MODEL.WEIGHTS:
         raise UserError("MODEL.WEIGHTS is empty: name the checkpoint to evaluate.")

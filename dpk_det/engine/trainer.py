@@ -174,7 +174,7 @@ class DistillTrainer(DefaultTrainer):
             "seconds_per_step": times and float(np.median([t for t, _ in times.values()])),
             "peak_memory_mb": peak_memory_mb(),
             "machine": describe_machine(),
-            "results": _without_nan(getattr(self, "_last_eval_results", {})),
+            "results": without_nan(getattr(self, "_last_eval_results", {})),
         }
         # complete or absent: others take it for the sign that this run is done
         path = Path(self.cfg.OUTPUT_DIR) / RESULTS
@@ -183,10 +183,13 @@ class DistillTrainer(DefaultTrainer):
         partial.replace(path)
 
 
-def _without_nan(results: Mapping[str, Any]) -> dict[str, Any]:
-    # Detectron2 gives NaN where there was nothing to measure, which JSON cannot hold
+def without_nan(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The results of an evaluation with None for NaN, which JSON cannot hold.
+
+    Detectron2 gives NaN where there was nothing to measure.
+    """
     return {
-        k: _without_nan(v) if isinstance(v, Mapping) else None if v != v else v
+        k: without_nan(v) if isinstance(v, Mapping) else None if v != v else v
         for k, v in results.items()
     }
 

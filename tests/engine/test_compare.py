@@ -1,22 +1,26 @@
 """The comparison: one that is trained, and what happens when trainings fail or are interrupted."""
 
 import json
+import os
 import runpy
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from detectron2.modeling import build_model
 
 from dpk_det.engine import compare as module
 from dpk_det.engine import runs
 from dpk_det.engine.compare import compare, parse_args
 from dpk_det.engine.plan import plan
-from dpk_det.engine.runs import make_slots
+from dpk_det.engine.slots import make_slots
 from dpk_det.engine.suite import read_suite
 from dpk_det.engine.suite_configs import load_configs
 from dpk_det.errors import UserError
@@ -98,9 +102,8 @@ def tiny_too(tiny):
 
 
 @pytest.fixture
-def command_line(monkeypatch, capsys):
+def command_line(capsys):
     """Runs the command in this process; its exit status, and what it printed to both streams."""
-    monkeypatch.setattr(module.signal, "signal", lambda *args: None)  # this process keeps its own
 
     def call(*argv):
         try:
@@ -189,21 +192,113 @@ def test_a_failed_training_costs_only_those_that_need_it(suite, tmp_path, stand_
     assert "trainings are done" not in (output / "report.md").read_text()
 
 
-@pytest.mark.parametrize(("stop", "status"), [(KeyboardInterrupt, 130), (SystemExit, 143)])
-def test_what_is_finished_before_an_interrupt_is_reported(
-    suite, tmp_path, stand_ins, command_line, monkeypatch, stop, status
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_what_is_finished_before_a_signal_is_reported(
+    suite, tmp_path, stand_ins, command_line, number
 ):
-    def interrupt():
-        raise stop(143)
-
     path, output = suite(), tmp_path / "out"
     command_line(path, "--output", output, "--only", "plain", "--workers", "1")
     (output / "report.md").unlink()
-    stand_ins["big"] = interrupt
-    found, _, errors = command_line(path, "--output", output)
-    assert found == status
+    stand_ins["big"] = lambda: os.kill(os.getpid(), number)
+    status, _, errors = command_line(path, "--output", output)
+    assert status == 3
     assert "2 of 5 trainings are done" in (output / "report.md").read_text()
-    assert ("call again" in errors) == (stop is KeyboardInterrupt)
+    assert errors == f"Stopped by {number.name}; call again to go on from there.\n"
+
+
+# ------------------------------------------------------------------ teachers that are there already
+
+
+@pytest.fixture
+def given(suite, tiny, tmp_path):
+    """``given(**changed)``: the suite with a teacher whose weights are given, in a file of its
+    own."""
+    weights = tmp_path / "given.pth"
+    weights.write_bytes(tiny.weights.read_bytes())
+
+    def write(**changed):
+        big = {"title": "given", "config": str(tiny.teacher), "weights": str(weights)} | changed
+        return suite(seeds=[1], teachers={"big": big})
+
+    return write
+
+
+@pytest.fixture
+def evaluates(monkeypatch, stand_ins, command):
+    """Evaluations of teachers are real, in this process; how many there were."""
+    start, done = runs._start, []
+
+    def start_or_evaluate(run, slot):
+        if run.trains:
+            return start(run, slot)
+        done.append(run.name)
+        command(*run.arguments)
+        return subprocess.Popen([sys.executable, "-S", "-c", ""])
+
+    monkeypatch.setattr(runs, "_start", start_or_evaluate)
+    return done
+
+
+def test_a_given_teacher_is_evaluated_once_and_has_a_row(
+    given, tmp_path, stand_ins, evaluates, command_line
+):
+    path, output = given(), tmp_path / "out"
+    status, printed, _ = command_line(path, "--output", output)
+    assert status == 0 and "big: done, bbox AP " in printed
+    left = json.loads((output / "runs/big/teacher.json").read_text())
+    row = json.loads((output / "results.json").read_text())["teachers"]["big"]
+    assert row["values"] == {"given": left["results"]["bbox"]["AP"]}
+    report = (output / "report.md").read_text()
+    assert "- given: not trained here, weights " in report and "evaluated on tiny." in report
+    assert f"| given         |         | {row['mean']:.1f}" in report
+
+    _, printed, _ = command_line(path, "--output", output)
+    assert "big: done before" in printed and evaluates == ["big"]
+    status, _, _ = command_line(path, "--output", output, "--report-only")
+    assert status == 0
+
+    os.utime(tmp_path / "given.pth", (1, 1))  # other weights, as far as one can see
+    _, printed, _ = command_line(path, "--output", output)
+    assert "big: its weights, config or datasets have changed; it is evaluated anew" in printed
+    assert evaluates == ["big", "big"]
+
+    changed = given(opts={"INPUT.MIN_SIZE_TEST": 32})
+    status, _, errors = command_line(changed, "--output", output, "--report-only")
+    assert status == 2 and "big/teacher.json is of another teacher than big of" in errors
+
+
+def test_a_teacher_of_other_classes_is_not_evaluated_but_teaches(
+    suite, tiny, tmp_path, stand_ins, evaluates, command_line
+):
+    opts = ["MODEL.ROI_HEADS.NUM_CLASSES", 5]
+    weights = tmp_path / "five.pth"
+    cfg = tiny.cfg("teacher", *opts)
+    torch.save({"model": build_model(cfg).state_dict()}, weights)
+    big = {"config": str(tiny.teacher), "weights": str(weights), "opts": dict([opts])}
+    path, output = suite(seeds=[1], teachers={"big": big}), tmp_path / "out"
+    status, printed, _ = command_line(path, "--output", output)
+    assert status == 0 and not evaluates
+    assert "big: not evaluated. The teacher " in printed
+    assert "- big: neither trained nor evaluated here" in (output / "report.md").read_text()
+
+
+@pytest.mark.parametrize("content", ["README", ""])
+def test_weights_that_are_none_are_told_before_training(given, tmp_path, stand_ins, content):
+    path = given(weights=str(tmp_path / "README.md"))
+    (tmp_path / "README.md").write_text(content)
+    with pytest.raises(UserError, match=r"teachers\.big of .* cannot be built: .*README\.md"):
+        load_configs(plan(read_suite(path), tmp_path / "runs"), trains=True)
+
+
+def test_weights_that_start_no_student_are_told_before_training(suite, tiny, tmp_path):
+    teachers = {"big": {"config": str(tiny.teacher), "weights": str(tmp_path / "README.md")}}
+    path = suite(teachers=teachers, start="big", methods={"plain": {"config": str(tiny.plain)}})
+    (tmp_path / "README.md").write_text("no weights")
+    with pytest.raises(UserError, match=r"start of .* is no start for methods\.plain: .*README"):
+        load_configs(plan(read_suite(path), tmp_path / "runs"), trains=True)
+
+
+# ------------------------------------------------------------------ several suites
 
 
 def test_suites_that_share_a_folder_share_what_is_trained(suite, tmp_path, stand_ins, command_line):
@@ -370,7 +465,6 @@ def test_options_are_read():
 
 
 def test_the_tool_ends_a_mistake_in_one_line(monkeypatch, capsys):
-    monkeypatch.setattr(module.signal, "signal", lambda *args: None)
     monkeypatch.setattr(sys, "argv", ["compare.py", "gone.yaml"])
     with pytest.raises(SystemExit) as error:
         runpy.run_path(str(ROOT / "tools/compare.py"), run_name="__main__")

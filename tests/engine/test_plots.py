@@ -1,12 +1,14 @@
 """Plots hold what was measured."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from dpk_det.engine import plots
 from dpk_det.engine.plots import plot_curves, plot_metric, plot_prior
-from dpk_det.engine.runs import Run
+from dpk_det.engine.run import Run
+from dpk_det.errors import UserError
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -118,6 +120,31 @@ def test_the_prior_is_drawn_of_runs_that_have_one(with_metrics, tmp_path, figure
     ]
     assert not plot_prior({"plain": plain}, tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+def test_a_title_with_dollars_is_no_formula(with_metrics, tmp_path, figures):
+    row = {"title": r"costs $\nope$", "values": {1: 50.0}, "mean": 50.0}
+    summary = {"metric": "bbox/AP", "baseline": "a", "teachers": {}, "methods": {"a": row}}
+    plot_metric(summary, tmp_path / "ap.png")
+    lines = [{"iteration": i, "bbox/AP": 1.0} for i in (9, 19)]
+    assert plot_curves({row["title"]: [with_metrics("a", lines)]}, "bbox/AP", tmp_path / "c.png")
+    assert figures[0].axes[0].get_yticklabels()[0].get_text() == r"costs \$\nope\$"
+
+
+def test_a_plot_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "ap.png"
+    path.write_text("before")
+
+    def save(figure, file, **kwargs):
+        Path(file).write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(plots.plt.Figure, "savefig", save)
+    row = {"title": "a", "values": {1: 50.0}, "mean": 50.0}
+    with pytest.raises(UserError, match=r"ap\.png could not be written \(No space left on device"):
+        plot_metric({"metric": "m", "baseline": "a", "teachers": {"a": row}, "methods": {}}, path)
+    assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
+    assert not plots.plt.get_fignums()
 
 
 def test_a_real_training_can_be_plotted(trained, tmp_path, figures):

@@ -76,10 +76,10 @@ def test_each_row_has_its_figures_under_their_headers(summary):
     ]
     assert teacher == ["the teacher", "1", "50.0", "70.0", "", "", "", "", "", "50.0"]
     plain_aps = ["31.0 ± 1.2", "51.0 ± 0.5"]
-    assert plain == ["plain student", "2", *plain_aps, "", "", "", "1.00x", "1.00x", "30.0, 32.0"]
+    assert plain == ["plain student", "2", *plain_aps, "", "", "", "1.00x", "1.00x", "30.0 32.0"]
     gain = ["-1.5 ± 0.2", "plain student", "0.012"]
     times = ["1.50x", "2.10x"]
-    assert kd == ["KD", "2", "29.5 ± 1.2", "49.5 ± 0.5", *gain, *times, "29.0, 30.0"]
+    assert kd == ["KD", "2", "29.5 ± 1.2", "49.5 ± 0.5", *gain, *times, "29.0 30.0"]
 
 
 def test_with_one_seed_there_is_neither_deviation_nor_p(summary):
@@ -97,7 +97,7 @@ def test_with_one_seed_there_is_neither_deviation_nor_p(summary):
 
 def test_an_unfinished_seed_keeps_its_place(summary):
     summary["methods"]["kd"]["values"] = {2: 30.0}
-    assert cells(method_table(summary))[-1][-1] == "-, 30.0"
+    assert cells(method_table(summary))[-1][-1] == "- 30.0"
     summary["methods"]["kd"] |= {"values": {}, "mean": None, "sd": None, "gain": None}
     assert cells(method_table(summary))[-1][1:3] == ["0", ""]
 
@@ -116,7 +116,7 @@ def test_the_text_says_what_was_run_and_where(summary):
         assert f"\n- {note}" in text
     assert "Schedule: 30 steps of 4 images for every student." in text
     assert "the teacher: 90 steps of 4 images, seed 1." in text
-    assert "Parameters: 1,234,567 (plain student, KD); 7,654,321 (the teacher)." in text
+    assert "Parameters: 1234567 ('plain student', 'KD'); 7654321 ('the teacher')." in text
     assert "Seeds: 1, 2;" in text
     assert "memory of the whole process" in text
     assert "no GPU, 2 CPU cores" in text and "torch 2.14" in text
@@ -128,7 +128,8 @@ def test_schedules_that_differ_are_told_apart(summary):
     summary["methods"]["kd"]["iterations"] = 60
     text = report_text(summary, {})
     assert (
-        "schedules differ: 30 steps of 4 images (plain student); 60 steps of 4 images (KD)" in text
+        "schedules differ: 30 steps of 4 images ('plain student'); 60 steps of 4 images ('KD')"
+        in text
     )
 
 
@@ -147,8 +148,45 @@ def test_memory_of_a_gpu_is_called_so(summary):
 def test_teachers_whose_weights_were_given_are_named(summary):
     summary["given_teachers"] = {"zoo's": "", "mine": "mine.pth"}
     text = report_text(summary, {})
-    assert "zoo's: not trained here, weights of the model zoo." in text
-    assert "mine: not trained here, weights mine.pth." in text
+    assert "zoo's: neither trained nor evaluated here, weights of the model zoo." in text
+    assert "mine: neither trained nor evaluated here, weights mine.pth." in text
+
+
+def test_a_teacher_whose_weights_were_given_has_its_figures_but_no_seed(summary):
+    results = {"teacher": {"datasets": ["a", "b"]}}
+    given = row("given", {"given": 60.0}, weights="t.pth", iterations=None, runs={"given": results})
+    summary["teachers"]["given"] = given
+    assert cells(method_table(summary))[3] == ["given", "", "60.0", "80.0", *[""] * 6]
+    text = report_text(summary, {})
+    assert "- given: not trained here, weights t.pth, evaluated on a and b.\n" in text
+    given |= {"values": {}, "runs": {}, "weights": ""}
+    text = report_text(summary, {})
+    assert "- given: not trained here, weights of the model zoo.\n" in text
+
+
+def test_what_was_not_resumed_exactly_is_marked(summary):
+    kd = summary["methods"]["kd"]
+    kd["runs"] = {
+        1: {"resumed": [{"step": 20, "exact": True}]},
+        2: {"resumed": [{"step": 10, "exact": False}, {"step": 25, "exact": False}]},
+    }
+    assert cells(method_table(summary))[-1][-1] == "29.0 30.0†"
+    text = report_text(summary, {})
+    assert "\n- †: resumed, but not as if it had never been interrupted: 'KD' with seed 2" in text
+    assert "at step 10 and 25. " in text
+    kd["runs"].pop(2)
+    assert "†" not in report_text(summary, {})
+
+
+def test_a_title_breaks_neither_table_nor_list(summary):
+    summary["methods"]["plain"]["title"] = "plain | a, b"
+    text = report_text(summary, {})
+    assert "| plain \\| a, b |" in text.replace("  ", "")
+    assert "Parameters: 1234567 ('plain | a, b', 'KD');" in text
+
+
+def test_no_cell_holds_a_comma(summary):
+    assert "," not in method_table(summary)
 
 
 @pytest.mark.parametrize(

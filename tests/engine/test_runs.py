@@ -1,16 +1,21 @@
 """Experiments of several trainings. The trainings are stand-ins of one line, but for their end."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
-from pathlib import Path
+import threading
+import time
 
 import pytest
 
 from dpk_det.engine import runs
-from dpk_det.engine.lock import training_lock
-from dpk_det.engine.runs import Run, check_config, make_slots, read_metrics, train_all
+from dpk_det.engine.interrupts import Interrupts
+from dpk_det.engine.run import Run
+from dpk_det.engine.runs import describe, progress, train_all
+from dpk_det.engine.signals import Stopped
 from dpk_det.errors import UserError
 
 RESULTS = {"results": {"bbox": {"AP": 12.34}}}
@@ -38,7 +43,7 @@ def stand_in(monkeypatch, tmp_path):
             return Run(name, "none.yaml", tmp_path / name, after=after)
 
         def start(self, run, slot):
-            run.folder.mkdir()
+            run.folder.mkdir(exist_ok=True)
             self.slots.append(slot)
             code = [
                 f"folder, note = {str(run.folder)!r}, lambda what: "
@@ -47,7 +52,9 @@ def stand_in(monkeypatch, tmp_path):
                 self.scripts[run.name],
                 "note('ends')",
             ]
-            process = subprocess.Popen([sys.executable, "-S", "-c", "\n".join(code)])
+            process = subprocess.Popen(
+                [sys.executable, "-S", "-c", "\n".join(code)], start_new_session=True
+            )
             self.processes[run.name] = process
             return process
 
@@ -113,23 +120,104 @@ def test_what_is_older_than_a_run_that_it_needs_is_refused(stand_in):
     assert stand_in.events() == []
 
 
-def test_what_was_begun_before_a_run_that_it_needs_does_not_go_on(stand_in):
-    teacher, student = stand_in.run("teacher"), stand_in.run("student", after=("teacher",))
-    for run, name, seconds in ((student, "config.yaml", 1000), (teacher, "results.json", 2000)):
-        run.folder.mkdir()
-        (run.folder / name).write_text(json.dumps(RESULTS))
-        os.utime(run.folder / name, (seconds, seconds))
-    with pytest.raises(UserError, match="student was made before the teacher it needs"):
-        runs._check_age(student, [teacher])
-    os.utime(student.folder / "config.yaml", (3000, 3000))
-    runs._check_age(student, [teacher])
+# ------------------------------------------------------------------ two at a time
 
 
-def test_a_folder_is_trained_in_by_one_process_only(tmp_path):
-    run = Run("a", "none.yaml", tmp_path / "a")
-    with training_lock(run.folder), pytest.raises(UserError, match=r"a is being trained by ano"):
-        runs._to_do([run], quiet)
-    assert runs._to_do([run], quiet) == [run]  # it is free again
+@pytest.fixture
+def look_often(monkeypatch):
+    """See at once what others have done."""
+    monkeypatch.setattr(runs, "_SECONDS_BETWEEN_LOOKS", 0)
+
+
+@contextlib.contextmanager
+def busy(run):
+    """Another process trains it."""
+    run.folder.mkdir()
+    code = "import sys, portalocker; f = open(sys.argv[1], 'a'); portalocker.lock(f, 1 | 4); "
+    code += "print('held', flush=True); input()"
+    command = [sys.executable, "-c", code, str(run.folder / ".lock")]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.readline()
+
+        def end():
+            if process.poll() is None:
+                process.communicate("\n")
+
+        try:
+            yield end
+        finally:
+            end()
+
+
+def test_what_another_process_trains_is_waited_for_and_others_go_on(stand_in, look_often):
+    teacher = stand_in.run("teacher")
+    student = stand_in.run("student", after=("teacher",))
+    plain = stand_in.run("plain")
+    said, finished = [], []
+
+    def say(line):
+        said.append(line)
+        if line.startswith("plain: done"):  # then the other one comes to its end
+            (teacher.folder / "results.json").write_text(json.dumps(RESULTS))
+            end()
+
+    def ended(run, done):
+        finished.append((run.name, done))
+
+    with busy(teacher) as end:
+        train_all([teacher, student, plain], [{}], say, ended)
+    assert stand_in.events()[:2] == ["plain starts", "plain ends"]
+    assert not [event for event in stand_in.events() if event.startswith("teacher")]
+    assert finished == [("plain", True), ("teacher", True), ("student", True)]
+    assert said[0] == "teacher: another process trains it, which is waited for"
+    assert any(line.startswith("teacher: done by another process, bbox AP 12.3") for line in said)
+
+
+def test_what_another_process_gives_up_is_taken_up(stand_in, look_often):
+    run, said = stand_in.run("run"), []
+    with busy(run) as end:
+
+        def say(line):
+            said.append(line)
+            end()
+
+        train_all([run], [{}], say)
+    assert [line.partition(",")[0] for line in said] == [
+        "run: another process trains it",
+        "run: started",
+        "run: done",
+    ]
+    assert run.results == RESULTS
+
+
+def test_a_training_that_finds_its_folder_busy_is_no_failure(stand_in, look_often):
+    # another one took the lock between our look and the training's own
+    code = "import os; seen = folder + '/seen'\n"
+    code += f"if not os.path.exists(seen): open(seen, 'w'); os._exit(4)\n{FINISH}"
+    run = stand_in.run("run", code)
+    said = []
+    train_all([run], [{}], said.append)
+    assert stand_in.events() == ["run starts", "run starts", "run ends"]
+    assert [line.partition(",")[0] for line in said] == [
+        "run: started",
+        "run: another process trains it",
+        "run: started",
+        "run: done",
+    ]
+
+
+def test_what_another_process_has_finished_meanwhile_is_not_trained_again(stand_in):
+    first, second = stand_in.run("first"), stand_in.run("second")
+
+    def say(line):
+        if line.startswith("first: done"):
+            second.folder.mkdir()
+            (second.folder / "results.json").write_text(json.dumps(RESULTS))
+
+    train_all([first, second], [{}], say)
+    assert stand_in.events() == ["first starts", "first ends"]
 
 
 # ------------------------------------------------------------------ failures
@@ -145,14 +233,19 @@ def test_a_failed_run_stops_only_those_that_need_it_and_names_its_log(stand_in, 
     next_one = stand_in.run("next", after=("good",))
     ended = []
     with pytest.raises(UserError) as error:
-        train_all([bad, later, latest, good, next_one], [{}, {}], quiet, ended.append)
+        train_all(
+            [bad, later, latest, good, next_one],
+            [{}, {}],
+            quiet,
+            lambda run, done: ended.append((run.name, done)),
+        )
     assert str(error.value).startswith(
         "The training bad failed, so later, latest could not be trained: the output is in "
         f"{bad.log}; "
     )
     assert good.results == next_one.results == RESULTS
     assert not {"later", "latest"} & set(stand_in.processes)
-    assert [run.name for run in ended] == ["bad", "good", "next"]
+    assert ended == [("bad", False), ("good", True), ("next", True)]
 
 
 def test_all_that_failed_are_named(stand_in):
@@ -161,80 +254,106 @@ def test_all_that_failed_are_named(stand_in):
         train_all(bad, [{}], quiet)
 
 
-def test_an_interrupt_stops_the_trainings(stand_in):
-    def report(line):
-        raise KeyboardInterrupt
+def test_results_that_are_damaged_fail_one_run_alone(stand_in):
+    bad = stand_in.run("bad", "open(folder + '/results.json', 'w').write('{')")
+    good, said = stand_in.run("good"), []
+    with pytest.raises(UserError, match="The training bad failed"):
+        train_all([bad, good], [{}], said.append)
+    assert good.results == RESULTS
+    assert any("bad/results.json is damaged" in line for line in said)
+
+
+# ------------------------------------------------------------------ signals
+
+# saves when it is ended
+SAVES = """
+import signal, sys, time
+def end(*_):
+    note('saves')
+    sys.exit(3)
+signal.signal(signal.SIGTERM, end)
+note('ready')
+time.sleep(60)
+"""
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); note('ready')\n"
+STUBBORN += "time.sleep(60)"
+
+
+@contextlib.contextmanager
+def signalled(stand_in, *numbers, event="slow ready"):
+    """Signals come to this process: the first after an event, the next ones half a second later."""
+
+    def send():
+        while event not in stand_in.events():
+            time.sleep(0.05)
+        for number in numbers:
+            os.kill(os.getpid(), number)
+            time.sleep(0.5)
+
+    thread = threading.Thread(target=send)
+    with Interrupts().taken() as interrupts:
+        thread.start()
+        try:
+            yield interrupts
+        finally:
+            thread.join()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_ends_the_trainings_which_save_first(stand_in, number):
+    slow, said = stand_in.run("slow", SAVES), []
+    with signalled(stand_in, number) as interrupts:
+        with pytest.raises(Stopped) as error:
+            train_all([slow], [{}], said.append, interrupts=interrupts)
+    assert error.value.code == 3
+    assert error.value.message == f"Stopped by {number.name}; call again to go on from there."
+    assert stand_in.events() == ["slow starts", "slow ready", "slow saves"]
+    assert stand_in.processes["slow"].returncode == 3
+    assert said[-1].startswith("Ending 1 training(s); they save first.")
+
+
+def test_ctrl_c_once_more_ends_a_training_at_once(stand_in):
+    slow = stand_in.run("slow", STUBBORN)
+    with signalled(stand_in, signal.SIGINT, signal.SIGINT) as interrupts:
+        with pytest.raises(KeyboardInterrupt):
+            train_all([slow], [{}], quiet, interrupts=interrupts)
+    assert stand_in.processes["slow"].returncode == -signal.SIGKILL
+
+
+def test_a_training_that_does_not_end_is_killed(stand_in, monkeypatch):
+    monkeypatch.setattr(runs, "_PATIENCE", 0.2)
+    slow = stand_in.run("slow", STUBBORN)
+    with signalled(stand_in, signal.SIGTERM, signal.SIGTERM) as interrupts:
+        with pytest.raises(Stopped):
+            train_all([slow], [{}], quiet, interrupts=interrupts)
+    assert stand_in.processes["slow"].returncode == -signal.SIGKILL
+
+
+def test_any_exception_ends_the_trainings(stand_in):
+    def say(line):
+        raise ZeroDivisionError
 
     slow = stand_in.run("slow", "import time; time.sleep(60)")
-    with pytest.raises(KeyboardInterrupt):
-        train_all([slow], [{}], report)
+    with pytest.raises(ZeroDivisionError):
+        train_all([slow], [{}], say)
     assert stand_in.processes["slow"].returncode not in (None, 0)
 
 
-# ------------------------------------------------------------------ the configuration
+def test_a_training_that_a_signal_stopped_is_told_so(stand_in):
+    run, said = stand_in.run("run", "raise SystemExit(3)"), []
+    with pytest.raises(UserError, match="The training run failed"):
+        train_all([run], [{}], said.append)
+    assert said[-1].startswith("run: was stopped by a signal, log in ")
 
 
-def test_a_finished_training_is_recognised_by_its_configuration(tiny, trained):
-    said = []
-    train_all([Run("dpk", str(tiny.dpk), trained)], [{}], said.append)
-    assert said == ["dpk: done before"]
+def test_a_signal_that_finds_nothing_to_end_ends_this(monkeypatch):
+    with pytest.raises(Stopped, match="3"), Interrupts().taken():
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(5)
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
 
 
-def copy_of(folder, tmp_path, *changes):
-    """A folder made with another config."""
-    text = (folder / "config.yaml").read_text()
-    for old, new in changes:
-        assert old in text
-        text = text.replace(old, new)
-    (tmp_path / "config.yaml").write_text(text)
-    return tmp_path
-
-
-def test_a_folder_of_another_configuration_is_refused(tiny, trained):
-    run = Run("dpk", str(tiny.dpk), trained, opts=("SOLVER.BASE_LR", "0.5"))
-    with pytest.raises(
-        UserError,
-        match=rf"{trained} was made with another configuration .* \(SOLVER\.BASE_LR differs\)",
-    ):
-        train_all([run], [{}], quiet)
-
-
-def test_a_key_newer_than_the_folder_may_have_its_default_only(tiny, trained, tmp_path):
-    folder = copy_of(trained, tmp_path, ("  LEVELS: []\n", ""))
-    check_config(Run("dpk", str(tiny.dpk), folder))
-    with pytest.raises(UserError, match=r"DISTILL\.LEVELS differs"):
-        check_config(Run("dpk", str(tiny.dpk), folder, opts=("DISTILL.LEVELS", "['p2']")))
-
-
-def test_a_key_that_is_gone_is_a_difference(tiny, trained, tmp_path):
-    folder = copy_of(trained, tmp_path, ("  LEVELS: []\n", "  LEVELS: []\n  OLD: 1\n"))
-    with pytest.raises(UserError, match=r"DISTILL\.OLD differs"):
-        check_config(Run("dpk", str(tiny.dpk), folder))
-
-
-def test_the_keys_of_a_method_count_only_where_it_is_used(tiny, trained, tmp_path):
-    folder = copy_of(trained, tmp_path, ("    TOKEN_STRIDE: 16\n", "    TOKEN_STRIDE: 8\n"))
-    with pytest.raises(UserError, match=r"DISTILL\.DPK\.TOKEN_STRIDE differs"):
-        check_config(Run("dpk", str(tiny.dpk), folder))
-    copy_of(
-        folder, tmp_path, ("META_ARCHITECTURE: DistillRCNN", "META_ARCHITECTURE: GeneralizedRCNN")
-    )
-    check_config(Run("dpk", str(tiny.dpk), folder, ("MODEL.META_ARCHITECTURE", "GeneralizedRCNN")))
-
-
-def test_the_spelling_of_the_teachers_path_is_no_difference(tiny, trained, monkeypatch):
-    monkeypatch.chdir(tiny.weights.parent)
-    check_config(Run("dpk", str(tiny.dpk), trained, ("DISTILL.TEACHER.WEIGHTS", "teacher.pth")))
-    with pytest.raises(UserError, match=r"DISTILL\.TEACHER\.WEIGHTS differs"):
-        check_config(Run("dpk", str(tiny.dpk), trained, ("DISTILL.TEACHER.WEIGHTS", "plain.pth")))
-
-
-def test_a_gpu_that_is_not_here_is_no_difference_to_a_report(tiny, trained, tmp_path):
-    folder = copy_of(trained, tmp_path, ("  DEVICE: cpu", "  DEVICE: cuda"))
-    run = Run("dpk", str(tiny.dpk), folder)
-    check_config(run, any_machine=True)
-    with pytest.raises(UserError, match=r"MODEL\.DEVICE differs"):
-        check_config(run)
+# ------------------------------------------------------------------ processes
 
 
 def test_the_command_is_the_training_command_in_its_slots_environment(tmp_path, monkeypatch):
@@ -253,68 +372,10 @@ def test_the_command_is_the_training_command_in_its_slots_environment(tmp_path, 
     assert command == [sys.executable, "-m", "dpk_det.engine.train", *expected]
     assert kwargs["env"]["CUDA_VISIBLE_DEVICES"] == "3"
     assert kwargs["env"]["KEPT"] == "yes"
+    assert kwargs["env"]["DPK_DET_PARENT"] == str(os.getpid())
+    assert kwargs["start_new_session"]
     assert kwargs["stderr"] == subprocess.STDOUT
     assert (tmp_path / "new" / "train.log").read_text() == "hello\n"
-
-
-# ------------------------------------------------------------------ slots
-
-
-def gpus_of(slots):
-    return [slot.get("CUDA_VISIBLE_DEVICES") for slot in slots]
-
-
-@pytest.fixture
-def machine(monkeypatch):
-    """``machine(gpus, cores, visible)`` pretends to be one."""
-
-    def pretend(gpus, cores=16, visible=None):
-        monkeypatch.setattr(runs.torch.cuda, "is_available", lambda: gpus > 0)
-        monkeypatch.setattr(runs.torch.cuda, "device_count", lambda: gpus)
-        monkeypatch.setattr(os, "cpu_count", lambda: cores)
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-        if visible is not None:
-            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-
-    return pretend
-
-
-def test_without_a_gpu_there_are_two_workers_of_one_thread(machine):
-    machine(gpus=0)
-    slot = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    assert make_slots() == [slot, slot]
-    assert [s["OMP_NUM_THREADS"] for s in make_slots(workers=3, threads=4)] == ["4"] * 3
-    machine(gpus=0, cores=1)
-    assert len(make_slots()) == 1
-
-
-def test_each_worker_has_a_gpu_and_many_share_one(machine):
-    machine(gpus=4)
-    assert gpus_of(make_slots()) == ["0", "1", "2", "3"]
-    assert gpus_of(make_slots(gpus=["1", "3"])) == ["1", "3"]
-    assert gpus_of(make_slots(workers=5, gpus=["1", "3"])) == ["1", "3", "1", "3", "1"]
-    assert gpus_of(make_slots(workers=3, gpus=["2"])) == ["2", "2", "2"]
-    assert gpus_of(make_slots(workers=1)) == ["0"]
-
-
-def test_gpus_are_those_that_the_environment_shows(machine):
-    machine(gpus=2, visible="5,7")
-    assert gpus_of(make_slots()) == ["5", "7"]
-
-
-@pytest.mark.parametrize("numbers", [{"workers": 0}, {"threads": 0}, {"gpus": ["0"]}])
-def test_slots_that_cannot_be_are_refused(machine, numbers):
-    machine(gpus=0)
-    with pytest.raises(UserError, match=f"--{next(iter(numbers))} is "):
-        make_slots(**numbers)
-
-
-def test_a_gpu_that_is_not_there_is_refused(machine):
-    machine(gpus=2)
-    with pytest.raises(UserError, match="--gpus names GPU 2 but this machine has 2"):
-        make_slots(gpus=["0", "2"])
-    machine(gpus=2, visible="2,7")  # the environment's own numbers
-    assert gpus_of(make_slots(gpus=["7"])) == ["7"]
 
 
 def test_a_slot_is_of_one_training_at_a_time(stand_in):
@@ -324,61 +385,15 @@ def test_a_slot_is_of_one_training_at_a_time(stand_in):
     assert sorted(used[:2]) == sorted(used[2:]) == ["0", "1"]
 
 
-# ------------------------------------------------------------------ metrics
-
-
-def write_metrics(folder: Path, *lines):
-    (folder / "metrics.json").write_text("\n".join(map(str, lines)))
-
-
-def test_metrics_are_in_order_and_the_later_line_of_a_step_counts(tmp_path):
-    # stopped after step 60, resumed from a checkpoint at 25
-    steps = [(19, 5), (39, 4), (59, 3), (29, 4.8), (39, 4.5), (59, 3.5), (79, 2)]
-    write_metrics(
-        tmp_path, *(json.dumps({"iteration": i, "total_loss": loss}) for i, loss in steps)
-    )
-    assert read_metrics(tmp_path) == [
-        {"iteration": 19, "total_loss": 5},
-        {"iteration": 29, "total_loss": 4.8},
-        {"iteration": 39, "total_loss": 4.5},
-        {"iteration": 59, "total_loss": 3.5},
-        {"iteration": 79, "total_loss": 2},
-    ]
-
-
-def test_lines_of_one_step_are_put_together(tmp_path):
-    write_metrics(tmp_path, '{"iteration": 1, "a": 1}', '{"iteration": 1, "bbox/AP": 2}')
-    assert read_metrics(tmp_path) == [{"iteration": 1, "a": 1, "bbox/AP": 2}]
-
-
-@pytest.mark.parametrize("half", ['{"iteration": 2, "a"', '{"iteration": 2, "a": 1.', "{", ""])
-def test_a_half_written_last_line_is_left_out(tmp_path, half):
-    write_metrics(tmp_path, '{"iteration": 1, "a": 1}', half)
-    assert read_metrics(tmp_path) == [{"iteration": 1, "a": 1}]
-
-
-def test_there_are_no_metrics_before_the_first(tmp_path):
-    assert read_metrics(tmp_path) == []
-
-
-def test_a_real_trainings_metrics_can_be_read(trained):
-    metrics = read_metrics(trained)
-    assert [m["iteration"] for m in metrics if "total_loss" in m] == [2]
-    assert "dpk/ratio_p2" in metrics[0]
-    assert metrics[-1]["bbox/AP"] > 0
+# ------------------------------------------------------------------ what is said
 
 
 def test_progress_tells_step_loss_and_minutes(tmp_path):
     run = Run("r", "c.yaml", tmp_path)
-    assert runs._progress(run) == "r: starting"
-    write_metrics(tmp_path, '{"iteration": 99, "total_loss": 1.256, "eta_seconds": 300}')
-    assert runs._progress(run) == "r: step 100, loss 1.26, 5 min to go"
-
-
-def test_the_time_left_is_as_if_all_took_as_long_as_those_that_ended():
-    # 3 wait for 100 s each; two go on, one with 60 s to go and one that is late already
-    assert runs._seconds_left([90, 110], 3, [40, 130], 2) == (3 * 100 + 60 + 0) / 2
-    assert runs._seconds_left([], 3, [40], 2) is None
+    assert progress(run) == "r: starting"
+    line = {"iteration": 99, "total_loss": 1.256, "eta_seconds": 300}
+    (tmp_path / "metrics.json").write_text(json.dumps(line))
+    assert progress(run) == "r: step 100, loss 1.26, 5 min to go"
 
 
 @pytest.mark.parametrize(
@@ -392,4 +407,4 @@ def test_the_time_left_is_as_if_all_took_as_long_as_those_that_ended():
 )
 def test_a_finished_run_is_described_by_its_ap_or_what_it_has(tmp_path, results, text):
     (tmp_path / "results.json").write_text(json.dumps({"results": results}))
-    assert runs._describe(Run("r", "c.yaml", tmp_path)) == text
+    assert describe(Run("r", "c.yaml", tmp_path)) == text

@@ -1,0 +1,139 @@
+"""A teacher's own figures, on the datasets that its student is evaluated on."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
+from omegaconf import DictConfig, OmegaConf
+
+from dpk_det.config import plain_architecture
+from dpk_det.data import check_datasets
+from dpk_det.errors import UserError
+from dpk_det.files import write_whole
+from dpk_det.teacher import find_teacher_weights, load_teacher, load_teacher_config
+
+from .machine import describe_machine
+from .trainer import DistillTrainer, count_parameters, without_nan
+
+TEACHER_RESULTS = "teacher.json"
+# where Detectron2's LazyConfigs have the number of classes
+_CLASS_COUNTS = ("model.num_classes", "model.roi_heads.num_classes", "model.head.num_classes")
+
+
+def evaluate_teacher(cfg: CfgNode) -> dict[str, Any]:
+    """Evaluate the teacher of a student on the student's ``DATASETS.TEST``.
+
+    Images are resized and normalised as the teacher's config says; where that is a LazyConfig they
+    are resized as for the student. The teacher runs in float32. The figures are left in
+    ``OUTPUT_DIR/teacher.json``; the evaluators' own files go to ``OUTPUT_DIR/teacher``.
+
+    Args:
+        cfg: the student's, its datasets registered.
+
+    Raises:
+        UserError: when the teacher cannot be built, or has other classes than the datasets.
+    """
+    node = cfg.DISTILL.TEACHER
+    test_cfg = evaluation_config(cfg)
+    teacher = load_teacher(
+        node.CONFIG_FILE, node.WEIGHTS, node.OPTS, cfg.MODEL.DEVICE, cfg.INPUT.FORMAT
+    )
+    if teacher.flip_channels:
+        test_cfg.INPUT.FORMAT = "RGB" if cfg.INPUT.FORMAT == "BGR" else "BGR"
+    else:
+        test_cfg.INPUT.FORMAT = cfg.INPUT.FORMAT
+    results = DistillTrainer.test(test_cfg, teacher.model)
+    if comm.is_main_process():
+        summary = {
+            "teacher": describe_teacher(cfg),
+            "parameters": count_parameters(teacher.model),
+            "machine": describe_machine(),
+            "results": without_nan(results),
+        }
+        path = Path(cfg.OUTPUT_DIR) / TEACHER_RESULTS
+        write_whole(path, json.dumps(summary, indent=2) + "\n")
+    return results
+
+
+def evaluation_config(cfg: CfgNode) -> CfgNode:
+    """The config that a student's teacher is evaluated with.
+
+    Raises:
+        UserError: when the teacher has no config, or other classes than the student's
+            ``DATASETS.TEST``.
+    """
+    node = cfg.DISTILL.TEACHER
+    teacher_cfg = load_teacher_config(node.CONFIG_FILE, node.OPTS)
+    is_lazy = isinstance(teacher_cfg, DictConfig)
+    result = plain_architecture(cfg if is_lazy else teacher_cfg)
+    result.MODEL.DEVICE = cfg.MODEL.DEVICE
+    result.DATASETS = cfg.DATASETS.clone()
+    result.DATASETS.defrost()
+    # Detectron2 wants to know the keypoints' names
+    result.DATASETS.TRAIN = cfg.DATASETS.TEST if result.MODEL.KEYPOINT_ON else ()
+    result.DATALOADER.NUM_WORKERS = cfg.DATALOADER.NUM_WORKERS
+    result.TEST.KEYPOINT_OKS_SIGMAS = cfg.TEST.KEYPOINT_OKS_SIGMAS
+    result.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR) / "teacher")
+    if not cfg.DATASETS.TEST:
+        raise UserError("DATASETS.TEST is empty: name the datasets to evaluate the teacher on.")
+    try:
+        check_datasets(result)
+        if is_lazy:
+            _check_lazy_classes(teacher_cfg, cfg.DATASETS.TEST)
+    except UserError as e:
+        raise UserError(
+            f"The teacher {node.CONFIG_FILE} cannot be evaluated on the student's DATASETS.TEST: "
+            f"{e}"
+        ) from e
+    return result
+
+
+def describe_teacher(cfg: CfgNode, any_machine: bool = False) -> dict[str, Any]:
+    """What decides on the figures of a student's teacher: its config, weights, the datasets.
+
+    Two of the same content have the same figures. Of a file of weights the time counts at which it
+    was changed.
+
+    Args:
+        cfg: the student's. any_machine: leave the weights out, which need not be here then.
+
+    Raises:
+        UserError: when config or weights are not found.
+    """
+    node = cfg.DISTILL.TEACHER
+    teacher_cfg = load_teacher_config(node.CONFIG_FILE, node.OPTS)
+    if isinstance(teacher_cfg, DictConfig):
+        text = OmegaConf.to_yaml(teacher_cfg.model)
+    else:
+        plain = plain_architecture(teacher_cfg)
+        plain.MODEL.DEVICE = plain.MODEL.WEIGHTS = ""
+        text = plain.MODEL.dump() + plain.INPUT.dump() + plain.TEST.dump()
+    found = {
+        "config": hashlib.sha256(text.encode()).hexdigest(),
+        "datasets": list(cfg.DATASETS.TEST),
+    }
+    if any_machine:
+        return found
+    weights = find_teacher_weights(node.CONFIG_FILE, node.WEIGHTS, teacher_cfg)
+    path = Path(weights).expanduser()
+    is_file = path.is_file()
+    return found | {
+        "weights": str(path.absolute()) if is_file else weights,
+        "modified": path.stat().st_mtime_ns if is_file else None,
+    }
+
+
+def _check_lazy_classes(teacher_cfg: DictConfig, datasets: list[str]) -> None:
+    counts = (OmegaConf.select(teacher_cfg, key) for key in _CLASS_COUNTS)
+    expected = next((count for count in counts if isinstance(count, int)), None)
+    for name in datasets:
+        classes = MetadataCatalog.get(name).get("thing_classes")
+        if expected is not None and classes is not None and len(classes) != expected:
+            raise UserError(
+                f"it has {expected} classes but dataset {name} has {len(classes)}: evaluate it "
+                "elsewhere."
+            )
