@@ -27,7 +27,9 @@ def test_a_tag_is_refused_and_runs_no_code(tmp_path, place):
     path = write(tmp_path, EVIL.format(folder=made))
     if place == "base":
         path = write(tmp_path, "_BASE_: c.yaml\n", "top.yaml")
-    with pytest.raises(UserError, match=r"^Line 2 of .*c\.yaml holds the tag !!python/object/app"):
+    with pytest.raises(
+        UserError, match=r"the tag !!python/object/apply:os\.mkdir .*c\.yaml\", line 2"
+    ):
         read_config_file(path)
     assert not made.exists()
 
@@ -45,13 +47,12 @@ def test_the_model_zoo_that_is_installed_with_detectron2_may_compute_its_anchors
     [
         ("", r"c\.yaml holds no KEY: VALUE lines"),
         ("- 1\n", r"c\.yaml holds no KEY: VALUE lines"),
-        ("A: {B: 1\n", r"c\.yaml cannot be read"),
-        ("A: 1\nB: 2\nA: 3\n", r"^Line 3 of .*c\.yaml gives A a second time"),
-        ("A: {B: 1, B: 2}\n", r"^Line 1 of .*c\.yaml gives B a second time"),
-        ("1: 2\n", r"^Line 1 of .*c\.yaml holds a key that is no text"),
-        ("[A]: 2\n", r"^Line 1 of .*c\.yaml holds a key that is no text"),
+        ("A: {B: 1\n", r"The config .*c\.yaml is no YAML"),
+        ("A: 1\nB: 2\nA: 3\n", r"the key 'A' stands twice in .*c\.yaml\", line 3"),
+        ("A: {1: 2}\n", r"c\.yaml holds the key 1, which YAML takes for no text"),
+        ("A: .nan\n", r"c\.yaml holds the number nan"),
         ("_BASE_: c.yaml\n", "is a _BASE_ of itself"),
-        ("_BASE_: gone.yaml\n", r"cannot be read \(.*gone\.yaml"),
+        ("_BASE_: gone.yaml\n", r"gone\.yaml cannot be read"),
         ("_BASE_: 3\n", "cannot be read"),
         ("_BASE_: base.yaml\nA: {B: 1}\n", "Cannot inherit key 'A'"),
     ],
@@ -63,6 +64,6 @@ def test_what_is_wrong_with_a_file_is_said_in_a_sentence(tmp_path, text, message
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path):
-    (tmp_path / "c.yaml").write_bytes(b"\xff\xfe\x00binary\x80")
-    with pytest.raises(UserError, match=r"c\.yaml cannot be read"):
+    (tmp_path / "c.yaml").write_bytes(b"\x89PNG\x00\xff\xfe")
+    with pytest.raises(UserError, match=r"c\.yaml is no YAML"):
         read_config_file(str(tmp_path / "c.yaml"))

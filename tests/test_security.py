@@ -149,12 +149,12 @@ def test_the_model_zoos_layouts_are_arrays_alone(tmp_path):
 
 @pytest.mark.parametrize("option", ["--num-gpus=1", "--check", "--eval-only"])
 def test_the_config_of_a_training_runs_no_code(refused, config, option):
-    assert "holds the tag !!python" in refused("--config-file", config, option)
+    assert "the tag !!python" in refused("--config-file", config, option)
 
 
 def test_a_teachers_config_runs_no_code(tiny, refused, config):
     opts = ("DISTILL.TEACHER.CONFIG_FILE", config)
-    assert "holds the tag !!python" in refused("--config-file", tiny.dpk, "--check", *opts)
+    assert "the tag !!python" in refused("--config-file", tiny.dpk, "--check", *opts)
 
 
 def test_the_config_to_predict_with_runs_no_code(tiny, tmp_path, refused, config):
@@ -183,6 +183,4 @@ def test_a_suite_and_the_configs_in_it_run_no_code(tiny, tmp_path, refused, conf
     def run(*argv):
         compare.run([str(arg) for arg in argv])
 
-    assert "!!python" in refused(suite, "--output", tmp_path / "out", run=run).replace(
-        "tag:yaml.org,2002:", "!!"
-    )
+    assert "the tag !!python" in refused(suite, "--output", tmp_path / "out", run=run)

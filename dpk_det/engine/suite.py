@@ -11,8 +11,7 @@ import msgspec
 
 from dpk_det.distill.registry import find
 from dpk_det.errors import UserError
-
-from .strict_yaml import read_yaml
+from dpk_det.strict_yaml import read_yaml
 
 OF_TEACHER = ("DISTILL.TEACHER.CONFIG_FILE", "DISTILL.TEACHER.WEIGHTS", "DISTILL.TEACHER.OPTS")
 """Config keys that a method's ``teacher`` sets."""

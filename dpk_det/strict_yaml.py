@@ -32,6 +32,16 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _refuse(loader: _Loader, node: yaml.Node) -> None:
+    tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+    raise yaml.constructor.ConstructorError(
+        None, None, f"the tag {tag} is not of plain YAML, and could run code", node.start_mark
+    )
+
+
+_Loader.add_constructor(None, _refuse)
+
+
 def read_yaml(path: Path, what: str) -> Any:
     """Read a file of YAML's own types: mappings, lists, texts, numbers, yes or no, nothing.
 
