@@ -10,7 +10,7 @@ from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
 from dpk_det.config_files import read_config_file
-from dpk_det.errors import UserError
+from dpk_det.errors import UserError, check_names
 
 # meta-architecture that distils -> the plain one that it trains; modeling.register_distilled adds
 PLAIN: dict[str, str] = {}
@@ -381,7 +381,12 @@ def plain_architecture(cfg: CN) -> CN:
 
 
 def method_arguments(cfg: CN) -> dict[str, dict]:
-    """The arguments of each of ``DISTILL.METHODS``: its node's keys in lower case."""
+    """The arguments of each of ``DISTILL.METHODS``: its node's keys in lower case.
+
+    Raises:
+        UserError: when a method is named twice.
+    """
+    check_names(cfg.DISTILL.METHODS, "DISTILL.METHODS")
     nodes = {key.lower(): node for key, node in cfg.DISTILL.items() if isinstance(node, CN)}
     return {
         name: {key.lower(): value for key, value in nodes.get(name, {}).items()}

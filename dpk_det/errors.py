@@ -1,5 +1,9 @@
 """How commands end when they do not end well."""
 
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
 
 class UserError(ValueError):
     """A mistake that the user can mend, in one sentence: what is wrong, where, and what to do.
@@ -24,3 +28,32 @@ STOPPED = 3
 
 BUSY = BusyError.status
 """Exit status of a training whose folder another training is using."""
+
+
+def check_names(names: Any, what: str) -> None:
+    """Check that a list holds texts, each once.
+
+    Raises:
+        UserError: naming the first that does not belong there.
+    """
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{what} is {names!r}: write a list of names.")
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise UserError(f"{what} names {name} twice: take one of them out.")
+
+
+def find(table: Mapping[str, Any], name: Any, what: str) -> Any:
+    """Look a name up, or say which name may have been meant.
+
+    Raises:
+        UserError: when the table lacks it.
+    """
+    if isinstance(name, str) and name in table:
+        return table[name]
+    names = {known.lower(): known for known in table}
+    near = difflib.get_close_matches(str(name).lower(), names, 1)
+    hint = (
+        f"did you mean '{names[near[0]]}'?" if near else f"choose from {', '.join(sorted(table))}."
+    )
+    raise UserError(f"There is no {what} named '{name}': {hint}")

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from detectron2.layers import ShapeSpec
 
 from dpk_det.distill import Level
-from dpk_det.errors import UserError
+from dpk_det.errors import UserError, check_names
 
 
 def pair_levels(
@@ -23,8 +23,9 @@ def pair_levels(
         names: the student's maps to pair; none means all that have a partner.
 
     Raises:
-        UserError: when nothing pairs, or a named level is unknown or has no partner.
+        UserError: when nothing pairs, or a named level is unknown, named twice or has no partner.
     """
+    check_names(names, "DISTILL.LEVELS")
     for name in names:
         if name not in student:
             raise UserError(

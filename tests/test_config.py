@@ -111,6 +111,15 @@ def test_several_methods_take_their_arguments_each_from_its_own_node():
     assert arguments["cwd"]["temperature"] == 4 and arguments["kd"]["temperature"] == 1
 
 
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [("['dpk', 'kd', 'dpk']", "names dpk twice"), ("[1]", r"is \[1\]: write a list of names")],
+)
+def test_methods_are_names_each_once(methods, message):
+    with pytest.raises(UserError, match=f"DISTILL.METHODS {message}"):
+        method_arguments(load_config("", ["DISTILL.METHODS", methods]))
+
+
 def test_every_method_has_a_node_and_every_node_a_method():
     nodes = {
         key.lower() for key, value in load_config("").DISTILL.items() if hasattr(value, "items")

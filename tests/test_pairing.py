@@ -80,3 +80,17 @@ def test_nothing_in_common_is_one_error_that_lists_both():
         UserError, match=r"the student has p2 \(stride 4\), the teacher p5 \(stride 32\)"
     ):
         pair_levels(maps(8, p2=4), maps(8, p5=32))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["p3", "p3"], "DISTILL.LEVELS names p3 twice: take one of them out"),
+        ([3], r"DISTILL.LEVELS is \[3\]: write a list of names"),
+        ("p3", "DISTILL.LEVELS is 'p3': write a list of names"),
+    ],
+)
+def test_levels_are_names_each_once(names, message):
+    maps = {"p3": ShapeSpec(channels=4, stride=8)}
+    with pytest.raises(UserError, match=message):
+        pair_levels(maps, maps, names)

@@ -1,4 +1,4 @@
-"""What is learned: distillation methods on feature maps. Needs torch only, knows no detector."""
+"""What is learned: distillation methods on feature maps. Needs torch and msgspec, no detector."""
 
 from . import baselines  # noqa: F401  (they register themselves)
 from .cka import MinibatchCKA, linear_cka

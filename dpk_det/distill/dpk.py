@@ -8,13 +8,16 @@ Shapes: B images, Cs and Ct channels, H x W cells, k x k cells a token, h x w = 
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dpk_det.errors import UserError
 
+from .arguments import Depth, Share, Steps, Weight, Width
 from .cka import MIN_SAMPLES, MinibatchCKA
 from .mask import MASKS, prior_count, prior_first
 from .ratio import RATIOS
@@ -210,20 +213,20 @@ class DPK(Distiller):
         self,
         levels: list[Level],
         *,
-        weight: float = 12.0,
-        level_weights: Sequence[float] = (),
-        token_stride: int = 32,
+        weight: Weight = 12.0,
+        level_weights: Sequence[Weight] = (),
+        token_stride: Width = 32,
         grouped: bool = True,
-        dim: int = 256,
-        heads: int = 8,
-        mlp_ratio: float = 2.0,
-        encoder_depth: int = 1,
-        decoder_depth: int = 1,
+        dim: Width = 256,
+        heads: Width = 8,
+        mlp_ratio: Annotated[float, Meta(gt=0, le=16)] = 2.0,
+        encoder_depth: Depth = 1,
+        decoder_depth: Depth = 1,
         prior: bool = True,
         ratio: str = "gap",
-        ratio_min: float = 0.0,
-        ratio_max: float = 1.0,
-        ratio_fixed: float = 0.5,
+        ratio_min: Share = 0.0,
+        ratio_max: Share = 1.0,
+        ratio_fixed: Share = 0.5,
         mask: str = "random",
         target: str = "standard",
         loss: str = "mse",
@@ -231,29 +234,24 @@ class DPK(Distiller):
         shortcut: bool = True,
         cka_of: str = "tokens",
         cka_kernel: str = "linear",
-        cka_window: int = 50,
-        cka_every: int = 4,
+        cka_window: Steps = 50,
+        cka_every: Steps = 4,
     ) -> None:
         super().__init__(levels)
-        if heads < 1 or dim % 4 or dim % heads:
+        if dim % 4 or dim % heads:
             raise UserError(f"DPK's dim is {dim}: choose a multiple of 4 and of its {heads} heads.")
-        if not 0 <= ratio_min <= ratio_max <= 1:
+        if ratio_min > ratio_max:
             raise UserError(
-                f"DPK's ratio_min is {ratio_min} and its ratio_max {ratio_max}: choose numbers "
-                "from 0 to 1, the smaller first."
+                f"DPK's ratio_min is {ratio_min} and its ratio_max {ratio_max}: give the smaller "
+                "one first."
             )
-        if not 0 <= ratio_fixed <= 1:
-            raise UserError(f"DPK's ratio_fixed is {ratio_fixed}: choose a number from 0 to 1.")
-        if token_stride < 1:
-            raise UserError(f"DPK's token_stride is {token_stride}: choose one of 1 pixel or more.")
-        for name, steps in (("cka_window", cka_window), ("cka_every", cka_every)):
-            if steps < 1:
-                raise UserError(f"DPK's {name} is {steps}: choose 1 step or more.")
         if level_weights and len(level_weights) != len(levels):
             raise UserError(
                 f"DPK has {len(level_weights)} level_weights but learns on {len(levels)} levels "
                 f"({', '.join(level.student for level in levels)}): give one each, or none."
             )
+        if level_weights and not any(level_weights):
+            raise UserError("DPK's level_weights are all 0: give one level more, or none a weight.")
         self.weight = weight
         self.level_weights = tuple(level_weights) or (1.0,) * len(levels)
         self.schedule = find(RATIOS, ratio, "ratio schedule")

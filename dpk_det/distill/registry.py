@@ -1,6 +1,5 @@
 """The contract that every distiller keeps, and the registry that finds them by name."""
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -8,8 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dpk_det.errors import UserError
+from dpk_det.errors import UserError, find
 
+from .arguments import check_arguments
 from .tokens import valid_cells, valid_mask
 
 
@@ -176,7 +176,8 @@ def register_distiller(name: str) -> Callable[[type[Distiller]], type[Distiller]
     """Class decorator: make a distiller known under a name, as in ``DISTILL.METHODS: [name]``.
 
     Its constructor takes the levels and, as keyword arguments, what the config node
-    ``DISTILL.NAME`` holds, in lower case.
+    ``DISTILL.NAME`` holds, in lower case. Its annotations say which values they take: see
+    :mod:`.arguments`. :func:`build_distiller` checks them, the constructor need not.
     """
 
     def register(cls: type[Distiller]) -> type[Distiller]:
@@ -194,26 +195,17 @@ def build_distiller(methods: Mapping[str, Mapping[str, Any]], levels: list[Level
         levels: what to distil.
 
     Raises:
-        UserError: for an unknown name, naming the nearest known one, or none at all.
+        UserError: for an unknown name, naming the nearest known one, or none at all; and for
+            arguments as :func:`~.arguments.check_arguments` says.
     """
+    if not isinstance(methods, Mapping):
+        raise UserError(
+            f"The methods are {methods!r}: write each with its arguments, {{'dpk': {{}}}}."
+        )
     if not methods:
         raise UserError(f"No method is named: choose from {', '.join(sorted(DISTILLERS))}.")
-    return Combined(
-        {name: find(DISTILLERS, name, "distiller")(levels, **kw) for name, kw in methods.items()}
-    )
-
-
-def find(table: dict[str, Any], name: str, what: str) -> Any:
-    """Look a name up, or say which name may have been meant.
-
-    Raises:
-        UserError: when the table lacks it.
-    """
-    if name in table:
-        return table[name]
-    names = {known.lower(): known for known in table}
-    near = difflib.get_close_matches(str(name).lower(), names, 1)
-    hint = (
-        f"did you mean '{names[near[0]]}'?" if near else f"choose from {', '.join(sorted(table))}."
-    )
-    raise UserError(f"There is no {what} named '{name}': {hint}")
+    built = {}
+    for name, given in methods.items():
+        constructor = find(DISTILLERS, name, "distiller")
+        built[name] = constructor(levels, **check_arguments(name, constructor, given))
+    return Combined(built)

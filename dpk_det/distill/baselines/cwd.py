@@ -5,8 +5,7 @@ Shapes: B images, C channels, H x W cells.
 
 from torch import Tensor
 
-from dpk_det.errors import UserError
-
+from ..arguments import Temperature, Weight
 from ..registry import Level, PairedMaps, register_distiller
 from ..regression import channel_divergence
 from .adapted import AdaptedDistiller
@@ -22,19 +21,14 @@ class CWD(AdaptedDistiller):
     Args:
         levels: what to distil.
         weight: of the loss. temperature: of the softmax. 10 and 1 in mmrazor's detectors.
-
-    Raises:
-        UserError: when the temperature is not positive.
     """
 
     name = "cwd"
 
     def __init__(
-        self, levels: list[Level], *, weight: float = 10.0, temperature: float = 1.0
+        self, levels: list[Level], *, weight: Weight = 10.0, temperature: Temperature = 1.0
     ) -> None:
         super().__init__(levels, weight)
-        if temperature <= 0:
-            raise UserError(f"CWD's temperature is {temperature}: choose one above 0.")
         self.temperature = temperature
 
     def level_loss(self, pair: PairedMaps, out: Tensor) -> Tensor:

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dpk_det.errors import UserError
-
+from ..arguments import Temperature, Weight
 from ..registry import Distiller, Features, Level, Logits, Targets, register_distiller
 from .kd import softened_kl
 
@@ -27,9 +26,6 @@ class DKD(Distiller):
         levels: not used, logits are not paired by level.
         alpha, beta: weights; 1 and 0.25 in the authors' detectors.
         temperature: T.
-
-    Raises:
-        UserError: when the temperature is not positive.
     """
 
     heads = frozenset({"roi", "dense", "image"})
@@ -38,13 +34,11 @@ class DKD(Distiller):
         self,
         levels: list[Level],
         *,
-        alpha: float = 1.0,
-        beta: float = 0.25,
-        temperature: float = 1.0,
+        alpha: Weight = 1.0,
+        beta: Weight = 0.25,
+        temperature: Temperature = 1.0,
     ) -> None:
         super().__init__(levels)
-        if temperature <= 0:
-            raise UserError(f"DKD's temperature is {temperature}: choose one above 0.")
         self.alpha, self.beta = alpha, beta
         self.temperature = temperature
 

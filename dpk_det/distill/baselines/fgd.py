@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dpk_det.errors import UserError
 
+from ..arguments import Temperature, Weight
 from ..registry import (
     Distiller,
     Features,
@@ -36,23 +37,20 @@ class FGD(Distiller):
         temperature: of the attention.
 
     Raises:
-        UserError: when the temperature is not positive; in training, when images have no boxes to
-            tell objects by.
+        UserError: in training, when images have no boxes to tell objects by.
     """
 
     def __init__(
         self,
         levels: list[Level],
         *,
-        alpha: float = 5e-5,
-        beta: float = 2.5e-5,
-        gamma: float = 5e-5,
-        lambda_: float = 5e-7,
-        temperature: float = 0.5,
+        alpha: Weight = 5e-5,
+        beta: Weight = 2.5e-5,
+        gamma: Weight = 5e-5,
+        lambda_: Weight = 5e-7,
+        temperature: Temperature = 0.5,
     ) -> None:
         super().__init__(levels)
-        if temperature <= 0:
-            raise UserError(f"FGD's temperature is {temperature}: choose one above 0.")
         self.alpha, self.beta, self.gamma, self.lambda_ = alpha, beta, gamma, lambda_
         self.temperature = temperature
         self.adapters = channel_adapters(levels)

@@ -5,6 +5,7 @@ Shapes: B images, Cs and Ct channels, H x W cells.
 
 from torch import Tensor
 
+from ..arguments import Weight
 from ..registry import Level, PairedMaps, find, register_distiller
 from ..regression import TARGETS, masked_mse
 from .adapted import AdaptedDistiller
@@ -28,7 +29,7 @@ class FitNets(AdaptedDistiller):
 
     name = "fitnets"
 
-    def __init__(self, levels: list[Level], *, weight: float = 1.0, target: str = "raw") -> None:
+    def __init__(self, levels: list[Level], *, weight: Weight = 1.0, target: str = "raw") -> None:
         super().__init__(levels, weight)
         self.target = find(TARGETS, target, "target")
 

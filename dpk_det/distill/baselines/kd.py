@@ -7,8 +7,7 @@ Shapes: n places, K classes.
 from torch import Tensor
 from torch.nn import functional as F
 
-from dpk_det.errors import UserError
-
+from ..arguments import Temperature, Weight
 from ..registry import Distiller, Features, Level, Logits, Targets, register_distiller
 
 
@@ -27,22 +26,17 @@ class KD(Distiller):
         weight: of the heads that classify. rpn_weight: of the proposals' objectness; 0 leaves it
             out.
         temperature: T.
-
-    Raises:
-        UserError: when the temperature is not positive.
     """
 
     def __init__(
         self,
         levels: list[Level],
         *,
-        weight: float = 1.0,
-        rpn_weight: float = 0.0,
-        temperature: float = 1.0,
+        weight: Weight = 1.0,
+        rpn_weight: Weight = 0.0,
+        temperature: Temperature = 1.0,
     ) -> None:
         super().__init__(levels)
-        if temperature <= 0:
-            raise UserError(f"KD's temperature is {temperature}: choose one above 0.")
         self.weight, self.rpn_weight = weight, rpn_weight
         self.temperature = temperature
         self.heads = frozenset({"roi", "dense", "image"} | ({"rpn"} if rpn_weight else set()))

@@ -6,8 +6,7 @@ Shapes: B images, Cs and Ct channels, H x W cells.
 import torch
 from torch import Tensor, nn
 
-from dpk_det.errors import UserError
-
+from ..arguments import PartialShare, Weight
 from ..registry import Level, PairedMaps, register_distiller
 from .adapted import AdaptedDistiller
 
@@ -24,19 +23,18 @@ class MGD(AdaptedDistiller):
         weight: the paper's alpha: 2e-5 for one-stage detectors, 5e-7 for two-stage ones.
         mask_ratio: share of cells that are blanked, the paper's lambda; 0.65 for one-stage
             detectors, 0.45 for two-stage ones in the authors' configs.
-
-    Raises:
-        UserError: when mask_ratio is no share.
     """
 
     name = "mgd"
 
     def __init__(
-        self, levels: list[Level], *, weight: float = 5e-7, mask_ratio: float = 0.45
+        self,
+        levels: list[Level],
+        *,
+        weight: Weight = 5e-7,
+        mask_ratio: PartialShare = 0.45,
     ) -> None:
         super().__init__(levels, weight)
-        if not 0 <= mask_ratio < 1:
-            raise UserError(f"MGD's mask_ratio is {mask_ratio}: choose one from 0 to below 1.")
         self.mask_ratio = mask_ratio
         self.generators = nn.ModuleDict(
             {

@@ -5,6 +5,7 @@ Shapes: B images, C channels, H x W cells.
 
 from torch import Tensor
 
+from ..arguments import Weight
 from ..registry import Level, PairedMaps, register_distiller
 from ..regression import masked_mse, standardise
 from .adapted import AdaptedDistiller
@@ -26,7 +27,7 @@ class PKD(AdaptedDistiller):
 
     name = "pkd"
 
-    def __init__(self, levels: list[Level], *, weight: float = 6.0) -> None:
+    def __init__(self, levels: list[Level], *, weight: Weight = 6.0) -> None:
         super().__init__(levels, weight)
 
     def level_loss(self, pair: PairedMaps, out: Tensor) -> Tensor:

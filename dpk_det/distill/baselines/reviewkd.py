@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..arguments import Weight, Width
 from ..registry import Distiller, Features, Level, Targets, register_distiller
 from ..regression import masked_mse
 
@@ -75,7 +76,7 @@ class ReviewKD(Distiller):
         mid: M; 256 in the authors' detectors.
     """
 
-    def __init__(self, levels: list[Level], *, weight: float = 1.0, mid: int = 256) -> None:
+    def __init__(self, levels: list[Level], *, weight: Weight = 1.0, mid: Width = 256) -> None:
         super().__init__(levels)
         self.weight = weight
         self.fusions = nn.ModuleDict(

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from dpk_det.distill.baselines import CWD
-from dpk_det.errors import UserError
 
 
 def slow(distiller, scene, adapt):
@@ -54,9 +53,3 @@ def test_extreme_maps_stay_finite(scene):
     loss = CWD(sc.levels)(*sc.args())["loss_cwd"]
     grads = torch.autograd.grad(loss, sc.leaves(), allow_unused=True)
     assert loss.isfinite() and all(g.isfinite().all() for g in grads if g is not None)
-
-
-@pytest.mark.parametrize("temperature", [0.0, -1.0])
-def test_a_temperature_that_is_not_positive_is_an_error(scene, temperature):
-    with pytest.raises(UserError, match=f"CWD's temperature is {temperature}: choose one above 0"):
-        CWD(scene().levels, temperature=temperature)

@@ -10,7 +10,6 @@ from dpk_det.distill import Logits
 from dpk_det.distill.baselines import DKD
 from dpk_det.distill.baselines.dkd import decouple
 from dpk_det.distill.baselines.kd import softened_kl
-from dpk_det.errors import UserError
 
 
 def probabilities(logits, temperature):
@@ -127,8 +126,3 @@ def test_objectness_is_no_class(scene):
     sc = scene()
     assert "rpn" in sc.student.logits
     assert list(DKD(sc.levels)(*sc.args())) == ["loss_dkd_dense", "loss_dkd_roi"]
-
-
-def test_a_temperature_that_is_not_positive_is_an_error(scene):
-    with pytest.raises(UserError, match="DKD's temperature is 0: choose one above 0"):
-        DKD(scene().levels, temperature=0)

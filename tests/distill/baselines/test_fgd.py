@@ -213,11 +213,6 @@ def test_images_without_targets_are_an_error(scene):
         FGD(sc.levels)(sc.student, sc.teacher, None)
 
 
-def test_a_temperature_that_is_not_positive_is_an_error(scene):
-    with pytest.raises(UserError, match="FGD's temperature is 0: choose one above 0"):
-        FGD(scene().levels, temperature=0)
-
-
 # ------------------------------------------------------------------ the global part
 
 

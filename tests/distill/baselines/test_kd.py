@@ -8,7 +8,6 @@ from torch.nn import functional as F
 from dpk_det.distill import Logits
 from dpk_det.distill.baselines import KD
 from dpk_det.distill.baselines.kd import binary_kl, expected_objects, softened_kl
-from dpk_det.errors import UserError
 
 
 def slow_softmax(student, teacher, temperature):
@@ -115,8 +114,3 @@ def test_the_proposals_are_asked_for_only_where_they_have_a_weight(scene):
     levels = scene().levels
     assert KD(levels).heads == {"roi", "dense", "image"}
     assert KD(levels, rpn_weight=0.1).heads == {"roi", "dense", "image", "rpn"}
-
-
-def test_a_temperature_that_is_not_positive_is_an_error(scene):
-    with pytest.raises(UserError, match="KD's temperature is -1.0: choose one above 0"):
-        KD(scene().levels, temperature=-1.0)

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from dpk_det.distill.baselines import MGD
-from dpk_det.errors import UserError
 
 
 def convolve(conv, x):
@@ -84,9 +83,3 @@ def test_without_masking_all_cells_take_part(scene):
     loss.backward()
     for name, x in sc.student.maps.items():
         assert ((x.grad != 0).any(1) | sc.padding()[name]).all()
-
-
-@pytest.mark.parametrize("ratio", [-0.1, 1.0, 45])
-def test_a_ratio_that_is_no_share_is_an_error(scene, ratio):
-    with pytest.raises(UserError, match=f"MGD's mask_ratio is {ratio}: choose one from 0"):
-        MGD(scene().levels, mask_ratio=ratio)
