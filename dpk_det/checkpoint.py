@@ -96,14 +96,7 @@ def load_weights(
     """
     if not path:
         return None
-    try:
-        # the suffix is for Detectron2's newest; its handlers for URLs know no exists()
-        file = path.removesuffix("?matching_heuristics=True")
-        found = PathManager.isfile(PathManager.get_local_path(file))
-    except OSError as e:  # of the network as well
-        raise UserError(f"The weights at {path} cannot be had ({e}): check {key}.") from e
-    if not found:
-        raise UserError(f"There are no weights at {path}: give {key} an existing file or URL.")
+    find_weights(path, key)
     checkpointer = Checkpointer(model, parts=parts)
     try:
         checkpointer.load(path, checkpointables=[])
@@ -114,6 +107,25 @@ def load_weights(
     if checkpointer.from_imagenet:
         _check_imagenet(model, checkpointer.incompatible, path, key)
     return checkpointer.incompatible
+
+
+def find_weights(path: str, key: str) -> None:
+    """See that there are weights at a path or URL, which is fetched.
+
+    Args:
+        key: the config key that holds the path, for the error.
+
+    Raises:
+        UserError: when there is no file, or it cannot be fetched.
+    """
+    try:
+        # the suffix is for Detectron2's newest; its handlers for URLs know no exists()
+        file = path.removesuffix("?matching_heuristics=True")
+        found = PathManager.isfile(PathManager.get_local_path(file))
+    except OSError as e:  # of the network as well
+        raise UserError(f"The weights at {path} cannot be had ({e}): check {key}.") from e
+    if not found:
+        raise UserError(f"There are no weights at {path}: give {key} an existing file or URL.")
 
 
 def _read(filename: str) -> dict[str, Any]:

@@ -13,6 +13,12 @@ class UserError(ValueError):
 
     status = 2
 
+    def __init__(self, message: str) -> None:
+        if message.startswith("Caught "):
+            # in a data loader's worker, by torch, which gives the worker's traceback as the message
+            message = message.rstrip().rpartition(f"{type(self).__name__}: ")[2]
+        super().__init__(message)
+
 
 class BusyError(UserError):
     """The folder of a training is used by another one."""

@@ -22,6 +22,7 @@ from dpk_det.errors import UserError
 from dpk_det.news import tell
 
 PRECISIONS = {"": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+WEIGHTS_KEY = "DISTILL.TEACHER.WEIGHTS"
 ZOO_EXAMPLE = "COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml"
 
 
@@ -245,19 +246,28 @@ def load_teacher(
     """
     cfg = load_teacher_config(config_file, opts)
     weights = find_teacher_weights(config_file, weights, cfg)
+    model, image_format = build_untrained(cfg, device)
+    load_weights_strictly(model, weights, WEIGHTS_KEY)
+    return Teacher(model, image_format, student_format, **speed)
+
+
+def build_untrained(
+    cfg: CfgNode | DictConfig, device: str | torch.device = "cpu"
+) -> tuple[nn.Module, str]:
+    """A teacher's model with random weights, and the channel order of its images.
+
+    Args:
+        cfg: of :func:`load_teacher_config`. device: where it is to run.
+    """
     if isinstance(cfg, DictConfig):
         model = instantiate(cfg.model).to(device)
         # said by the model where the config wraps it, as `distil` does; by neither where the model
         # has no use for it, as Detectron2's FCOS
         said = cfg.model.get("input_format") or getattr(model, "input_format", None)
-        image_format = said or "BGR"
-    else:
-        cfg = plain_architecture(cfg)  # a teacher may have been distilled itself
-        cfg.MODEL.DEVICE = str(device)
-        model = build_model(cfg)
-        image_format = cfg.INPUT.FORMAT
-    load_weights_strictly(model, weights, "DISTILL.TEACHER.WEIGHTS")
-    return Teacher(model, image_format, student_format, **speed)
+        return model, said or "BGR"
+    cfg = plain_architecture(cfg)  # a teacher may have been distilled itself
+    cfg.MODEL.DEVICE = str(device)
+    return build_model(cfg), cfg.INPUT.FORMAT
 
 
 def build_teacher(cfg: CfgNode) -> Teacher:

@@ -1,60 +1,111 @@
-"""Tries a job before it is queued: everything is built, looked at, and stepped once."""
+"""Tries a job before it is queued: all is built, one step is made and two images are evaluated."""
 
+import contextlib
+import io
+import itertools
+import logging
 import math
+import tempfile
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.evaluation import (
+    COCOEvaluator,
+    COCOPanopticEvaluator,
+    DatasetEvaluator,
+    inference_context,
+)
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from tabulate import tabulate
+from torch import nn
 
-from dpk_det.checkpoint import load_backbone_weights, load_weights
-from dpk_det.data import classifies, dataset_sizes, made_up_batch
+from dpk_det.checkpoint import find_weights
+from dpk_det.config import PLAIN
+from dpk_det.data import classifies, dataset_sizes
 from dpk_det.errors import UserError
+from dpk_det.teacher import (
+    WEIGHTS_KEY,
+    build_untrained,
+    find_teacher_weights,
+    load_teacher_config,
+)
 
-from .trainer import DistillTrainer, count_parameters, inherit
+from .start import Start, load_start
+from .trainer import DistillTrainer, count_parameters
+
+NUM_EVALUATED = 2
+"""Images of each dataset that are evaluated."""
+
+
+class NotReadyError(UserError):
+    """What a job still lacks that is no mistake: its teacher is not trained yet.
+
+    Args:
+        missing: in a sentence. report: on all else, which is well.
+    """
+
+    def __init__(self, missing: str, report: str = "") -> None:
+        super().__init__(f"not ready: {missing}")
+        self.report = report
 
 
 def check(cfg: CfgNode) -> str:
-    """Build student, teacher and distiller as training would and take one step on made-up images.
+    """Build student, teacher and distiller as training would, take a step and evaluate a little.
+
+    The step is taken on the first images that training would see, two at most and of a classifier
+    eight. Of each dataset in ``DATASETS.TEST`` two images are evaluated. Nothing is written into
+    ``OUTPUT_DIR``. A teacher that is not trained yet has random weights in this.
 
     Args:
-        cfg: of the training. ``SOLVER.IMS_PER_BATCH`` images are tried, of a detector two at most
-            and of a classifier eight.
+        cfg: of the training.
 
     Returns:
-        A report: level pairs, parameter counts, which weights were found, dataset sizes, losses.
+        A report: level pairs, parameter counts, which weights were found, dataset sizes, losses,
+        figures that the evaluation gives.
 
     Raises:
+        NotReadyError: when the teacher has no weights yet, and nothing else is wrong.
         UserError: for whatever training would stumble over, a loss that is not finite included.
     """
-    model = build_model(cfg)
-    found = load_weights(model, cfg.MODEL.WEIGHTS)
-    backbone_found = load_backbone_weights(model, cfg.MODEL.BACKBONE_WEIGHTS)
-    if cfg.DISTILL.INHERIT:
-        inherit(model, cfg)
-    bond = getattr(model, "distillation", None)
+    with tempfile.TemporaryDirectory() as folder:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.OUTPUT_DIR, cfg.DATALOADER.NUM_WORKERS = folder, 0
+        num_images = max(cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(), 1)
+        cfg.SOLVER.IMS_PER_BATCH = min(num_images, 8 if classifies(cfg) else 2)
+        cfg.INPUT.IMAGES.BATCH_TEST = NUM_EVALUATED
+        missing = _missing_weights(cfg)
+        if missing:
+            cfg.DISTILL.TEACHER.WEIGHTS = _make_weights(cfg, f"{folder}/teacher.pth")
+        report = _try(cfg)
+    if missing:
+        raise NotReadyError(missing, report)
+    return f"{report}\n\nThe job is ready to run."
 
+
+def _try(cfg: CfgNode) -> str:
+    with _fails("Building the model"):
+        model = build_model(cfg)
+    start = load_start(model, cfg)
+    bond = getattr(model, "distillation", None)
     parts = {"student": model}
     if bond:
         parts = {"student": model, "teacher": bond.teacher.model, "distiller": bond.distiller}
     counts = {name: count_parameters(part) for name, part in parts.items()}
     counts["student"] -= counts.get("distiller", 0)
 
-    num_images = max(cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(), 1)
-    try:
-        losses = _step(cfg, model, min(num_images, 8 if classifies(cfg) else 2))
-    except FloatingPointError as e:
-        raise UserError(
-            f"The first step on made-up images failed ({' '.join(str(e).split())}): check the "
-            "weights and INPUT.FORMAT, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD."
-        ) from e
+    losses = _step(cfg, model)
+    figures = {name: _evaluate(cfg, model, name) for name in cfg.DATASETS.TEST}
     sections = [
         ("parameters", tabulate(counts.items(), intfmt=",")),
-        ("weights", _describe_weights(cfg, model, found, backbone_found, bond is not None)),
+        ("weights", _describe_weights(cfg, model, start, bond is not None)),
         ("images", tabulate(dataset_sizes(cfg).items(), intfmt=",")),
         ("losses of one step", tabulate(losses.items(), floatfmt=".4f")),
+        ("figures of the evaluation", tabulate(figures.items())),
     ]
     if bond:
         levels = {level for m in bond.distiller.methods.values() for level in m.levels}
@@ -64,12 +115,35 @@ def check(cfg: CfgNode) -> str:
         ]
         headers = ["student", "channels", "teacher", "channels", "stride"]
         sections.insert(0, ("level pairs", tabulate(rows, headers)))
-    body = "\n\n".join(f"{title}\n{text}" for title, text in sections)
-    return f"{body}\n\nThe job is ready to run."
+    return "\n\n".join(f"{title}\n{text}" for title, text in sections if text)
 
 
-def _describe_weights(cfg: CfgNode, model, found, backbone_found, has_teacher: bool) -> str:
-    lines = []
+# ------------------------------------------------------------------ weights
+
+
+def _missing_weights(cfg: CfgNode) -> str:
+    """What is said of a teacher without weights; "" where it has some, or there is no teacher."""
+    if cfg.MODEL.META_ARCHITECTURE not in PLAIN and not cfg.DISTILL.INHERIT:
+        return ""
+    node = cfg.DISTILL.TEACHER
+    teacher_cfg = load_teacher_config(node.CONFIG_FILE, node.OPTS)
+    try:
+        weights = find_teacher_weights(node.CONFIG_FILE, node.WEIGHTS, teacher_cfg)
+        find_weights(weights, WEIGHTS_KEY)
+    except UserError as e:
+        return str(e)
+    return ""
+
+
+def _make_weights(cfg: CfgNode, path: str) -> str:
+    node = cfg.DISTILL.TEACHER
+    model, _ = build_untrained(load_teacher_config(node.CONFIG_FILE, node.OPTS))
+    torch.save({"model": model.state_dict()}, path)
+    return path
+
+
+def _describe_weights(cfg: CfgNode, model: nn.Module, start: Start, has_teacher: bool) -> str:
+    lines, found = [], start.weights
     if found is None:
         lines.append("student: none given (MODEL.WEIGHTS is empty), starts at random")
     else:
@@ -78,24 +152,98 @@ def _describe_weights(cfg: CfgNode, model, found, backbone_found, has_teacher: b
         num_found = len([name for name in names if name not in missing])
         lines.append(f"student: {num_found} of {len(names)} found in {cfg.MODEL.WEIGHTS}")
         lines += [f"  of another shape there: {name}" for name, *_ in found.incorrect_shapes]
-    if backbone_found:
-        missing = ", ".join(backbone_found.missing_keys) or "none"
+    if start.backbone:
+        missing = ", ".join(start.backbone.missing_keys) or "none"
         lines.append(f"backbone: from {cfg.MODEL.BACKBONE_WEIGHTS}; not found there: {missing}")
+    if start.inherited:
+        lines.append(f"student: {len(start.inherited)} inherited from the teacher")
     if has_teacher:
         lines.append("teacher: all found")  # else there had been an error
     return "\n".join(lines)
 
 
-def _step(cfg: CfgNode, model, num_images: int) -> dict[str, float]:
+# ------------------------------------------------------------------ a step
+
+
+def _step(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
+    batch = next(iter(DistillTrainer.build_train_loader(cfg)))
     optimizer = DistillTrainer.build_optimizer(cfg, model)
     model.train()
     amp = cfg.SOLVER.AMP.ENABLED  # never without a GPU
-    with EventStorage(), torch.autocast(cfg.MODEL.DEVICE.partition(":")[0], enabled=amp):
-        losses = model(made_up_batch(cfg, num_images))
-    sum(losses.values()).backward()
-    optimizer.step()
-    values = {name: loss.item() for name, loss in losses.items()}
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise FloatingPointError(f"{name} is {value}")
+    with _fails("The first step on images of DATASETS.TRAIN"):
+        with EventStorage(), torch.autocast(cfg.MODEL.DEVICE.partition(":")[0], enabled=amp):
+            losses = model(batch)
+        sum(losses.values()).backward()
+        optimizer.step()
+        values = {name: loss.item() for name, loss in losses.items()}
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"{name} is {value}; the weights, INPUT.FORMAT, MODEL.PIXEL_MEAN and "
+                    "MODEL.PIXEL_STD may be the cause"
+                )
     return values
+
+
+@contextlib.contextmanager
+def _fails(what: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as e:
+        reason = " ".join(str(e).split())
+        logging.getLogger("dpk_det").debug("%s failed.", what, exc_info=True)
+        raise UserError(
+            f"{what} failed ({type(e).__name__}: {reason}): correct the config or the data."
+        ) from e
+
+
+# ------------------------------------------------------------------ evaluation
+
+
+def _evaluate(cfg: CfgNode, model: nn.Module, name: str) -> str:
+    """Evaluate a few images of a dataset; returns the names of the figures."""
+    with _fails(f"The evaluation of {NUM_EVALUATED} images of {name}"), _silence():
+        loader = DistillTrainer.build_test_loader(cfg, name)
+        evaluator = DistillTrainer.build_evaluator(cfg, name)
+        evaluators = getattr(evaluator, "_evaluators", [evaluator])
+        num_batches = 1 if classifies(cfg) else NUM_EVALUATED
+        batches = list(itertools.islice(loader, num_batches))
+        evaluator.reset()
+        with inference_context(model), torch.no_grad():
+            for batch in batches:
+                evaluator.process(batch, model(batch))
+        figures: dict[str, Any] = {}
+        for each in evaluators:
+            figures.update(_figures(each, batches))
+    measures = any(getattr(each, "_do_evaluation", True) for each in evaluators)
+    if measures and not figures:
+        raise UserError(
+            f"The evaluation of {name} gives no figure, because a {cfg.MODEL.META_ARCHITECTURE} "
+            "finds nothing that its evaluator measures: take it out of DATASETS.TEST."
+        )
+    return "; ".join(
+        f"{task}: {', '.join(x for x in values if '-' not in x)}"
+        for task, values in figures.items()
+    )
+
+
+def _figures(evaluator: DatasetEvaluator, batches: list[Any]) -> dict[str, Any]:
+    if isinstance(evaluator, COCOPanopticEvaluator):
+        return {"panoptic_seg": {"PQ": 0, "SQ": 0, "RQ": 0}}  # it takes all images or none
+    if isinstance(evaluator, COCOEvaluator):
+        return evaluator.evaluate(img_ids=[x["image_id"] for batch in batches for x in batch])
+    return evaluator.evaluate()
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep figures of two images from the console, where they would be taken for results."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)

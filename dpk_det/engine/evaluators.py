@@ -1,6 +1,7 @@
 """Which of Detectron2's evaluators measure a dataset, by its metadata's ``evaluator_type``."""
 
 import logging
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,8 +22,31 @@ from dpk_det.errors import UserError
 
 from .accuracy import AccuracyEvaluator
 
+KINDS = (EVALUATOR_TYPE, "lvis", "pascal_voc", "sem_seg", "coco", "coco_panoptic_seg")
+"""Of datasets that can be evaluated: their ``evaluator_type``."""
 
-def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+
+def check_evaluators(names: Iterable[str]) -> None:
+    """Check that datasets have an evaluator, without building it.
+
+    Raises:
+        UserError: when one has none, or needs a package that is not installed.
+    """
+    for name in names:
+        kind = MetadataCatalog.get(name).get("evaluator_type")
+        if kind not in KINDS:
+            raise UserError(
+                f"Dataset {name} has evaluator_type {kind!r}, which this trainer cannot "
+                "evaluate: subclass DistillTrainer and override build_evaluator."
+            )
+        if kind == "lvis" and not find_spec("lvis"):
+            raise UserError(
+                f"The evaluation of {name} needs the package lvis: pip install lvis, or take the "
+                "dataset out of DATASETS.TEST."
+            )
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str, folder: str = "inference") -> DatasetEvaluator:
     """The evaluator of a dataset; of several kinds of figures, all of them as one.
 
     "coco" measures what the predictions have: boxes, masks, keypoints (with
@@ -31,12 +55,14 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     absent. "classification" measures accuracy, of datasets for classifiers.
 
     Args:
-        cfg: says where the predictions go, ``OUTPUT_DIR/inference``. dataset_name: as registered.
+        cfg: says where the predictions go, ``OUTPUT_DIR``. dataset_name: as registered.
+        folder: below it.
 
     Raises:
         UserError: when there is none for the dataset's type.
     """
-    folder = str(Path(cfg.OUTPUT_DIR) / "inference")
+    check_evaluators([dataset_name])
+    folder = str(Path(cfg.OUTPUT_DIR) / folder)
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if kind == EVALUATOR_TYPE:
         return AccuracyEvaluator(DatasetCatalog.get(dataset_name).classes)
@@ -59,9 +85,4 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
                 "(github.com/cocodataset/panopticapi).",
                 dataset_name,
             )
-    if not evaluators:
-        raise UserError(
-            f"Dataset {dataset_name} has evaluator_type {kind!r}, which this trainer cannot "
-            "evaluate: subclass DistillTrainer and override build_evaluator."
-        )
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)

@@ -22,7 +22,9 @@ from dpk_det.errors import UserError
 from dpk_det.files import no_room_ends
 from dpk_det.teacher import find_teacher_weights, load_teacher_config
 
-from .check import check
+from .augmented import check_augmented, test_augmented
+from .check import NotReadyError, check
+from .evaluators import check_evaluators
 from .launch import first_rank_does, launch, use_device
 from .lock import training_lock
 from .signals import watched
@@ -38,8 +40,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="build everything, report level pairs, parameters, weights and dataset sizes, take "
-        "one step on made-up images, and exit",
+        help="build everything, open every image, take one step, evaluate two images of each "
+        "dataset, report level pairs, parameters, weights, dataset sizes and losses, and exit",
     )
     parser.add_argument(
         "--check-images",
@@ -71,7 +73,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
     find(dict(META_ARCH_REGISTRY), cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
     register_json_datasets(cfg)
     register_image_datasets(cfg)
-    check_datasets(cfg, all_images=args.check, decode=args.check_images)
+    # once, because it takes time; others learn the classes when they load the data
+    first_rank_does(lambda: check_datasets(cfg, args.check, args.check_images))
+    check_evaluators(cfg.DATASETS.TEST)
+    check_augmented(cfg)
     use_device(cfg)
     cfg.freeze()
     return cfg
@@ -96,7 +101,11 @@ def main(args: argparse.Namespace) -> Any:
     if args.check:
         check_teacher_is_kept(cfg)
         check_batch(cfg, args.num_processes)
-        print(check(cfg))
+        try:
+            print(check(cfg))
+        except NotReadyError as e:
+            print(e.report)
+            raise
         return None
     if args.eval_teacher:
         with no_room_ends(cfg.OUTPUT_DIR):
@@ -106,7 +115,10 @@ def main(args: argparse.Namespace) -> Any:
         raise UserError("MODEL.WEIGHTS is empty: name the checkpoint to evaluate.")
     load_weights_strictly(model, cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
     with no_room_ends(cfg.OUTPUT_DIR):
-        return DistillTrainer.test(cfg, model)
+        results = DistillTrainer.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED:
+            results.update(test_augmented(cfg, model, DistillTrainer.test))
+        return results
 
 
 def _train(args: argparse.Namespace) -> Any:

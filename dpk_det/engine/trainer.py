@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from detectron2.evaluation import DatasetEvaluator
@@ -18,7 +19,6 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from dpk_det.checkpoint import load_backbone_weights, load_weights
 from dpk_det.data import (
     TrainLoader,
     build_detection_train_loader,
@@ -26,14 +26,16 @@ from dpk_det.data import (
     build_image_train_loader,
     classifies,
 )
+from dpk_det.data.mapper import NamingMapper
 from dpk_det.errors import UserError
-from dpk_det.teacher import build_teacher, inherit_weights
 
+from .augmented import test_augmented
 from .ddp import unwrap
 from .evaluators import build_evaluator
 from .finite import explain, require_finite
 from .machine import describe_machine, peak_memory_mb
 from .signals import StopHook, at_once
+from .start import load_start
 
 RESULTS = "results.json"
 
@@ -55,11 +57,7 @@ class DistillTrainer(DefaultTrainer):
         if resume and self.checkpointer.has_checkpoint():
             super().resume_or_load(resume=True)
             return
-        model = unwrap(self._trainer.model)
-        load_weights(model, self.cfg.MODEL.WEIGHTS)
-        load_backbone_weights(model, self.cfg.MODEL.BACKBONE_WEIGHTS)
-        if self.cfg.DISTILL.INHERIT:
-            inherit(model, self.cfg)
+        load_start(unwrap(self._trainer.model), self.cfg)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
@@ -72,16 +70,28 @@ class DistillTrainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
-        """Batches that depend on seed and step alone; of a classifier whole tensors."""
-        build = build_image_train_loader if classifies(cfg) else build_detection_train_loader
-        return build(cfg)
+        """Batches that depend on seed and step alone; of a classifier whole tensors.
+
+        Raises:
+            UserError: when the data cannot be read, or have nothing to learn from.
+        """
+        if classifies(cfg):
+            return build_image_train_loader(cfg)
+        try:
+            return build_detection_train_loader(cfg, NamingMapper.from_config(cfg, is_train=True))
+        except AssertionError as e:  # Detectron2's, of a dataset without an image that it can use
+            raise UserError(
+                f"The training data cannot be used ({' '.join(str(e).split())}): correct "
+                "DATASETS.TRAIN."
+            ) from e
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         """Detectron2's, or whole batches of tensors for a classifier."""
         if classifies(cfg):
             return build_image_test_loader(cfg, dataset_name)
-        return super().build_test_loader(cfg, dataset_name)
+        mapper = NamingMapper.from_config(cfg, is_train=False)
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
@@ -94,13 +104,20 @@ class DistillTrainer(DefaultTrainer):
         return [PriorPrinter(self.max_iter), *files]
 
     def build_hooks(self) -> list[HookBase | None]:
-        """Detectron2's, and those that keep NaN from being saved and obey signals."""
+        """Detectron2's, and those that keep NaN from being saved, obey signals and ``TEST.AUG``."""
         hooks = super().build_hooks()
         last = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
         saves = (i for i, hook in enumerate(hooks) if isinstance(hook, PeriodicCheckpointer))
         first = next(saves, last)
         watch = FiniteWeights(self.cfg.SOLVER.CHECKPOINT_PERIOD)
+        if self.cfg.TEST.AUG.ENABLED:
+            hooks.insert(last + 1, EvalHook(0, self._test_augmented))
         return [*hooks[:first], watch, *hooks[first:last], StopHook(), *hooks[last:]]
+
+    def _test_augmented(self) -> dict[str, Any]:
+        results = test_augmented(self.cfg, self.model, self.test)
+        self._last_eval_results.update(results)
+        return results
 
     @classmethod
     def test(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -253,13 +270,3 @@ class _PriorAdapter(logging.LoggerAdapter):
 def count_parameters(module: nn.Module) -> int:
     """How many numbers a module's parameters have, frozen ones included."""
     return sum(p.numel() for p in module.parameters())
-
-
-def inherit(model: nn.Module, cfg: CfgNode) -> None:
-    """Give a model, plain or distilling, its teacher's neck and heads.
-
-    Raises:
-        UserError: when the teacher cannot be built.
-    """
-    bond = getattr(model, "distillation", None)
-    inherit_weights(model, (bond.teacher if bond else build_teacher(cfg)).model)

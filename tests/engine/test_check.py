@@ -1,9 +1,17 @@
-"""--check: a report, one step, and no checkpoint."""
+"""--check: a report, one step, a little evaluation, and no checkpoint."""
 
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from dpk_det.engine import check
+from dpk_det.data import check_datasets, register_json_datasets
+from dpk_det.engine import DistillTrainer, check, evaluators
 
 
 def count(module):
@@ -82,21 +90,274 @@ def test_a_loss_that_is_not_finite_is_an_error_that_names_it(tiny, command, tmp_
         command("--config-file", tiny.dpk, "--check", "OUTPUT_DIR", tmp_path, *opts)
     assert stop.value.code == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: The first step on made-up images failed (loss_dpk is nan)")
+    assert error.startswith("error: The first step on images of DATASETS.TRAIN failed (Floating")
+    assert "loss_dpk is nan" in error
 
 
 def test_it_tries_as_many_images_as_a_process_will_get_two_at_most(tiny, monkeypatch):
-    import sys
-
-    module = sys.modules["dpk_det.engine.check"]  # the package's name is that of the function
     tried = []
-    make = module.made_up_batch
+    build = DistillTrainer.build_train_loader
 
-    def made_up(cfg, num_images):
-        tried.append(num_images)
-        return make(cfg, num_images)
+    def watched(cfg):
+        for batch in build(cfg):
+            tried.append(len(batch))
+            yield batch
 
-    monkeypatch.setattr(module, "made_up_batch", made_up)
+    monkeypatch.setattr(DistillTrainer, "build_train_loader", watched)
     for ims_per_batch in (1, 8):
         check(tiny.cfg("plain", "SOLVER.IMS_PER_BATCH", ims_per_batch))
     assert tried == [1, 2]
+
+
+# ------------------------------------------------------------------ what fails late
+
+
+@pytest.fixture
+def catalogs():
+    """Put Detectron2's catalogs back as they were before the test."""
+    before = dict(DatasetCatalog.data), dict(MetadataCatalog.data)
+    yield
+    DatasetCatalog.data, MetadataCatalog.data = before
+
+
+@pytest.fixture
+def fails(command, capsys, tmp_path):
+    """``fails(config, *opts)``: --check must end with status 2; returns the last line it says."""
+
+    def run(config, *opts, flag="--check"):
+        with pytest.raises(SystemExit) as stop:
+            command("--config-file", config, flag, "OUTPUT_DIR", tmp_path, *opts)
+        assert stop.value.code == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    return run
+
+
+@pytest.fixture
+def copy(tiny, tmp_path, catalogs):
+    """``copy(name, edit)`` is an entry of DATASETS.JSON: the tiny images, their JSON edited."""
+
+    def copy(name, edit=lambda content: None):
+        plain = tiny.cfg("plain")
+        annotations, images = plain.DATASETS.JSON.tiny
+        content = json.loads(Path(annotations).read_text())
+        edit(content)
+        shutil.copytree(images, tmp_path / name)
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        return f"DATASETS.JSON.{name}", [f"{tmp_path / name}.json", str(tmp_path / name)]
+
+    return copy
+
+
+def cut_off(folder, number=3):
+    """Leave an image its header alone."""
+    path = folder / f"{number}.png"
+    path.write_bytes(path.read_bytes()[:200])
+    return path
+
+
+def swap(content):
+    content["categories"] = [{"id": 1, "name": "disc"}, {"id": 2, "name": "square"}]
+
+
+def config(tmp_path, base, *entries, **more):
+    """A config file on other datasets, which cannot be named on the command line."""
+    lines = [f'_BASE_: "{base}"', "DATASETS:", "  JSON:"]
+    lines += [f"    {key.rpartition('.')[2]}: {value}" for key, value in entries]
+    lines += [f"  {key}: {value!r}" for key, value in more.items()]
+    path = tmp_path / "other.yaml"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_it_evaluates_two_images_of_each_dataset(tiny, report, tmp_path):
+    text = report(tiny.plain)
+    assert "tiny  bbox: AP, AP50, AP75, APs, APm, APl" in text
+    assert "Average Precision" not in text
+    assert not (tmp_path / "inference").exists()
+
+
+def test_a_model_that_finds_nothing_is_evaluated_too(tiny, report):
+    assert "ready to run" in report(tiny.plain, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0")
+
+
+def test_a_dataset_without_an_evaluator_is_found_before_training(tiny, fails, catalogs):
+    DatasetCatalog.register("odd", list)
+    MetadataCatalog.get("odd").set(evaluator_type="stereo")
+    assert "odd has evaluator_type 'stereo'" in fails(tiny.plain, "DATASETS.TEST", "('odd',)")
+
+
+def test_lvis_needs_its_package(tiny, fails, catalogs, monkeypatch):
+    DatasetCatalog.register("odd", list)
+    MetadataCatalog.get("odd").set(evaluator_type="lvis")
+    monkeypatch.setattr(evaluators, "find_spec", lambda name: None)
+    assert "needs the package lvis" in fails(tiny.plain, "DATASETS.TEST", "('odd',)")
+
+
+def test_an_evaluation_that_gives_no_figure(tiny, fails, monkeypatch):
+    class Nothing:
+        def evaluate(self):
+            return {}
+
+        def reset(self): ...
+
+        def process(self, inputs, outputs): ...
+
+    monkeypatch.setattr(DistillTrainer, "build_evaluator", lambda cfg, name: Nothing())
+    assert "The evaluation of tiny gives no figure" in fails(tiny.plain)
+
+
+def test_an_evaluation_that_breaks_down(tiny, fails, monkeypatch):
+    def build(cfg, name):
+        raise KeyError("area")
+
+    monkeypatch.setattr(DistillTrainer, "build_evaluator", build)
+    line = fails(tiny.plain)
+    assert "evaluation of 2 images of tiny failed (KeyError: 'area')" in line
+
+
+def test_data_of_which_nothing_can_be_used(tiny, fails, copy, tmp_path):
+    def crowds(content):
+        for x in content["annotations"]:
+            x["iscrowd"] = 1
+
+    path = config(tmp_path, tiny.plain, copy("crowds", crowds), TRAIN=("crowds",))
+    assert "no object in a listed image" in fails(path)
+
+
+def test_a_teacher_that_is_not_trained_yet(tiny, command, capsys, tmp_path):
+    opts = ("DISTILL.TEACHER.WEIGHTS", "", "OUTPUT_DIR", tmp_path / "student")
+    with pytest.raises(SystemExit) as stop:
+        command("--config-file", tiny.dpk, "--check", *opts)
+    assert stop.value.code == 2
+    out, err = capsys.readouterr()
+    assert "level pairs" in out and "loss_dpk" in out and "ready to run" not in out
+    assert err.splitlines()[-1].startswith(
+        f"error: not ready: The teacher {tiny.teacher} has no weights: train it (that leaves "
+    )
+
+
+def test_what_else_is_wrong_is_said_before_the_teacher_is_trained(tiny, fails, tmp_path):
+    weights = ("DISTILL.TEACHER.WEIGHTS", tmp_path / "gone.pth")
+    line = fails(tiny.dpk, *weights, "DISTILL.LEVELS", "['p7']")
+    assert "DISTILL.LEVELS names 'p7'" in line
+    line = fails(tiny.dpk, *weights)
+    assert f"not ready: There are no weights at {tmp_path / 'gone.pth'}" in line
+    line = fails(tiny.dpk, *weights, "DISTILL.TEACHER.CONFIG_FILE", "gone.yaml")
+    assert "teacher's config gone.yaml is neither" in line
+
+
+# ------------------------------------------------------------------ what is learned from
+
+
+@pytest.mark.parametrize(
+    "opts",
+    [
+        ("DISTILL.METHODS", "['kd']"),
+        ("DISTILL.METHODS", "['dpk', 'dkd']"),
+        ("DISTILL.INHERIT", "True"),
+    ],
+)
+def test_a_teacher_that_numbers_its_classes_otherwise(tiny, fails, report, copy, tmp_path, opts):
+    path = config(tmp_path, tiny.dpk, copy("swapped", swap), TRAIN=("swapped",), TEST=("swapped",))
+    line = fails(path, *opts)
+    assert "student's classes are not its teacher's in the same order, of dataset tiny" in line
+    assert "'disc' is number 0 of one and 1 of the other" in line
+
+
+def test_features_do_not_mind_how_classes_are_numbered(tiny, report, copy, tmp_path):
+    path = config(tmp_path, tiny.dpk, copy("swapped", swap), TRAIN=("swapped",), TEST=("swapped",))
+    assert "ready to run" in report(path)
+
+
+def test_a_teacher_of_other_classes(tiny, fails, copy, tmp_path):
+    def rename(content):
+        content["categories"] = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+
+    path = config(tmp_path, tiny.dpk, copy("pets", rename), TRAIN=("pets",), TEST=("pets",))
+    line = fails(path, "DISTILL.METHODS", "['kd']")
+    assert "none has the same name, the first are 'cat' and 'square'" in line
+
+
+def test_a_teacher_whose_data_are_elsewhere_is_taken_by_number(tiny, report, tmp_path, copy):
+    other = tmp_path / "teacher.yaml"
+    other.write_text(
+        f'_BASE_: "{tiny.teacher}"\nDATASETS:\n  JSON: {{away: ["/gone.json", "/gone"]}}\n'
+        '  TRAIN: ("away",)\n  TEST: ("away",)\n'
+    )
+    path = config(tmp_path, tiny.dpk, copy("swapped", swap), TRAIN=("swapped",), TEST=("swapped",))
+    opts = ("DISTILL.METHODS", "['kd']", "DISTILL.TEACHER.CONFIG_FILE", other)
+    assert "ready to run" in report(path, *opts)
+
+
+def test_weights_of_another_backbone(tiny, fails, tmp_path):
+    opts, weights = ("MODEL.SMALL_RESNET.WIDTHS", "[8, 16, 24]"), tmp_path / "other.pth"
+    torch.save({"model": tiny.build("plain").state_dict()}, weights)
+    line = fails(tiny.plain, "MODEL.WEIGHTS", weights, *opts)
+    assert f"The weights at {weights} are of another backbone" in line
+    assert "backbone.bottom_up" in line
+
+
+def test_a_model_that_cannot_be_built(tiny, fails):
+    line = fails(tiny.plain, "MODEL.SMALL_RESNET.WIDTHS", "[6, 10, 14]")
+    assert "Building the model failed (ValueError: num_channels (14) must be divisible" in line
+
+
+def test_inheriting_nothing(tiny, fails):
+    opts = ["MODEL.FPN.OUT_CHANNELS", 12, "MODEL.ROI_BOX_HEAD.FC_DIM", 12]
+    opts += ["MODEL.RPN.CONV_DIMS", "[12]", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[0.5, 2.0]]"]
+    opts += ["MODEL.ROI_HEADS.IN_FEATURES", "['p2', 'p3', 'p4']"]
+    line = fails(tiny.dpk, "DISTILL.INHERIT", "True", *opts)
+    assert "DISTILL.INHERIT takes nothing" in line
+
+
+# ------------------------------------------------------------------ images
+
+
+def test_images_are_decoded_only_where_that_is_asked_for(tiny, fails, report, copy, tmp_path):
+    path = config(tmp_path, tiny.plain, copy("copied"), TRAIN=("copied",), TEST=("copied",))
+    broken = cut_off(tmp_path / "copied", 7)
+    assert f"{broken} cannot be read as an image" in fails(path, flag="--check-images")
+    cfg = tiny.cfg("plain")
+    cfg.merge_from_file(str(path))
+    register_json_datasets(cfg)
+    check_datasets(cfg)
+
+
+def test_an_image_that_training_cannot_read_is_named_and_checkpoints_stay(
+    tiny, command, capsys, copy, tmp_path
+):
+    path = config(tmp_path, tiny.plain, copy("copied"), TRAIN=("copied",))
+    broken = cut_off(tmp_path / "copied")
+    opts = ("SOLVER.MAX_ITER", 9, "SOLVER.CHECKPOINT_PERIOD", 1, "DATALOADER.NUM_WORKERS", 1)
+    with pytest.raises(SystemExit) as stop:
+        command("--config-file", path, "OUTPUT_DIR", tmp_path / "run", *opts)
+    assert stop.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"error: {broken} cannot be read as an image (")
+    assert not (tmp_path / "run" / "model_final.pth").exists()
+
+
+def test_an_image_that_evaluation_cannot_read_is_named_and_the_model_stays(
+    tiny, command, capsys, copy, tmp_path
+):
+    path = config(tmp_path, tiny.plain, copy("copied"), TEST=("copied",))
+    broken = cut_off(tmp_path / "copied")
+    with pytest.raises(SystemExit) as stop:
+        command("--config-file", path, "OUTPUT_DIR", tmp_path / "run", "SOLVER.MAX_ITER", 1)
+    assert stop.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"error: {broken} cannot be read as an image (")
+    assert torch.load(tmp_path / "run" / "model_final.pth")["iteration"] == 0
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_an_image_turned_by_exif_is_named_before_training(tiny, fails, copy, tmp_path):
+    from PIL import Image
+
+    path = config(tmp_path, tiny.plain, copy("copied"), TRAIN=("copied",))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.ascontiguousarray(cv2.imread(str(tmp_path / "copied" / "1.png")))
+    Image.fromarray(pixels).save(tmp_path / "copied" / "1.png", exif=exif)
+    assert "EXIF orientation (6) turns it" in fails(path)

@@ -1,0 +1,65 @@
+"""Detectron2's test-time augmentation, ``TEST.AUG``: after a training, and with --eval-only."""
+
+from collections.abc import Callable
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.modeling import (
+    META_ARCH_REGISTRY,
+    GeneralizedRCNN,
+    GeneralizedRCNNWithTTA,
+    PanopticFPN,
+)
+from torch import nn
+
+from dpk_det.data.model_classes import plain_name
+from dpk_det.errors import UserError
+
+from .evaluators import build_evaluator
+
+FOLDER = "inference_TTA"
+"""Below ``OUTPUT_DIR``, for the predictions."""
+
+
+def check_augmented(cfg: CfgNode) -> None:
+    """Check that the model of ``cfg`` can be augmented, where ``TEST.AUG.ENABLED`` asks for it.
+
+    Raises:
+        UserError: when it cannot, as Detectron2 has this for R-CNNs of boxes and masks alone.
+    """
+    if not cfg.TEST.AUG.ENABLED:
+        return
+    kind = META_ARCH_REGISTRY.get(plain_name(cfg))
+    is_rcnn = isinstance(kind, type) and issubclass(kind, GeneralizedRCNN)
+    what = ""
+    if not is_rcnn or issubclass(kind, PanopticFPN):
+        what = f"a {plain_name(cfg)}"
+    elif cfg.MODEL.KEYPOINT_ON:
+        what = "keypoints (MODEL.KEYPOINT_ON)"
+    elif cfg.MODEL.LOAD_PROPOSALS:
+        what = "proposals from files (MODEL.LOAD_PROPOSALS)"
+    if what:
+        raise UserError(
+            "TEST.AUG.ENABLED is for R-CNNs of boxes and masks, because Detectron2's test-time "
+            f"augmentation cannot take {what}: set it to False."
+        )
+
+
+def test_augmented(
+    cfg: CfgNode, model: nn.Module, test: Callable[..., dict[str, Any]]
+) -> dict[str, Any]:
+    """Evaluate with test-time augmentation, as Detectron2's ``tools/train_net.py`` does.
+
+    Args:
+        cfg: says how (``TEST.AUG``) and where the predictions go, ``OUTPUT_DIR/inference_TTA``.
+        model: a plain or distilling R-CNN. test: :meth:`DistillTrainer.test`.
+
+    Returns:
+        The results, their names with ``_TTA`` at the end.
+    """
+    evaluators = [build_evaluator(cfg, name, FOLDER) for name in cfg.DATASETS.TEST]
+    results = test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+    return {f"{name}_TTA": figures for name, figures in results.items()}
+
+
+test_augmented.__test__ = False  # no test of pytest's
