@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, default_setup
+from detectron2.engine import default_argument_parser
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -24,9 +24,12 @@ from dpk_det.teacher import find_teacher_weights, load_teacher_config
 
 from .augmented import check_augmented, test_augmented
 from .check import NotReadyError, check
+from .checkpoints import last_checkpoint
 from .evaluators import check_evaluators
+from .folder import set_up
 from .launch import first_rank_does, launch, use_device
 from .lock import training_lock
+from .resume import find_start, is_finished
 from .signals import watched
 from .teacher_accuracy import evaluate_teacher
 from .trainer import DistillTrainer
@@ -101,6 +104,7 @@ def main(args: argparse.Namespace) -> Any:
     if args.check:
         check_teacher_is_kept(cfg)
         check_batch(cfg, args.num_processes)
+        find_start(cfg, args.resume)
         try:
             print(check(cfg))
         except NotReadyError as e:
@@ -110,10 +114,12 @@ def main(args: argparse.Namespace) -> Any:
     if args.eval_teacher:
         with no_room_ends(cfg.OUTPUT_DIR):
             return evaluate_teacher(cfg)
-    model = build_model(cfg)
-    if not cfg.MODEL.WEIGHTS:
+    model, last = build_model(cfg), args.resume and last_checkpoint(cfg.OUTPUT_DIR, False)
+    weights = str(last.path) if last else cfg.MODEL.WEIGHTS
+    if not weights:
         raise UserError("MODEL.WEIGHTS is empty: name the checkpoint to evaluate.")
-    load_weights_strictly(model, cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
+    logging.getLogger("dpk_det").info("Evaluating %s.", weights)
+    load_weights_strictly(model, weights, "MODEL.WEIGHTS")
     with no_room_ends(cfg.OUTPUT_DIR):
         results = DistillTrainer.test(cfg, model)
         if cfg.TEST.AUG.ENABLED:
@@ -128,11 +134,18 @@ def _train(args: argparse.Namespace) -> Any:
     with contextlib.ExitStack() as stack:
         stack.enter_context(no_room_ends(cfg.OUTPUT_DIR))
         first_rank_does(lambda: stack.enter_context(training_lock(cfg.OUTPUT_DIR)))
-        default_setup(cfg, args)
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="dpk_det")
+        start = find_start(cfg, args.resume)  # before anything there is overwritten
+        if start and is_finished(cfg, start):
+            if comm.is_main_process():
+                print(
+                    f"{cfg.OUTPUT_DIR} is trained to its end, {start.step} steps: raise "
+                    "SOLVER.MAX_ITER to go on."
+                )
+            return None
+        set_up(cfg, args)
         _say_where(cfg)
         trainer = DistillTrainer(cfg)
-        trainer.resume_or_load(resume=args.resume)
+        trainer.start_from(start)
         return trainer.train()
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from dpk_det import random_state
 from dpk_det.data import (
     TrainLoader,
     build_detection_train_loader,
@@ -28,16 +30,25 @@ from dpk_det.data import (
 )
 from dpk_det.data.mapper import NamingMapper
 from dpk_det.errors import UserError
+from dpk_det.files import write_whole
 
 from .augmented import test_augmented
+from .checkpoints import FINAL, Checkpoint, TrainingCheckpointer
 from .ddp import unwrap
 from .evaluators import build_evaluator
 from .finite import explain, require_finite
 from .machine import describe_machine, peak_memory_mb
+from .resume import (
+    RESULTS,
+    Continuity,
+    find_start,
+    load_momenta,
+    parameter_names,
+    set_schedule,
+)
+from .scaling import scale_to_processes
 from .signals import StopHook, at_once
 from .start import load_start
-
-RESULTS = "results.json"
 
 
 class DistillTrainer(DefaultTrainer):
@@ -48,14 +59,28 @@ class DistillTrainer(DefaultTrainer):
     finished run.
     """
 
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__(scale_to_processes(cfg))
+
     def resume_or_load(self, resume: bool = True) -> None:
         """Resume from the last checkpoint, or start from ``MODEL.WEIGHTS`` and the teacher's heads.
 
         Raises:
-            UserError: when the weights are not found.
+            UserError: as :func:`~dpk_det.engine.resume.find_start` and :meth:`start_from` do.
         """
-        if resume and self.checkpointer.has_checkpoint():
-            super().resume_or_load(resume=True)
+        self.start_from(find_start(self.cfg, resume))
+
+    def start_from(self, checkpoint: Checkpoint | None) -> None:
+        """Go on from a checkpoint; None: start from ``MODEL.WEIGHTS`` and the teacher's heads.
+
+        Raises:
+            UserError: when weights are not found, or the checkpoint is of another training.
+        """
+        if checkpoint:
+            for line in checkpoint.skipped:
+                logging.getLogger("dpk_det").warning(line)
+            self.checkpointer.load(str(checkpoint.path))
+            self.start_iter = self.iter + 1
             return
         load_start(unwrap(self._trainer.model), self.cfg)
 
@@ -101,18 +126,8 @@ class DistillTrainer(DefaultTrainer):
     def build_writers(self) -> list[EventWriter]:
         """Detectron2's writers, of which the console's shows the prior as well."""
         console, *files = super().build_writers()
-        return [PriorPrinter(self.max_iter), *files]
-
-    def build_hooks(self) -> list[HookBase | None]:
-        """Detectron2's, and those that keep NaN from being saved, obey signals and ``TEST.AUG``."""
-        hooks = super().build_hooks()
-        last = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
-        saves = (i for i, hook in enumerate(hooks) if isinstance(hook, PeriodicCheckpointer))
-        first = next(saves, last)
-        watch = FiniteWeights(self.cfg.SOLVER.CHECKPOINT_PERIOD)
-        if self.cfg.TEST.AUG.ENABLED:
-            hooks.insert(last + 1, EvalHook(0, self._test_augmented))
-        return [*hooks[:first], watch, *hooks[first:last], StopHook(), *hooks[last:]]
+        self.writers = [PriorPrinter(self.max_iter), *files]
+        return self.writers
 
     def _test_augmented(self) -> dict[str, Any]:
         results = test_augmented(self.cfg, self.model, self.test)
@@ -121,8 +136,11 @@ class DistillTrainer(DefaultTrainer):
 
     @classmethod
     def test(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Evaluate as Detectron2 does; a signal ends it at once."""
-        with at_once():
+        """Evaluate as Detectron2 does; a signal ends it at once.
+
+        It draws no random numbers of the training.
+        """
+        with at_once(), random_state.kept():
             return super().test(*args, **kwargs)
 
     def run_step(self) -> None:
@@ -148,16 +166,6 @@ class DistillTrainer(DefaultTrainer):
             self._hooks = [hook for hook in self._hooks if not isinstance(hook, EvalHook)]
         super().after_train()
 
-    def save_checkpoint(self) -> None:
-        """Save after the present step as is done from time to time; all ranks call it.
-
-        Raises:
-            UserError: when weights are infinite or NaN.
-        """
-        require_finite(unwrap(self._trainer.model), self.iter + 1, self.cfg.OUTPUT_DIR)
-        if comm.is_main_process():
-            self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
-
     def train(self) -> Any:
         """Train, evaluate, and leave the figures in ``OUTPUT_DIR/results.json``."""
         if comm.is_main_process():  # an earlier run's, if this one fails
@@ -168,15 +176,54 @@ class DistillTrainer(DefaultTrainer):
             self._write_results()
         return results
 
+    def build_hooks(self) -> list[HookBase]:
+        """Detectron2's, whose checkpoints can be gone on from exactly, and those that obey signals
+        and ``TEST.AUG``."""
+        # before the hooks, which take it along
+        self.checkpointer = TrainingCheckpointer(
+            self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        hooks = [x for x in super().build_hooks() if not isinstance(x, PeriodicCheckpointer)]
+        evaluation = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
+        if self.cfg.TEST.AUG.ENABLED:
+            hooks.insert(evaluation + 1, EvalHook(0, self._test_augmented))
+        hooks[evaluation:evaluation] = SaveHook(self.cfg.SOLVER.CHECKPOINT_PERIOD), StopHook()
+        self.continuity = Continuity(self.writers if comm.is_main_process() else [])
+        return [*hooks, self.continuity]
+
+    def save_checkpoint(self, name: str = "") -> None:
+        """Save the present step, as ``model_NUMBER`` or another name; all ranks call it.
+
+        Raises:
+            UserError: when weights are infinite or NaN, or the disk is full.
+        """
+        require_finite(unwrap(self.model), self.iter + 1, self.cfg.OUTPUT_DIR)
+        self.continuity.gather()
+        self.checkpointer.save(name or f"model_{self.iter:07d}", iteration=self.iter)
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the model: the optimizer too, which 0.6 leaves out."""
         return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up a checkpoint's state."""
-        super().load_state_dict(state_dict)
-        if "_trainer" in state_dict:
-            self._trainer.load_state_dict(state_dict["_trainer"])
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take up a checkpoint's state; rates, decays and schedule stay the config's.
+
+        Raises:
+            UserError: when the checkpoint is of another training.
+        """
+        self.iter = state_dict["iteration"]
+        kept, inner = state_dict.get("hooks", {}).get("Continuity", {}), state_dict["_trainer"]
+        now = parameter_names(unwrap(self.model), self.optimizer)
+        load_momenta(self.optimizer, inner["optimizer"], kept.get("parameters", now), now)
+        set_schedule(self.scheduler, self.iter + 1)
+        scaler, saved = getattr(self._trainer, "grad_scaler", None), inner.get("grad_scaler")
+        if scaler and saved:
+            scaler.load_state_dict(saved)
+        elif scaler or saved:
+            logging.getLogger("dpk_det").info(
+                "SOLVER.AMP.ENABLED is %s and was %s before.", bool(scaler), bool(saved)
+            )
+        self.continuity.load_state_dict(kept)
 
     def _write_results(self) -> None:
         model = unwrap(self._trainer.model)
@@ -191,13 +238,11 @@ class DistillTrainer(DefaultTrainer):
             "seconds_per_step": times and float(np.median([t for t, _ in times.values()])),
             "peak_memory_mb": peak_memory_mb(),
             "machine": describe_machine(),
+            "resumed": self.continuity.resumed,
             "results": without_nan(getattr(self, "_last_eval_results", {})),
         }
-        # complete or absent: others take it for the sign that this run is done
-        path = Path(self.cfg.OUTPUT_DIR) / RESULTS
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(summary, indent=2) + "\n")
-        partial.replace(path)
+        # others take it for the sign that this run is done
+        write_whole(Path(self.cfg.OUTPUT_DIR) / RESULTS, json.dumps(summary, indent=2) + "\n")
 
 
 def without_nan(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,26 +256,22 @@ def without_nan(results: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-class FiniteWeights(HookBase):
-    """Lets no weights that are infinite or NaN be saved, in checkpoints or at the end.
+class SaveHook(HookBase):
+    """Saves a checkpoint every few steps, and the final model after the last.
 
     Args:
-        period: the steps from one checkpoint to the next.
+        period: steps from one checkpoint to the next.
     """
 
     def __init__(self, period: int) -> None:
         self.period = period
 
     def after_step(self) -> None:
-        """Check them where they are going to be saved.
-
-        Raises:
-            UserError: naming the first.
-        """
-        trainer = self.trainer
-        step = trainer.iter + 1
-        if step % self.period == 0 or step == trainer.max_iter:
-            require_finite(unwrap(trainer.model), step, trainer.cfg.OUTPUT_DIR)
+        """Save where it is due."""
+        if (self.trainer.iter + 1) % self.period == 0:
+            self.trainer.save_checkpoint()
+        if self.trainer.iter + 1 == self.trainer.max_iter:
+            self.trainer.save_checkpoint(FINAL)
 
 
 @contextlib.contextmanager

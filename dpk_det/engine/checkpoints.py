@@ -1,0 +1,185 @@
+"""A training's checkpoints: written whole, and found again among damaged ones."""
+
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+
+from dpk_det.errors import UserError
+from dpk_det.files import whole_file, write_whole
+
+FINAL = "model_final"
+_NAME = re.compile(r"model_(final|\d+)\.pth")
+_LAST = "last_checkpoint"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that can be gone on from.
+
+    Attributes:
+        path: of the file. step: the number of steps that were done.
+        config: what the run was started with, as YAML; None in files of older versions.
+        skipped: a sentence on each newer file that is damaged.
+    """
+
+    path: Path
+    step: int
+    config: str | None
+    skipped: tuple[str, ...] = ()
+
+
+class TrainingCheckpointer(DetectionCheckpointer):
+    """Detectron2's, whose files are complete or absent, and whose weights must fit."""
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write the model and its training to ``name.pth``, then name it in last_checkpoint.
+
+        Raises:
+            UserError: when the disk is full.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        entries = {key: value.state_dict() for key, value in self.checkpointables.items()}
+        path = Path(self.save_dir) / f"{name}.pth"
+        self.logger.info("Saving checkpoint to %s", path)
+        with whole_file(path) as partial:
+            _save({"model": self.model.state_dict(), **entries, **kwargs}, partial)
+        self.tag_last_checkpoint(path.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Name the last checkpoint."""
+        write_whole(Path(self.save_dir) / _LAST, last_filename_basename)
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        return torch.load(filename, map_location="cpu", weights_only=True)
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        found = super()._load_model(checkpoint)
+        names = [name for name, *_ in found.incorrect_shapes]
+        names += [*found.missing_keys, *found.unexpected_keys]
+        if names:
+            raise UserError(
+                f"The last checkpoint in {self.save_dir} is of another model ({names[0]} does not "
+                f"fit{f', nor do {len(names) - 1} more' if names[1:] else ''}): resume with the "
+                "config that it was trained with, or choose another OUTPUT_DIR."
+            )
+        return found
+
+
+def _save(content: Any, path: Path) -> None:
+    try:
+        with path.open("wb") as file:
+            torch.save(content, file)
+    except RuntimeError as e:  # torch's writer says no more than that the position is wrong
+        if isinstance(e.__context__, OSError):
+            raise e.__context__ from None
+        raise
+
+
+def checkpoint_files(folder: str | Path) -> list[Path]:
+    """What a training has saved in a folder, whole or not."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+
+
+def last_checkpoint(folder: str | Path, to_train: bool = True) -> Checkpoint | None:
+    """The checkpoint that last_checkpoint names or, where that is damaged, the newest whole one.
+
+    Args:
+        to_train: or only to evaluate, for which weights are enough.
+
+    Returns:
+        None when nothing was saved.
+
+    Raises:
+        UserError: when no checkpoint is whole.
+    """
+    files = checkpoint_files(folder)
+    if not files:
+        return None
+    skipped = []
+    named = _named(Path(folder), skipped)
+    found = {}
+    for path in files:
+        try:
+            found[path] = _look(path, to_train)
+        except ValueError as e:
+            skipped.append(f"{path} is skipped, because {e}.")
+    # the files of the newest step; a final model stands above the checkpoint of the same step
+    order = sorted(
+        found, key=lambda path: (path == named, found[path].step, path.name), reverse=True
+    )
+    for path in order:
+        if _is_intact(path):
+            one = found[path]
+            return Checkpoint(one.path, one.step, one.config, tuple(skipped))
+        skipped.append(
+            f"{path} is skipped, because its contents do not agree with their checksums."
+        )
+    raise UserError(
+        f"No checkpoint in {folder} is whole: {' '.join(skipped)} Remove them to start anew, or "
+        "choose another OUTPUT_DIR."
+    )
+
+
+def _named(folder: Path, skipped: list[str]) -> Path | None:
+    """The file that last_checkpoint names."""
+    try:
+        name = (folder / _LAST).read_text().strip()
+    except FileNotFoundError:
+        name = None
+    except (OSError, UnicodeDecodeError):
+        name = ""
+    if name and _NAME.fullmatch(name) and (folder / name).is_file():
+        return folder / name
+    what = "is absent" if name is None else "names no file that is there"
+    skipped.append(f"{folder / _LAST} {what}: the newest whole checkpoint is taken.")
+    return None
+
+
+def _look(path: Path, to_train: bool) -> Checkpoint:
+    """What a file says of itself; its contents are not read as far as they can be left on disk.
+
+    Raises:
+        ValueError: saying what is wrong with it, to follow "because".
+    """
+    try:
+        content = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    except Exception as e:  # of every kind
+        raise ValueError(f"it cannot be read ({type(e).__name__})") from e
+    if not isinstance(content, Mapping) or not isinstance(content.get("model"), Mapping):
+        raise ValueError("it holds no model")
+    trainer = content.get("trainer")
+    trainer = trainer if isinstance(trainer, Mapping) else {}
+    step = trainer.get("iteration", content.get("iteration"))
+    if to_train:
+        if not isinstance(trainer.get("iteration"), int):
+            raise ValueError("it does not say which step it is of")
+        inner = trainer.get("_trainer")
+        if not isinstance(inner, Mapping) or not isinstance(inner.get("optimizer"), Mapping):
+            raise ValueError("it lacks the optimizer's state")
+    hooks = trainer.get("hooks")
+    kept = hooks.get("Continuity") if isinstance(hooks, Mapping) else None
+    config = kept.get("config") if isinstance(kept, Mapping) else None
+    return Checkpoint(path, step + 1 if isinstance(step, int) else 0, config)
+
+
+def _is_intact(path: Path) -> bool:
+    """Whether a file's contents are what was written; torch itself compares no checksums."""
+    if not zipfile.is_zipfile(path):
+        return True  # of a torch before 1.6, which kept none
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except Exception:  # damage to the directory of the archive raises errors of every kind
+        return False

@@ -1,0 +1,39 @@
+"""What a training leaves in its folder before the first step."""
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import defaults
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+
+from dpk_det.files import write_whole
+
+
+def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Begin log.txt, write config.yaml and seed, as Detectron2's ``default_setup`` does.
+
+    That one empties config.yaml before it writes it, and a kill in between leaves it empty.
+
+    Raises:
+        UserError: when the disk is full.
+    """
+    rank = comm.get_rank()
+    if comm.is_main_process():
+        Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+    for name in ("fvcore", "detectron2", "dpk_det"):
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=name)
+    logger = logging.getLogger("detectron2")
+    logger.info("Rank of current process: %d. World size: %d", rank, comm.get_world_size())
+    logger.info("Environment info:\n%s", defaults.collect_env_info())
+    logger.info("Command line arguments: %s", args)
+    logger.info("Running with full config:\n%s", cfg.dump())
+    if comm.is_main_process():
+        write_whole(Path(cfg.OUTPUT_DIR) / "config.yaml", cfg.dump())
+    # each process its own, so that they draw different regions and masks
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK

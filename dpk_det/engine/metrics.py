@@ -1,0 +1,59 @@
+"""The curves of a training that is resumed, as if it had never stopped."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.utils.events import EventStorage, EventWriter, JSONWriter
+
+from dpk_det.files import write_whole
+
+METRICS = "metrics.json"
+_WINDOW = 20  # steps that Detectron2's writers smooth over
+
+
+def recent(storage: EventStorage) -> dict[str, Any]:
+    """The last values of each curve, name to (value, iteration) pairs, and which are smoothed."""
+    return {
+        "values": {
+            name: [(float(value), int(at)) for value, at in history.values()[-_WINDOW:]]
+            for name, history in storage.histories().items()
+        },
+        "smoothed": dict(storage.smoothing_hints()),
+    }
+
+
+def put_back(storage: EventStorage, past: dict[str, Any]) -> None:
+    """Fill a new storage with what :func:`recent` gave, if anything."""
+    now = storage.iter
+    if not past:
+        return
+    for name, values in past["values"].items():
+        for value, storage.iter in values:
+            storage.put_scalar(name, value, smoothing_hint=past["smoothed"][name])
+    storage.iter = now
+
+
+def last_written(writers: Sequence[EventWriter]) -> int:
+    """The last iteration that is in metrics.json; -1 when there is none."""
+    return next((w._last_write for w in writers if isinstance(w, JSONWriter)), -1)
+
+
+def go_on_after(writers: Sequence[EventWriter], folder: str, last: int) -> None:
+    """Cut off what a killed run has written after an iteration, half lines too, and write on."""
+    path = Path(folder) / METRICS
+    kept = []
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
+        try:
+            if line.endswith(b"\n") and json.loads(line)["iteration"] <= last:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):  # no whole line
+            continue
+    for writer in writers:
+        if isinstance(writer, JSONWriter):
+            writer.close()
+            write_whole(path, b"".join(kept))
+            writer._file_handle = path.open("a")
+        if hasattr(writer, "_last_write") and writer._last_write is not None:
+            writer._last_write = last
