@@ -245,6 +245,12 @@ def command_context() -> Iterator[Callable[..., Any]]:
         setup_logger.cache_clear()
 
 
+@pytest.fixture(scope="session")
+def in_command() -> Callable[..., Any]:
+    """``with in_command() as command``: ``command``, for fixtures that live longer than a test."""
+    return command_context
+
+
 @pytest.fixture
 def command() -> Iterator[Callable[..., Any]]:
     """``command("--config-file", path, ...)`` runs the training command in this process."""

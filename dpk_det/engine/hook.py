@@ -13,6 +13,7 @@ from dpk_det.errors import UserError
 from dpk_det.teacher import Teacher, build_teacher, inherit_weights
 
 from .ddp import rewrap, unwrap
+from .scaling import scale_to_processes
 
 
 class DistillHook(HookBase):
@@ -62,6 +63,7 @@ class DistillHook(HookBase):
                 "This config has no DISTILL node: call dpk_det.add_dpk_config(cfg) before files "
                 "are merged into it."
             )
+        cfg = scale_to_processes(cfg)  # as the trainer does with all but the warm-up
         node = cfg.DISTILL
         return cls(
             build_teacher(cfg),

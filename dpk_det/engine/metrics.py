@@ -11,27 +11,26 @@ from dpk_det.files import write_whole
 
 METRICS = "metrics.json"
 _WINDOW = 20  # steps that Detectron2's writers smooth over
+# of the process that has measured them
+_TIMES = ("time", "data_time", "rank_data_time", "eta_seconds")
 
 
 def recent(storage: EventStorage) -> dict[str, Any]:
-    """The last values of each curve, name to (value, iteration) pairs, and which are smoothed."""
+    """The last values of each curve but times: whether it is smoothed, and (value, iteration)."""
+    hints = storage.smoothing_hints()
     return {
-        "values": {
-            name: [(float(value), int(at)) for value, at in history.values()[-_WINDOW:]]
-            for name, history in storage.histories().items()
-        },
-        "smoothed": dict(storage.smoothing_hints()),
+        name: (hints[name], [(float(x), int(at)) for x, at in history.values()[-_WINDOW:]])
+        for name, history in storage.histories().items()
+        if name not in _TIMES
     }
 
 
 def put_back(storage: EventStorage, past: dict[str, Any]) -> None:
-    """Fill a new storage with what :func:`recent` gave, if anything."""
+    """Fill a new storage with what :func:`recent` gave."""
     now = storage.iter
-    if not past:
-        return
-    for name, values in past["values"].items():
+    for name, (hint, values) in past.items():
         for value, storage.iter in values:
-            storage.put_scalar(name, value, smoothing_hint=past["smoothed"][name])
+            storage.put_scalar(name, value, smoothing_hint=hint)
     storage.iter = now
 
 

@@ -91,7 +91,7 @@ def test_methods_with_one_seed_see_the_same_images(tiny_images, monkeypatch, tmp
 
     monkeypatch.setattr(ImageClassifier, "forward", look)
     for config in (tiny_images.plain, tiny_images.dpk):
-        command("--config-file", config, "OUTPUT_DIR", tmp_path)
+        command("--config-file", config, "OUTPUT_DIR", tmp_path / config.stem)
     assert len(seen) == 6 and torch.equal(torch.stack(seen[:3]), torch.stack(seen[3:]))
 
 

@@ -77,7 +77,7 @@ def test_in_the_last_step_the_final_model_is_saved_and_nothing_evaluated(
     assert not (tmp_path / "inference").exists()
 
 
-@pytest.mark.parametrize("method", ["resume_or_load", "build_evaluator"])
+@pytest.mark.parametrize("method", ["start_from", "build_evaluator"])
 def test_setting_up_and_evaluating_end_at_once(tiny, tmp_path, stops, send, method):
     send(method, 1, signal.SIGTERM)
     line = stops("--config-file", tiny.plain, "OUTPUT_DIR", tmp_path)
