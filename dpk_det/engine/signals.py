@@ -85,8 +85,11 @@ def watched() -> Iterator[None]:
     """
     global _state
     _state = _State()
-    with _handling(_handle):
-        yield
+    try:
+        with _handling(_handle):
+            yield
+    finally:
+        _state = _State()
 
 
 @contextlib.contextmanager
