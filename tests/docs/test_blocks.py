@@ -32,7 +32,7 @@ PAGES += sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md
 PROGRAMS = ("python", "make", "pip", "torchrun")
 # names that stand for the reader's own
 STANDS_FOR = {"configs/compare/NAME.yaml": "configs/compare/shapes_methods.yaml"}
-OWN_MODULES = {"my_project"}
+OWN_MODULES = {"my_project", "my_method"}
 
 
 @dataclass(frozen=True)

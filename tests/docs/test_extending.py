@@ -2,15 +2,19 @@
 
 import argparse
 import re
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from detectron2.config import CfgNode, LazyConfig, instantiate
 from detectron2.engine import DefaultTrainer
+from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from dpk_det import attach_from_config, distil, load_teacher
+from dpk_det.config import plain_architecture
 from dpk_det.distill import DISTILLERS
 from dpk_det.errors import UserError
 
@@ -125,3 +129,26 @@ def test_a_method_of_ones_own_in_a_config(snippet, tiny, batch):
     model = attach_from_config(tiny.build("plain"), cfg)
     assert model.distiller.methods["attention"].weight == 7
     assert {"loss_attention", "loss_pkd"} <= train_step(model, batch).keys()
+
+
+def test_a_method_of_ones_own_by_the_training_command(
+    snippet, tiny, tmp_path, command, monkeypatch, capsys
+):
+    for n, name in enumerate(("my_method", "my_train")):
+        (tmp_path / f"{name}.py").write_text(snippet("A method of one's own", n))
+    monkeypatch.syspath_prepend(tmp_path)  # as `python my_train.py` does
+    config = tmp_path / "my.yaml"
+    config.write_text(f'_BASE_: "{tiny.dpk}"\nDISTILL: {{METHODS: ["attention"]}}\n')
+    argv = ["--config-file", str(config), "--check"]
+    with pytest.raises(SystemExit):
+        command(*argv)
+    assert "no distiller named 'attention'" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["my_train.py", *argv])
+    runpy.run_path(str(tmp_path / "my_train.py"), run_name="__main__")
+    report = capsys.readouterr().out
+    assert "loss_attention" in report and "The job is ready to run." in report
+
+
+def test_evaluating_needs_no_method_of_ones_own(tiny):
+    cfg = tiny.cfg("dpk", "DISTILL.METHODS", "['attention']")
+    assert not hasattr(build_model(plain_architecture(cfg)), "distiller")
