@@ -48,6 +48,7 @@ class Distillation:
         self._images: Tensor | None = None
         self._alike = not teacher.flip_channels and prepare_alike(model, teacher.model)
         self._metrics: tuple[list[str], Late] | None = None
+        distiller.to(next(model.parameters()).device)
         self._heads = None
         if distiller.heads:
             self._heads = ComparedHeads(model, teacher.model, distiller.heads)
@@ -58,7 +59,7 @@ class Distillation:
             # after an error as well: what was seen holds the step's graph, and its memory
             model.register_forward_hook(self._forget, always_call=True),
         ]
-        model.distiller = distiller.to(next(model.parameters()).device)
+        model.distiller = distiller
         model.distillation = self  # no module, so it adds nothing to the model's state
 
     def remove(self) -> None:

@@ -131,25 +131,25 @@ class ComparedHeads:
                 f"none of the heads whose logits are to be compared ({', '.join(sorted(names))}): "
                 "choose a method that learns features."
             )
+        for pair in filter(None, (self.dense, self.box, self.image)):
+            _check_classes(*pair)
         if self.dense:
-            _check_classes(*self.dense)
             _check_anchors(*self.dense)
+        if self.box and any(getattr(x.predictor, "use_sigmoid_ce", False) for x in self.box):
+            raise UserError(
+                "A box head with USE_SIGMOID_CE has no classes that exclude one another, as "
+                "logit distillation needs: choose a method that learns features."
+            )
+        # only now: a pair that is refused leaves no hook behind
+        if self.dense:
             self._watch(self.dense[0].module, "dense")
         if self.box:
-            own, other = self.box
-            if any(getattr(head.predictor, "use_sigmoid_ce", False) for head in self.box):
-                raise UserError(
-                    "A box head with USE_SIGMOID_CE has no classes that exclude one another, as "
-                    "logit distillation needs: choose a method that learns features."
-                )
-            _check_classes(own, other)
+            own = self.box[0]
             self._watch(own.predictor, "logits")
             self._watch(own.heads, "regions")
             hook = own.heads.box_pooler.register_forward_pre_hook(self._see_boxes)
             self._hooks.append(hook)
-
         if self.image:
-            _check_classes(*self.image)
             self._watch(self.image[0].head, "image")
 
     def compare(

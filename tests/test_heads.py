@@ -245,6 +245,16 @@ def test_removing_takes_all_hooks_off(tiny, batch):
     assert bond._heads._seen == {}
 
 
+def test_a_pair_that_is_refused_leaves_no_hook_behind(tiny):
+    # the proposals could be compared, the regions cannot
+    model, teacher = tiny.build("plain"), build_teacher(tiny.cfg("dpk"))
+    model.roi_heads.box_predictor.use_sigmoid_ce = True
+    before = hooks(model, teacher.model)
+    with pytest.raises(UserError, match="USE_SIGMOID_CE"):
+        attach_distiller(model, teacher, Spy([]))
+    assert hooks(model, teacher.model) == before and not hasattr(model, "distiller")
+
+
 def test_methods_without_logits_watch_no_heads(tiny):
     model, teacher = tiny.build("plain"), build_teacher(tiny.cfg("dpk"))
     before = hooks(model.roi_heads, model.proposal_generator, teacher.model)
