@@ -148,7 +148,7 @@ class Parsed(Exception):
 
 
 def parse(script, argv, monkeypatch):
-    """The arguments that a script gets, which ends there."""
+    """The arguments that a script, or a module, gets; it ends there."""
     whole = argparse.ArgumentParser.parse_args
 
     def parse_args(self, args=None, namespace=None):
@@ -159,7 +159,8 @@ def parse(script, argv, monkeypatch):
         patch.setattr(sys, "argv", [script, *argv])
         patch.setattr(sys, "path", [str(Path(script).parent), *sys.path])  # as `python` does
         with pytest.raises(Parsed) as parsed:
-            runpy.run_path(script, run_name="__main__")
+            run = runpy.run_path if script.endswith(".py") else runpy.run_module
+            run(script, run_name="__main__")
     return parsed.value.args[0]
 
 
@@ -211,6 +212,8 @@ def check_command(text, monkeypatch):
         check_pip(argv)
     elif argv[0] == "-c":
         ast.parse(argv[1])
+    elif argv[0] == "-m":
+        check_script(argv[1], argv[2:], monkeypatch)
     elif program == "torchrun":
         # its own options, then a script and its arguments, of which dots stand for more
         from torch.distributed.run import parse_args
@@ -229,6 +232,8 @@ def test_every_command_of_a_block_is_taken_by_its_program(block, monkeypatch):
         check_command(line, monkeypatch)
 
 
+# a module that this process has imported already is run once more
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 @spans(rf"([A-Z]\w*=\S+ )*({'|'.join(PROGRAMS)}) ")
 def test_a_command_within_a_line_is_taken_by_its_program(span, monkeypatch):
     check_command(span, monkeypatch)
