@@ -13,6 +13,7 @@ from dpk_det.batches import box_targets, image_labels, image_sizes
 from dpk_det.config import method_arguments
 from dpk_det.distill import Distiller, Features, Level, build_distiller
 from dpk_det.distill.late import Late
+from dpk_det.distill.registry import join_losses
 from dpk_det.errors import UserError
 from dpk_det.heads import ComparedHeads
 from dpk_det.news import tell
@@ -108,7 +109,7 @@ class Distillation:
             student.logits, teacher.logits = self._heads.compare(teacher.maps, sizes, labels)
         storage = _event_storage()
         if storage and self.max_iter:
-            self.distiller.progress = storage.iter / self.max_iter
+            self.distiller.progress = min(storage.iter / self.max_iter, 1.0)
         targets = box_targets(batch, next(iter(maps.values())).device)
         distilled = self.distiller(student, teacher, targets)
         if self.warmup_iters > 0:
@@ -116,7 +117,7 @@ class Distillation:
             distilled = {name: share * loss for name, loss in distilled.items()}
         if storage:
             self._log(storage)
-        return {**losses, **distilled}
+        return join_losses(losses, distilled)
 
     def _warmth(self, storage: EventStorage | None) -> float:
         if storage is None:

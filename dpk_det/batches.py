@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from detectron2.structures import RotatedBoxes
 from torch import Tensor
 
 from dpk_det.distill import Targets
@@ -35,11 +36,13 @@ def flip_channels(batch: Batch) -> Batch:
 
 
 def box_targets(batch: Batch, device: torch.device) -> Targets | None:
-    """Boxes and their classes on a device; None where not every image has them."""
+    """Boxes and their classes on a device; None where not every image has them, or they rotate."""
     if isinstance(batch, Mapping):
         return None
     instances = [x.get("instances") for x in batch]
-    if not all(x is not None and x.has("gt_boxes") and x.has("gt_classes") for x in instances):
+    if not all(
+        x is not None and x.has("gt_boxes") and x.has("gt_classes") for x in instances
+    ) or any(isinstance(x.gt_boxes, RotatedBoxes) for x in instances):
         return None
     return Targets(
         [x.gt_boxes.tensor.to(device, non_blocking=True) for x in instances],

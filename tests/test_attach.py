@@ -440,12 +440,12 @@ def test_progress_is_the_share_of_steps_that_are_done(parties, batch):
         {"dpk": {"ratio": "linear", "dim": 16, "heads": 2, "token_stride": 16}}, distiller.levels
     )
     attach_distiller(model, teacher, combined, max_iter=40)
-    for iteration in (0, 10, 30, 39):
+    for iteration in (0, 10, 30, 39, 60):  # the last: of a loop that goes on
         with EventStorage(iteration) as storage:
             model.train()(batch)
             ratio = storage.latest()["dpk/ratio_p2"][0]
-        assert combined.progress == iteration / 40
-        assert ratio == pytest.approx(1 - iteration / 40)
+        done = min(iteration / 40, 1)
+        assert combined.progress == done and ratio == pytest.approx(1 - done)
 
 
 @pytest.mark.parametrize("max_iter", [None, 40])
@@ -540,6 +540,20 @@ def test_training_with_several_methods_by_the_command_stops_and_resumes(tiny, tm
     learnt = [key for key in after if key.startswith("distiller.methods.")]
     assert {key.split(".")[2] for key in learnt} == {"dpk", "fgd"}  # KD has nothing to learn
     assert any(not torch.equal(after[key], before["model"][key]) for key in learnt)
+
+
+class Taken(Distiller):
+    """A loss whose name the model has."""
+
+    def forward(self, student, teacher, targets=None):
+        return {"loss": student.maps["p2"].sum()}
+
+
+def test_a_loss_is_never_replaced_by_another_of_its_name(parties, batch):
+    model = Headless(parties[0])
+    attach_distiller(model, parties[1], Taken([]))
+    with pytest.raises(UserError, match="Two losses are named 'loss', of two methods or of a meth"):
+        model.train()(batch)
 
 
 # ------------------------------------------------------------------ without a config

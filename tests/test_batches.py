@@ -1,6 +1,7 @@
 """Both forms of a batch say the same of the same images."""
 
 import torch
+from detectron2.structures import RotatedBoxes
 
 from dpk_det.batches import box_targets, flip_channels, image_labels, image_sizes
 
@@ -25,3 +26,11 @@ def test_instances_without_boxes_are_no_targets(batch):
     assert all(x.device == device for x in (*targets.boxes, *targets.classes))
     batch[1]["instances"].remove("gt_boxes")
     assert box_targets(batch, device) is None
+
+
+def test_boxes_that_rotate_are_no_targets(batch):
+    # they have five numbers, a centre first
+    boxes = RotatedBoxes(torch.rand(2, 5))
+    batch[1]["instances"].remove("gt_boxes")
+    batch[1]["instances"].gt_boxes = boxes
+    assert box_targets(batch, torch.device("cpu")) is None

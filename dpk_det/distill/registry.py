@@ -164,9 +164,23 @@ class Combined(Distiller):
         self.metrics = {}
         for method in self.methods.values():
             method.progress = self.progress
-            losses.update(method(student, teacher, targets))
+            losses = join_losses(losses, method(student, teacher, targets))
             self.metrics.update(method.metrics)
         return losses
+
+
+def join_losses(losses: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Both, by name.
+
+    Raises:
+        UserError: when they share a name, under which one would be lost.
+    """
+    if shared := losses.keys() & others.keys():
+        raise UserError(
+            f"Two losses are named '{min(shared)}', of two methods or of a method and the model: "
+            "rename one."
+        )
+    return {**losses, **others}
 
 
 DISTILLERS: dict[str, Callable[..., Distiller]] = {}

@@ -231,3 +231,13 @@ def test_distillation_needs_no_detectron2():
         timeout=120,
     )
     assert done.returncode == 0 and done.stdout == "distilled\n", done.stderr
+
+
+def test_methods_do_not_lose_losses_to_one_another():
+    class Same(Distiller):
+        def forward(self, student, teacher, targets=None):
+            return {"loss_same": torch.zeros(())}
+
+    both = Combined({"one": Same([]), "other": Same([])})
+    with pytest.raises(UserError, match="Two losses are named 'loss_same'.*rename one"):
+        both(Features({}, {}), Features({}, {}))
