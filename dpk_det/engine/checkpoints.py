@@ -61,13 +61,13 @@ class TrainingCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         found = super()._load_model(checkpoint)
-        names = [name for name, *_ in found.incorrect_shapes]
-        names += [*found.missing_keys, *found.unexpected_keys]
+        wrong = [name for name, *_ in found.incorrect_shapes]
+        names = list(dict.fromkeys([*wrong, *found.missing_keys, *found.unexpected_keys]))
         if names:
             raise UserError(
-                f"The last checkpoint in {self.save_dir} is of another model ({names[0]} does not "
-                f"fit{f', nor do {len(names) - 1} more' if names[1:] else ''}): resume with the "
-                "config that it was trained with, or choose another OUTPUT_DIR."
+                f"The last checkpoint in {self.save_dir} is of another model ({len(names)} weights "
+                f"do not fit, {', '.join(names[:3])}): resume with the config that it was trained "
+                "with, or choose another OUTPUT_DIR."
             )
         return found
 

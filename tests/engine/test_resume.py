@@ -374,3 +374,50 @@ def test_the_config_is_never_half_written(tiny, tmp_path, command, monkeypatch):
     with pytest.raises(Killed):
         command("--config-file", tiny.plain, "OUTPUT_DIR", tmp_path)
     assert (tmp_path / "config.yaml").read_text() == "VERSION: 2\n"
+
+
+# three trainings in each of two processes: one that is not stopped, and one that is and goes on
+WORKER = """
+import json, sys
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from dpk_det.engine import DistillTrainer
+from dpk_det.engine.folder import set_up
+from dpk_det.engine.launch import launch
+from dpk_det.engine.train import parse_args, setup
+
+class Stop(HookBase):
+    def before_step(self):
+        if self.trainer.iter == 3:
+            raise KeyError("killed")
+
+def main(args):
+    root = args.opts[args.opts.index("OUTPUT_DIR") + 1]
+    left = {}
+    for name, stops in (("whole", False), ("resumed", True), ("resumed", False)):
+        args.opts = [*args.opts, "OUTPUT_DIR", f"{root}/{name}"]
+        cfg = setup(args)
+        set_up(cfg, args)
+        trainer = DistillTrainer(cfg)
+        trainer.resume_or_load()
+        trainer.register_hooks([Stop()] * stops)
+        try:
+            trainer.train()
+        except KeyError:
+            pass
+        left[name] = torch.rand(3).tolist()
+    with open(f"{root}/rank{comm.get_rank()}.json", "w") as file:
+        json.dump(left, file)
+
+launch(main, parse_args())
+"""
+
+
+def test_two_ranks_go_on_as_if_they_had_not_stopped(two_processes, tmp_path):
+    ranks = two_processes(WORKER, *(str(x) for x in SCHEDULE), "DATALOADER.NUM_WORKERS", "1")
+    assert_same_run(tmp_path / "whole", tmp_path / "resumed")
+    assert all(left["whole"] == left["resumed"] for left in ranks)
+    assert ranks[0]["whole"] != ranks[1]["whole"]
+    results = json.loads((tmp_path / "resumed" / "results.json").read_text())
+    assert results["resumed"] == [{"step": 2, "exact": True}]
