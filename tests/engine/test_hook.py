@@ -39,7 +39,11 @@ class Watched(Watch, DefaultTrainer):
 
 
 class WatchedOwn(Watch, DistillTrainer):
-    """The project's."""
+    """The project's, which is given the images that Detectron2's own is."""
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        return build_detection_train_loader(cfg)
 
 
 @pytest.fixture
@@ -400,6 +404,7 @@ from pathlib import Path
 import torch
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
+from detectron2.data import build_detection_train_loader
 from detectron2.engine import DefaultTrainer, default_setup, defaults
 from detectron2.utils import comm
 from dpk_det import DistillHook
