@@ -16,6 +16,8 @@ from .coco_format import Annotation, Coco, RunLengths, describe
 
 Entries = Iterable[Struct]
 
+_FAR = 10**6  # pixels; pycocotools walks along every side of a polygon, and dies on the way
+
 
 @dataclass(frozen=True)
 class Use:
@@ -56,6 +58,7 @@ def check_annotations(coco: Coco, json_file: str, use: Use) -> None:
 class _Checks:
     def __init__(self, coco: Coco, json_file: str, use: Use) -> None:
         self.file, self.use, self.coco = json_file, use, coco
+        self.kept: list[Annotation] = []  # by training, of the objects
         self.images = {x.id: x for x in coco.images}
         self.annotations = [] if coco.annotations is UNSET else coco.annotations
         self.objects = [x for x in self.annotations if x.iscrowd in (0, UNSET)]
@@ -110,6 +113,13 @@ class _Checks:
         if "minival" not in self.file:  # COCO 2014's; Detectron2 lets them pass as well
             doubled = _doubled(self.annotations, "id")
             self._find("annotations share their id", doubled, "give each its own")
+        kind = type(self.coco.images[0].id)
+        self._find(
+            f"annotation(s) whose image_id is {'no text' if kind is str else 'a text'}, unlike the "
+            "ids of images",
+            (x for x in self.annotations if type(x.image_id) is not kind),
+            "write both alike",
+        )
         known = {x.id for x in self.coco.categories}
         names = ", ".join(map(str, sorted(known)[:5])) + ", ..." * (len(known) > 5)
         self._find(
@@ -146,9 +156,11 @@ class _Checks:
         sizes = [self.images.get(x.image_id) for x in self.annotations]
         sizes = np.array([(x.width, x.height) if x else (np.inf, np.inf) for x in sizes])
         ends = np.minimum(boxes[:, :2] + boxes[:, 2:], sizes.reshape(-1, 2))
-        empty = np.flatnonzero((ends <= np.maximum(boxes[:, :2], 0)).any(1))
+        empty = (ends <= np.maximum(boxes[:, :2], 0)).any(1)
         what = "boxes have no area within their image; training leaves them out"
-        self._warn(empty, self.annotations, what)
+        self._warn(np.flatnonzero(empty), self.annotations, what)
+        pairs = zip(self.annotations, empty.tolist(), strict=True)
+        self.kept = [x for x, is_empty in pairs if not is_empty and x.iscrowd in (0, UNSET)]
 
     # -------------------------------------------------------------- masks and keypoints
 
@@ -175,6 +187,15 @@ class _Checks:
             "mask(s) with a polygon of an odd number of coordinates, or none of three points",
             (x for x in self.annotations if _is_no_polygon(x.segmentation)),
             "give polygons as [x, y, x, y, x, y, ...]",
+        )
+        self._find(
+            "mask(s) with a polygon far from any image",
+            (
+                x
+                for x in self.annotations
+                if any(max(p) > _FAR or min(p) < -_FAR for p in _polygons(x) if p)
+            ),
+            "give its points in pixels",
         )
         short = (p for x in self.annotations for p in _polygons(x) if len(p) < 6)
         self._warn(list(short), None, "polygons have less than three points and are left out")
@@ -220,10 +241,12 @@ class _Checks:
                 f"{self.file} has no annotation of a listed image, so that there is nothing to "
                 "measure: add them, or take 'annotations' out to predict only."
             )
-        if not listed and self.use.trained and not self.use.keeps_empty:
+        if self.use.trained and not (
+            self.use.keeps_empty or any(x.image_id in self.images for x in self.kept)
+        ):
             raise UserError(
-                f"{self.file} has no object in a listed image, so that there is nothing to learn: "
-                "add annotations, with iscrowd 0."
+                f"{self.file} has no object within a listed image, so that there is nothing "
+                "to learn: add annotations, with iscrowd 0."
             )
         if self.use.evaluated:
             found = {x.category_id for x in listed}

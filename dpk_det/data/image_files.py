@@ -35,6 +35,8 @@ class ImageFile(NamedTuple):
 
     def open(self) -> IO[bytes]:
         """The file's bytes."""
+        if not (self.archive or os.path.isfile(self.path)) and os.path.exists(self.path):
+            raise OSError("it is no file")  # a pipe, say, that one would wait for
         return _zip(self.archive).open(self.path) if self.archive else open(self.path, "rb")
 
     def __str__(self) -> str:

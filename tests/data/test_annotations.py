@@ -72,6 +72,13 @@ MISTAKES = {
     "with 'ignore', which": change("annotations", ignore=None),
     "a polygon of an odd number": change("annotations", segmentation=[[1, 1, 5, 1, 5, 5, 1]]),
     "or none of three points": change("annotations", segmentation=[[1, 1, 5, 1]]),
+    "1 mask.* with a polygon far from any image": change(
+        "annotations", segmentation=[[0, 0, 1e300, 5, 5, 5]]
+    ),
+    "1 annotation.* whose image_id is a text, unlike": change("annotations", image_id="1"),
+    "no object within a listed image": lambda x: [
+        y.update(bbox=[500, 500, 5, 5]) for y in x["annotations"]
+    ],
     "no annotation of a listed image.*nothing to measure": lambda x: x["annotations"].clear(),
 }
 
@@ -101,7 +108,7 @@ def test_ids_may_be_texts_as_pycocotools_takes_them(content, warnings):
 def test_training_needs_an_object_where_it_leaves_empty_images_out(content, warnings):
     for x in content["annotations"]:
         x["iscrowd"] = 1
-    with pytest.raises(UserError, match="no object in a listed image.*nothing to learn"):
+    with pytest.raises(UserError, match="no object within a listed image.*nothing to learn"):
         warnings(trained=True)
     assert warnings(trained=True, keeps_empty=True) == []
     del content["annotations"]

@@ -1,5 +1,6 @@
 """Images that training or evaluation would stumble over."""
 
+import os
 import zipfile
 
 import numpy as np
@@ -102,6 +103,11 @@ def test_what_is_no_image(save, tmp_path, kind):
     what = "does not exist" if kind == "absent" else "cannot be read as an image"
     assert problem.startswith(f"{file.path} {what}") and "\n" not in problem
     assert not as_detectron2_reads(file)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    assert "it is no file" in find_problem(ImageFile(str(tmp_path / "a.png")), decode=False)
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.bmp", "a.webp", "a.tif"])
