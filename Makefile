@@ -3,6 +3,7 @@
 #
 #   make demo         compare small students of a teacher on generated images
 #   make test         run the tests
+#   make fuzz         give the commands odd inputs: configs, COCO JSON, images, suites, predict's
 #   make lint         check style; `make format` mends what can be mended by a tool
 #   make wheelhouse   wheels of all but torch, torchvision and their needs, for a machine without
 #                     a network: there, `pip install --no-index --find-links wheelhouse detectron2`
@@ -20,7 +21,7 @@ WHEELS ?=
 VENV_PYTHON := .venv/bin/python
 STAMP := .venv/.installed
 
-.PHONY: demo test lint format wheelhouse clean
+.PHONY: demo test fuzz lint format wheelhouse clean
 
 demo: $(STAMP)
 	$(VENV_PYTHON) tools/compare.py configs/compare/demo.yaml
@@ -28,6 +29,9 @@ demo: $(STAMP)
 # One thread a process: several processes of many threads each only wait for one another.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(JOBS) --dist worksteal
+
+fuzz: $(STAMP)
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) tests/fuzz/run.py --workers $(JOBS)
 
 lint: $(STAMP)
 	$(VENV_PYTHON) -m ruff check

@@ -6,6 +6,7 @@ import glob
 import json
 import math
 import os
+import reprlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -99,10 +100,10 @@ def predict(
         )
     root = Path(os.path.commonpath([file.parent for file in files]))
     targets = _drawing_paths(files, root, output / DRAWINGS)
-    if drawings:
-        _check_no_input_is_replaced(files, targets)
     finder = (_Classifying if classifies(cfg) else _Detecting)(cfg, weights, names, threshold)
     _make_writable(output)
+    if drawings:
+        _check_no_input_is_replaced(files, targets)
 
     found = Findings(names)
     failed: dict[str, str] = {}
@@ -191,10 +192,10 @@ def _make_writable(output: Path) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=output).close()
-    except OSError as e:
+    except (OSError, ValueError) as e:  # the latter of NUL in it
         raise UserError(
-            f"The output {output} is no folder that can be written to ({e.strerror or e}): choose "
-            "another --output."
+            f"The output {str(output)!r} is no folder that can be written to "
+            f"({getattr(e, 'strerror', None) or e}): choose another --output."
         ) from e
 
 
@@ -219,7 +220,10 @@ def find_inputs(inputs: Iterable[str]) -> list[Path]:
                 if x.suffix.lower() in IMAGES + VIDEOS and x.is_file()
             ]
         except (OSError, ValueError, RuntimeError) as e:  # no access, no such user's home, ...
-            raise UserError(f"The input {given!r} cannot be looked at ({e}): correct it.") from e
+            reason = getattr(e, "strerror", None) or e
+            raise UserError(
+                f"The input {reprlib.repr(given)} cannot be looked at ({reason}): correct it."
+            ) from e
         if not usable:
             raise UserError(
                 f"The input {given} is no image, video, folder or glob of such: give files that "
