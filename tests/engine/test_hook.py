@@ -7,6 +7,7 @@ import os
 
 import pytest
 import torch
+from detectron2.data import build_detection_train_loader
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
