@@ -82,6 +82,8 @@ def load_weights(
 ) -> Any:
     """Load a model's weights as far as they match; Detectron2 logs what does not.
 
+    Heads of other classes are left at random, but the backbone's bottom-up network must fit.
+
     Args:
         model: gets the weights in place. path: file or URL; "" loads nothing.
         key: the config key that holds the path, for the error.
@@ -92,8 +94,16 @@ def load_weights(
 
     Raises:
         UserError: when there is no file, it cannot be fetched, it is no checkpoint, or one of
-            torchvision's for another network.
+            another network.
     """
+    found = _load(model, path, key, parts)
+    if found and hasattr(model, "backbone"):
+        has_neck = hasattr(model.backbone, "bottom_up")
+        _check_network(model, "backbone.bottom_up." if has_neck else "backbone.", found, path, key)
+    return found
+
+
+def _load(model: nn.Module, path: str, key: str, parts: Sequence[str] = ()) -> Any:
     if not path:
         return None
     find_weights(path, key)
@@ -163,6 +173,25 @@ def check_finite(state: Mapping[str, Any], path: str) -> None:
             )
 
 
+def _check_network(model: nn.Module, prefix: str, found: Any, path: str, key: str) -> None:
+    own = [x for x in model.state_dict() if x.startswith(prefix) and not _NO_WEIGHT.search(x)]
+    misshapen = [x for x in found.incorrect_shapes if x[0].startswith(prefix)]
+    missing = {*own} & {*found.missing_keys}
+    if misshapen:
+        name, theirs, ours = misshapen[0]
+        raise UserError(
+            f"The weights at {path} are of another backbone: {len(misshapen)} have another shape, "
+            f"{name} {tuple(theirs)} where the config wants {tuple(ours)}; give {key} the weights "
+            "of this backbone, or the config (MODEL.RESNETS.DEPTH, RES2_OUT_CHANNELS, ...) the "
+            "backbone of these."
+        )
+    if 2 * len(missing) > len(own):
+        raise UserError(
+            f"The weights at {path} are of another backbone: {len(missing)} of its {len(own)} are "
+            f"not there, {min(missing)} among them; give {key} the weights of this backbone."
+        )
+
+
 def _check_imagenet(model: nn.Module, found: Any, path: str, key: str) -> None:
     # Detectron2 would log what does not match, among all that a detector has besides, and go on
     def part(name: str) -> str | None:
@@ -201,17 +230,15 @@ def load_backbone_weights(model: nn.Module, path: str) -> Any:
             network is read, or a file that holds nothing else; "" loads nothing.
 
     Raises:
-        UserError: as there, and when not one weight fits.
+        UserError: as there.
     """
     has_neck = hasattr(model.backbone, "bottom_up")
     network = model.backbone.bottom_up if has_neck else model.backbone
     parts = "backbone.bottom_up", "backbone"  # below a neck, or without one as in a classifier
-    found = load_weights(network, path, "MODEL.BACKBONE_WEIGHTS", parts)
-    if found and len(found.missing_keys) >= len(network.state_dict()):
-        raise UserError(
-            f"Not one weight of {path} fits the backbone: give MODEL.BACKBONE_WEIGHTS the weights "
-            "of such a network."
-        )
+    key = "MODEL.BACKBONE_WEIGHTS"
+    found = _load(network, path, key, parts)
+    if found:
+        _check_network(network, "", found, path, key)
     return found
 
 
@@ -226,7 +253,7 @@ def load_weights_strictly(model: nn.Module, path: str, key: str) -> None:
     Raises:
         UserError: when there is no file, or naming the first weights that do not fit.
     """
-    found = load_weights(model, path, key)
+    found = _load(model, path, key)
     for what, names in (
         # first, for those of another shape are missing too
         ("of another shape in the file", [name for name, *_ in found.incorrect_shapes]),

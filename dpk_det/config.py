@@ -2,15 +2,18 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
+from dpk_det.config_check import check_values, flatten
 from dpk_det.config_files import read_config_file
-from dpk_det.errors import UserError, check_names
+from dpk_det.distill import DISTILLERS
+from dpk_det.distill.arguments import check_arguments
+from dpk_det.errors import UserError, check_names, find
 
 # meta-architecture that distils -> the plain one that it trains; modeling.register_distilled adds
 PLAIN: dict[str, str] = {}
@@ -292,7 +295,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
 
     Raises:
         UserError: when the file is absent, no YAML or holds code, a key is unknown (naming the
-            nearest one), or a value has the wrong type.
+            nearest one), or a value has the wrong type or cannot be meant.
     """
     cfg = get_cfg()
     add_dpk_config(cfg)
@@ -303,6 +306,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
         _merge(cfg, read_config_file(config_file), f"in {config_file}")
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         _merge(cfg, _nested(key, value), "on the command line")
+    check_values(cfg)
     return cfg
 
 
@@ -394,15 +398,47 @@ def method_arguments(cfg: CN) -> dict[str, dict]:
     }
 
 
+def check_distillation(cfg: CN) -> None:
+    """Check before anything is built that what ``DISTILL`` says has an effect, and can be.
+
+    Raises:
+        UserError: when a key is given that a plain ``META_ARCHITECTURE`` makes no use of, or a
+            method is unknown, named twice or has an argument out of its range.
+    """
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name in PLAIN.values():
+        used = ("INHERIT", "TEACHER.") if cfg.DISTILL.INHERIT else ()
+        for key in _given(cfg):
+            if not key.startswith(used):
+                distilling = next(other for other, plain in PLAIN.items() if plain == name)
+                raise UserError(
+                    f"DISTILL.{key} is given, but a {name} does not distil and makes no use of it: "
+                    f"take it out, or set MODEL.META_ARCHITECTURE to {distilling}."
+                )
+        return
+    for method, arguments in method_arguments(cfg).items():
+        check_arguments(method, find(DISTILLERS, method, "distiller"), arguments)
+
+
+def unused_keys(cfg: CN) -> list[str]:
+    """The keys of methods that are not in ``DISTILL.METHODS``, where they are not the defaults.
+
+    No mistake, because a base may well give them for the configs upon it.
+    """
+    nodes = {key for key, node in cfg.DISTILL.items() if isinstance(node, CN)}
+    unused = nodes - {"TEACHER", *(name.upper() for name in cfg.DISTILL.METHODS)}
+    return [f"DISTILL.{key}" for key in _given(cfg) if key.partition(".")[0] in unused]
+
+
+def _given(cfg: CN) -> list[str]:
+    """The keys below ``DISTILL`` that have another value than their default."""
+    default = get_cfg()
+    add_dpk_config(default)
+    known = dict(flatten(default.DISTILL))
+    return [key for key, value in flatten(cfg.DISTILL) if known.get(key, value) != value]
+
+
 def _unknown_key(key: str, cfg: CN, where: str) -> UserError:
-    near = difflib.get_close_matches(key.upper(), list(_keys(cfg)), 1, 0.4)
+    near = difflib.get_close_matches(key.upper(), [key for key, _ in flatten(cfg)], 1, 0.4)
     hint = f"did you mean {near[0]}?" if near else "take it out."
     return UserError(f"There is no config key {key} ({where}): {hint}")
-
-
-def _keys(node: CN, prefix: str = "") -> Iterator[str]:
-    for key, value in node.items():
-        if isinstance(value, CN):
-            yield from _keys(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key

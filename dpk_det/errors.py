@@ -1,7 +1,8 @@
 """How commands end when they do not end well."""
 
+import contextlib
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 
@@ -34,6 +35,41 @@ STOPPED = 3
 
 BUSY = BusyError.status
 """Exit status of a training whose folder another training is using."""
+
+
+REFUSALS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What libraries raise for values that do not suit them."""
+
+
+def reason(error: Exception) -> str:
+    """An error's message in one line of moderate length."""
+    return " ".join(str(error).split())[:300] or repr(error)
+
+
+@contextlib.contextmanager
+def mistakes(what: str, remedy: str) -> Iterator[None]:
+    """Around what a library does by a user's values: what it raises becomes a sentence.
+
+    Args:
+        what: is wrong. remedy: what to do.
+
+    Raises:
+        UserError: in place of any of :data:`REFUSALS`.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except REFUSALS as e:
+        raise UserError(f"{what} ({reason(e).rstrip('.')}): {remedy}.") from e
 
 
 def check_names(names: Any, what: str) -> None:

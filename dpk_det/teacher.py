@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, LazyConfig, instantiate
-from detectron2.modeling import build_model
 from detectron2.structures import ImageList
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from dpk_det.batches import Batch, flip_channels, image_sizes
+from dpk_det.build import build
 from dpk_det.checkpoint import load_weights_strictly
 from dpk_det.config import check_pairs, load_config, plain_architecture
 from dpk_det.distill import Features
 from dpk_det.distill.registry import find
-from dpk_det.errors import UserError
+from dpk_det.errors import UserError, mistakes
 from dpk_det.news import tell
 
 PRECISIONS = {"": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -260,14 +260,15 @@ def build_untrained(
         cfg: of :func:`load_teacher_config`. device: where it is to run.
     """
     if isinstance(cfg, DictConfig):
-        model = instantiate(cfg.model).to(device)
+        with mistakes("The teacher's LazyConfig gives no model", "correct its 'model'"):
+            model = instantiate(cfg.model).to(device)
         # said by the model where the config wraps it, as `distil` does; by neither where the model
         # has no use for it, as Detectron2's FCOS
         said = cfg.model.get("input_format") or getattr(model, "input_format", None)
         return model, said or "BGR"
     cfg = plain_architecture(cfg)  # a teacher may have been distilled itself
     cfg.MODEL.DEVICE = str(device)
-    return build_model(cfg), cfg.INPUT.FORMAT
+    return build(cfg), cfg.INPUT.FORMAT
 
 
 def build_teacher(cfg: CfgNode) -> Teacher:
@@ -308,6 +309,9 @@ def inherit_weights(student: nn.Module, teacher: nn.Module) -> tuple[list[str], 
 
     Returns:
         The names that were taken, and those of the student's that the teacher could not give.
+
+    Raises:
+        UserError: when there is nothing to take.
     """
     own = "backbone.bottom_up." if hasattr(student.backbone, "bottom_up") else "backbone."
     wanted = {
@@ -323,6 +327,12 @@ def inherit_weights(student: nn.Module, teacher: nn.Module) -> tuple[list[str], 
         if weights == theirs.get(layer)
         for name in weights
     ]
+    if not taken:
+        raise UserError(
+            "DISTILL.INHERIT takes nothing, because no layer of the teacher's neck and heads has "
+            "the name and shape of one of the student's: set it to False, or choose a student with "
+            "the neck and heads of its teacher."
+        )
     for name in taken:
         wanted[name].copy_(given[name])
     left = [name for name in wanted if name not in taken]

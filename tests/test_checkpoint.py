@@ -363,7 +363,7 @@ def test_of_a_detectors_checkpoint_only_the_bottom_up_network_is_taken(tiny):
         assert torch.equal(model.backbone.bottom_up.state_dict()[key], value)
     assert load_backbone_weights(model, "") is None
     torch.save({"model": {"x": torch.ones(1)}}, path)
-    with pytest.raises(UserError, match=r"Not one weight of .*other\.pth fits the backbone"):
+    with pytest.raises(UserError, match=r"other\.pth are of another backbone: \d+ of its \d+ "):
         load_backbone_weights(model, str(path))
     with pytest.raises(UserError, match=r"give MODEL\.BACKBONE_WEIGHTS an existing"):
         load_backbone_weights(model, "none.pth")
@@ -451,3 +451,31 @@ def test_weights_that_are_not_finite_are_refused_by_file_and_name(tmp_path, valu
     load = load_weights_strictly if strictly else load_weights
     with pytest.raises(UserError, match=r"The weight bias in .*w\.pth holds infinity or NaN"):
         load(nn.Linear(1, 1), str(tmp_path / "w.pth"), "KEY")
+
+
+# ------------------------------------------------------------------ another network's weights
+
+
+@pytest.mark.parametrize("load", [load_weights, load_backbone_weights])
+def test_a_backbone_of_another_shape_is_refused(tiny, tmp_path, load):
+    wider = tiny.build("plain", "MODEL.SMALL_RESNET.WIDTHS", "[4, 8, 16]")
+    torch.save({"model": wider.state_dict()}, tmp_path / "w.pth")
+    message = r"w\.pth are of another backbone: \d+ have another shape, \S*res4\.\S+ \(16,.*where"
+    with pytest.raises(UserError, match=message):
+        load(tiny.build("plain"), str(tmp_path / "w.pth"))
+
+
+def test_a_backbone_that_is_for_the_most_part_absent_is_refused(tiny, tmp_path):
+    state = {k: v for k, v in tiny.build("plain").state_dict().items() if "bottom_up" not in k}
+    torch.save({"model": state}, tmp_path / "w.pth")
+    message = r"another backbone: (\d+) of its \1 are not there, \S*res2"
+    with pytest.raises(UserError, match=message):
+        load_weights(tiny.build("plain"), str(tmp_path / "w.pth"))
+
+
+def test_heads_of_other_classes_and_necks_of_another_width_are_left_out(tiny, tmp_path):
+    opts = ("MODEL.ROI_HEADS.NUM_CLASSES", 5, "MODEL.FPN.OUT_CHANNELS", 8)
+    torch.save({"model": tiny.build("plain", *opts).state_dict()}, tmp_path / "w.pth")
+    found = load_weights(tiny.build("plain"), str(tmp_path / "w.pth"))
+    assert not [name for name, *_ in found.incorrect_shapes if "bottom_up" in name]
+    assert [name for name, *_ in found.incorrect_shapes if "cls_score" in name]

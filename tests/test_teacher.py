@@ -501,3 +501,10 @@ def test_a_model_zoo_that_lacks_pkg_resources_says_what_to_install(monkeypatch, 
     monkeypatch.setitem(sys.modules, "detectron2.model_zoo", None)
     with pytest.raises(UserError, match="install 'setuptools<82'.*by their paths"):
         find(ZOO_NAME)
+
+
+def test_a_student_that_can_inherit_nothing_is_an_error(tiny):
+    student = tiny.build("plain", "MODEL.FPN.OUT_CHANNELS", 8, "MODEL.ROI_HEADS.NUM_CLASSES", 3)
+    teacher = torch.nn.Module()
+    with pytest.raises(UserError, match="DISTILL.INHERIT takes nothing, .*: set it to False"):
+        inherit_weights(student, teacher)

@@ -17,12 +17,12 @@ from detectron2.evaluation import (
     DatasetEvaluator,
     inference_context,
 )
-from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from tabulate import tabulate
 from torch import nn
 
+from dpk_det.build import build
 from dpk_det.checkpoint import find_weights
 from dpk_det.config import PLAIN
 from dpk_det.data import classifies, dataset_sizes
@@ -88,8 +88,7 @@ def check(cfg: CfgNode) -> str:
 
 
 def _try(cfg: CfgNode) -> str:
-    with _fails("Building the model"):
-        model = build_model(cfg)
+    model = build(cfg)
     start = load_start(model, cfg)
     bond = getattr(model, "distillation", None)
     parts = {"student": model}

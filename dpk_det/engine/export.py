@@ -15,11 +15,12 @@ from unittest import mock
 import torch
 from detectron2.config import CfgNode
 from detectron2.export.flatten import TracingAdapter
-from detectron2.modeling import GeneralizedRCNN, build_model
+from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.meta_arch import dense_detector
 from detectron2.modeling.roi_heads import cascade_rcnn
 from torch import Tensor, nn
 
+from dpk_det.build import build
 from dpk_det.checkpoint import load_weights_strictly
 from dpk_det.config import load_config, plain_architecture
 from dpk_det.data import (
@@ -76,7 +77,7 @@ def export_student(config_file: str, weights: str, output: str, opts: Sequence[s
     _check_no_source_is_replaced(output, {"--config-file": config_file, "WEIGHTS": weights})
     cfg = plain_architecture(load_config(config_file, opts))
     device, cfg.MODEL.DEVICE = cfg.MODEL.DEVICE, "cpu"
-    model = build_model(cfg).eval().requires_grad_(False)
+    model = build(cfg).eval().requires_grad_(False)
     cfg.MODEL.DEVICE = device
     load_weights_strictly(model, weights, "WEIGHTS")
     files, needs = write(model, cfg, output)

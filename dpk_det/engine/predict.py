@@ -18,13 +18,14 @@ from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.video_visualizer import VideoVisualizer
 from detectron2.utils.visualizer import Visualizer
 from pycocotools import mask as mask_util
 from tqdm import tqdm
 
 from dpk_det.batches import flip_channels
+from dpk_det.build import build
 from dpk_det.checkpoint import load_weights_strictly
 from dpk_det.config import load_config, plain_architecture
 from dpk_det.data import (
@@ -35,7 +36,7 @@ from dpk_det.data import (
     register_json_datasets,
 )
 from dpk_det.distill.registry import find
-from dpk_det.errors import UserError
+from dpk_det.errors import UserError, mistakes
 from dpk_det.files import write_whole
 
 from .launch import exit_on_user_error, use_device
@@ -295,7 +296,10 @@ class _Detecting:
         else:
             self._metadata = Metadata(thing_classes=list(names.values()))
         cfg.MODEL.WEIGHTS = ""  # the predictor would take whatever fits
-        self._predictor = DefaultPredictor(cfg)
+        with mistakes(
+            f"A {cfg.MODEL.META_ARCHITECTURE} like this cannot be built", "correct MODEL"
+        ):
+            self._predictor = DefaultPredictor(cfg)
         load_weights_strictly(self._predictor.model, weights, "--weights")
 
     def find(self, image: np.ndarray) -> dict[str, Any]:
@@ -333,7 +337,7 @@ class _Classifying:
         self.threshold = threshold or 0.0
         self._names, self._flips = list(names.values()), cfg.INPUT.FORMAT == "BGR"
         self._fit = fit_for_evaluation(cfg)
-        self._model = build_model(cfg).eval()
+        self._model = build(cfg).eval()
         load_weights_strictly(self._model, weights, "--weights")
 
     @torch.no_grad()

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 
+from dpk_det.build import build
 from dpk_det.checkpoint import load_backbone_weights
 from dpk_det.config import PLAIN, load_config, method_arguments, plain_architecture
 from dpk_det.data import register_image_datasets, register_json_datasets
@@ -136,7 +136,7 @@ def _check_start(todo: Plan, configs: Mapping[str, CfgNode]) -> None:
         return
     for name in todo.methods:
         with _telling(f"start of {todo.suite.path} is no start for methods.{name}"):
-            load_backbone_weights(build_model(plain_architecture(configs[name])), start.weights)
+            load_backbone_weights(build(plain_architecture(configs[name])), start.weights)
 
 
 @contextlib.contextmanager

@@ -10,12 +10,19 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
-from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from dpk_det.build import build
 from dpk_det.checkpoint import load_weights_strictly
-from dpk_det.config import PLAIN, load_config, plain_architecture
+from dpk_det.config import (
+    PLAIN,
+    check_distillation,
+    load_config,
+    plain_architecture,
+    unused_keys,
+)
 from dpk_det.data import check_datasets, register_image_datasets, register_json_datasets
 from dpk_det.distill.registry import find
 from dpk_det.errors import UserError
@@ -69,11 +76,16 @@ def setup(args: argparse.Namespace) -> CfgNode:
         UserError: for an unknown key, architecture or dataset, or a missing file.
     """
     cfg = load_config(args.config_file, args.opts)
-    if args.eval_only or args.eval_teacher:  # needs no training data
+    trains = not (args.eval_only or args.eval_teacher)
+    if not trains:  # needs no training data
         cfg = plain_architecture(cfg)
         # of which Detectron2 wants to know the keypoints' names all the same
         cfg.DATASETS.TRAIN = cfg.DATASETS.TEST if cfg.MODEL.KEYPOINT_ON else ()
     find(dict(META_ARCH_REGISTRY), cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
+    if trains:
+        check_distillation(cfg)
+        if not cfg.DATASETS.TRAIN:
+            raise UserError("DATASETS.TRAIN is empty: name what to train on.")
     register_json_datasets(cfg)
     register_image_datasets(cfg)
     # once, because it takes time; others learn the classes when they load the data
@@ -100,7 +112,7 @@ def main(args: argparse.Namespace) -> Any:
     cfg = setup(args)
     for name in ("fvcore", "detectron2", "dpk_det"):  # to the console: a training's log is its own
         setup_logger(distributed_rank=comm.get_rank(), name=name)
-    _say_where(cfg)
+    _say_first(cfg)
     if args.check:
         check_teacher_is_kept(cfg)
         check_batch(cfg, args.num_processes)
@@ -114,7 +126,7 @@ def main(args: argparse.Namespace) -> Any:
     if args.eval_teacher:
         with no_room_ends(cfg.OUTPUT_DIR):
             return evaluate_teacher(cfg)
-    model, last = build_model(cfg), args.resume and last_checkpoint(cfg.OUTPUT_DIR, False)
+    model, last = build(cfg), args.resume and last_checkpoint(cfg.OUTPUT_DIR, False)
     weights = str(last.path) if last else cfg.MODEL.WEIGHTS
     if not weights:
         raise UserError("MODEL.WEIGHTS is empty: name the checkpoint to evaluate.")
@@ -143,15 +155,22 @@ def _train(args: argparse.Namespace) -> Any:
                 )
             return None
         set_up(cfg, args)
-        _say_where(cfg)
+        _say_first(cfg)
         trainer = DistillTrainer(cfg)
         trainer.start_from(start)
         return trainer.train()
 
 
-def _say_where(cfg: CfgNode) -> None:
+def _say_first(cfg: CfgNode) -> None:
     if cfg.MODEL.DEVICE == "cpu":
         logging.getLogger("dpk_det").info("Running on the CPU, in float32.")
+    unused = unused_keys(cfg)
+    if unused:
+        logging.getLogger("dpk_det").info(
+            "Without effect, because DISTILL.METHODS is %s: %s.",
+            list(cfg.DISTILL.METHODS),
+            ", ".join(unused),
+        )
 
 
 def check_batch(cfg: CfgNode, num_processes: int) -> None:

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from dpk_det import random_state
+from dpk_det.build import build
 from dpk_det.data import (
     TrainLoader,
     build_detection_train_loader,
@@ -83,6 +84,11 @@ class DistillTrainer(DefaultTrainer):
             self.start_iter = self.iter + 1
             return
         load_start(unwrap(self._trainer.model), self.cfg)
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """See :func:`dpk_det.build.build`."""
+        return build(cfg)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:

@@ -12,20 +12,12 @@ NAMES = ("res2", "res3", "res4", "res5")
 PROBE = (64, 96)
 """Height and width of an image that tells what a network's maps are like."""
 
-REFUSALS = (RuntimeError, TypeError, ValueError, KeyError, AssertionError, AttributeError)
-"""What networks and their builders raise for arguments or images that do not suit them."""
-
 logger = logging.getLogger(__name__)
 
 
 def map_name(stride: int) -> str:
     """As Detectron2's ResNet names its maps: res2 has stride 4."""
     return f"res{int(math.log2(stride))}"
-
-
-def reason(error: Exception) -> str:
-    """An error's message in one line of moderate length."""
-    return " ".join(str(error).split())[:300] or repr(error)
 
 
 def check_statistics(

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from dpk_det.checkpoint import check_finite
 from dpk_det.distill.registry import find
-from dpk_det.errors import UserError
+from dpk_det.errors import REFUSALS, UserError, reason
 
 from .fpn import build_fpn
-from .ready_made import NAMES, PROBE, REFUSALS, check_statistics, map_name, reason
+from .ready_made import NAMES, PROBE, check_statistics, map_name
 
 
 class TimmBackbone(Backbone):

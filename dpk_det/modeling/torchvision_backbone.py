@@ -14,10 +14,10 @@ from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from dpk_det.distill.registry import find
-from dpk_det.errors import UserError
+from dpk_det.errors import REFUSALS, UserError, reason
 
 from .fpn import build_fpn
-from .ready_made import NAMES, PROBE, REFUSALS, check_statistics, map_name, reason
+from .ready_made import NAMES, PROBE, check_statistics, map_name
 
 Operations = dict[str, tuple[int, int] | None]
 """Those of a network, in order: path to stride and channels of the map that is made; None: none."""
