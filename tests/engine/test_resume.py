@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.engine import HookBase
+from detectron2.engine import DefaultTrainer, HookBase
 
 from dpk_det.data.train_loader import Place
 from dpk_det.engine import DistillHook, DistillTrainer
@@ -380,7 +380,7 @@ def test_the_config_is_never_half_written(tiny, tmp_path, command, monkeypatch):
 WORKER = """
 import json, sys
 import torch
-from detectron2.engine import HookBase
+from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.utils import comm
 from dpk_det.engine import DistillTrainer
 from dpk_det.engine.folder import set_up
@@ -421,3 +421,10 @@ def test_two_ranks_go_on_as_if_they_had_not_stopped(two_processes, tmp_path):
     assert ranks[0]["whole"] != ranks[1]["whole"]
     results = json.loads((tmp_path / "resumed" / "results.json").read_text())
     assert results["resumed"] == [{"step": 2, "exact": True}]
+
+
+def test_an_evaluation_draws_no_random_numbers_of_the_training(monkeypatch):
+    monkeypatch.setattr(DefaultTrainer, "test", classmethod(lambda cls: torch.rand(3)))
+    state = torch.get_rng_state()
+    DistillTrainer.test()
+    assert torch.equal(torch.get_rng_state(), state)
