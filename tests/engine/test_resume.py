@@ -227,7 +227,6 @@ def test_a_changed_rate_is_followed_and_marked(resume):
         ("MODEL.SMALL_RESNET.WIDTHS", [4, 8, 16]),
         ("MODEL.FPN.OUT_CHANNELS", 8),
         ("MODEL.BACKBONE.FREEZE_AT", 1),
-        ("MODEL.META_ARCHITECTURE", "GeneralizedRCNN"),
         ("INPUT.FORMAT", "RGB"),
         ("SEED", 2),
     ],
