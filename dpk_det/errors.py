@@ -98,4 +98,6 @@ def find(table: Mapping[str, Any], name: Any, what: str) -> Any:
     hint = (
         f"did you mean '{names[near[0]]}'?" if near else f"choose from {', '.join(sorted(table))}."
     )
-    raise UserError(f"There is no {what} named '{name}': {hint}")
+    shown = repr(str(name))
+    shown = shown if len(shown) <= 100 else f"{shown[:97]}..."
+    raise UserError(f"There is no {what} named {shown}: {hint}")

@@ -1,6 +1,7 @@
 """The frozen teacher: its own config, its own normalisation, and every weight matched."""
 
 import itertools
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -158,8 +159,8 @@ def load_teacher_config(config_file: str, opts: Sequence[Any] = ()) -> CfgNode |
             "DISTILL.TEACHER.CONFIG_FILE is empty: give it a path or a model zoo name "
             f"such as {ZOO_EXAMPLE}."
         )
-    path = Path(config_file).expanduser()
-    if not path.is_file():
+    path = os.path.expanduser(config_file)
+    if not os.path.isfile(path):  # which takes any text, too long a one and ~nobody/x too
         try:
             path = _model_zoo().get_config_file(config_file)
         except RuntimeError as e:
@@ -202,7 +203,7 @@ def find_teacher_weights(config_file: str, weights: str, teacher_cfg: CfgNode | 
     """
     if weights:
         return weights
-    if not Path(config_file).expanduser().is_file():
+    if not os.path.isfile(os.path.expanduser(config_file)):
         try:
             return _model_zoo().get_checkpoint_url(config_file)
         except RuntimeError as e:

@@ -82,12 +82,16 @@ def _is_given(row: Mapping[str, Any]) -> bool:
 def _value(row: Mapping[str, Any], seed: int | str) -> str:
     if seed not in row["values"]:
         return "-"
-    return f"{row['values'][seed]:.1f}{'†' if _inexact_steps(row, seed) else ''}"
+    return f"{row['values'][seed]:.1f}{'†' if _inexact(row, seed) else ''}"
 
 
-def _inexact_steps(row: Mapping[str, Any], seed: int | str) -> list[int]:
+def _inexact(row: Mapping[str, Any], seed: int | str) -> list[str]:
     resumed = row["runs"].get(seed, {}).get("resumed", [])
-    return [x["step"] for x in resumed if not x["exact"]]
+    return [
+        f"step {x['step']}{f' ({why})' if (why := x.get('why')) else ''}"
+        for x in resumed
+        if not x["exact"]
+    ]
 
 
 def spread(mean: float | None, sd: float | None, signed: bool = False) -> str:
@@ -201,16 +205,16 @@ def _weights(weights: str) -> str:
 
 def _resumed_notes(rows: Mapping[str, Any]) -> list[str]:
     said = [
-        f"'{row['title']}' with seed {seed} at step {' and '.join(map(str, steps))}"
+        f"'{row['title']}' with seed {seed} after {' and '.join(steps)}"
         for row in rows.values()
         for seed in row["runs"]
-        if (steps := _inexact_steps(row, seed))
+        if (steps := _inexact(row, seed))
     ]
     if not said:
         return []
     return [
         f"†: resumed, but not as if it had never been interrupted: {'; '.join(said)}. From there "
-        "on it had other random numbers, or saw other images, than its seed gives."
+        "on it is another run than its seed gives."
     ]
 
 

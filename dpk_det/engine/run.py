@@ -67,10 +67,11 @@ class Run:
 
 
 class Resumed(msgspec.Struct):
-    """Where a training was resumed, and whether as if it had not been interrupted."""
+    """Where a training was resumed, whether as if it had not been interrupted, and if not, why."""
 
     step: int
     exact: bool
+    why: str = ""
 
 
 class _Machine(msgspec.Struct):

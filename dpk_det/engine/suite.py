@@ -25,11 +25,11 @@ _WANTED = {
     "seed": f"a whole number from 0 to {_MOST}",
     "seeds": f"different whole numbers from 0 to {_MOST}",
     "description": "a text",
-    "weights": "a text",
+    "weights": "a text of one line, up to 500 letters long",
 }
-_TEXT = "a text that is not empty"
+_TEXT = "a text of one line, of 1 to 500 letters"
 
-Text = Annotated[str, msgspec.Meta(min_length=1)]
+Text = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x1f\x7f]{1,500}$")]
 Seed = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -48,7 +48,7 @@ class Teacher(msgspec.Struct, frozen=True, kw_only=True):
     config: Text
     opts: dict[str, Any] = {}
     seed: Seed = 1
-    weights: str | None = None
+    weights: Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x1f\x7f]{0,500}$")] | None = None
 
 
 class Method(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +120,8 @@ def describe_teacher(cfg: CfgNode, any_machine: bool = False) -> dict[str, Any]:
     if any_machine:
         return found
     weights = find_teacher_weights(node.CONFIG_FILE, node.WEIGHTS, teacher_cfg)
-    path = Path(weights).expanduser()
-    is_file = path.is_file()
+    path = Path(os.path.expanduser(weights))
+    is_file = os.path.isfile(path)
     return found | {
         "weights": str(path.absolute()) if is_file else weights,
         "modified": path.stat().st_mtime_ns if is_file else None,

@@ -66,6 +66,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     args = parser.parse_args(argv)
     args.check = args.check or args.check_images
+    if args.check + args.eval_only + args.eval_teacher > 1:
+        parser.error("give one of --check, --eval-only and --eval-teacher")
     return args
 
 

@@ -168,12 +168,17 @@ def test_what_was_not_resumed_exactly_is_marked(summary):
     kd = summary["methods"]["kd"]
     kd["runs"] = {
         1: {"resumed": [{"step": 20, "exact": True}]},
-        2: {"resumed": [{"step": 10, "exact": False}, {"step": 25, "exact": False}]},
+        2: {
+            "resumed": [
+                {"step": 10, "exact": False},
+                {"step": 25, "exact": False, "why": "2 processes became 1"},
+            ]
+        },
     }
     assert cells(method_table(summary))[-1][-1] == "29.0 30.0†"
     text = report_text(summary, {})
     assert "\n- †: resumed, but not as if it had never been interrupted: 'KD' with seed 2" in text
-    assert "at step 10 and 25. " in text
+    assert "seed 2 after step 10 and step 25 (2 processes became 1). " in text
     kd["runs"].pop(2)
     assert "†" not in report_text(summary, {})
 

@@ -278,7 +278,16 @@ PLAIN = {"config": "configs/shapes/plain.yaml"}
             r"plain-seed2 of .* both a teacher and a method",
         ),
         ({"title": ["a"]}, r"title of .*suite\.yaml is \['a'\]: write a text"),
-        ({"title": " "}, r"title of .*suite\.yaml is '': write a text that is not empty"),
+        ({"title": " "}, r"title of .*suite\.yaml is '': write a text of one line"),
+        ({"title": "x" * 501}, r"title of .* is 'xxx.*: write a text of one line"),
+        (
+            {"methods": {"plain": {"config": "a\nb"}}},
+            r"plain\.config of .* is 'a.*: write a text of",
+        ),
+        (
+            {"teachers": {"big": {**PLAIN, "weights": "\0"}}},
+            r"big\.weights of .* is '.*: write a text",
+        ),
         ({"description": 3}, r"description of .* is 3: write a text"),
         ({"metric": 3}, r"metric of .* is 3: write a text"),
         ({"metric": ["bbox/AP"]}, r"metric of .* is \['bbox/AP'\]: write a text"),

@@ -85,3 +85,11 @@ def test_what_decides_on_the_figures_is_told_apart(tiny, weights):
     assert describe() != first
     weights.unlink()
     assert describe(any_machine=True).items() <= first.items()
+
+
+@pytest.mark.parametrize("other", ["--check", "--eval-only"])
+def test_the_command_does_one_thing_at_a_time(tiny, command, capsys, other):
+    with pytest.raises(SystemExit) as error:
+        command("--config-file", tiny.dpk, "--eval-teacher", other)
+    assert error.value.code == 2
+    assert "give one of --check, --eval-only and --eval-teacher" in capsys.readouterr().err
