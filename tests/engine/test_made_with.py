@@ -51,10 +51,8 @@ def test_the_keys_of_a_method_count_only_where_it_is_used(tiny, trained, tmp_pat
     folder = copy_of(trained, tmp_path, ("    TOKEN_STRIDE: 16\n", "    TOKEN_STRIDE: 8\n"))
     with pytest.raises(UserError, match=r"DISTILL\.DPK\.TOKEN_STRIDE differs"):
         check_config(Run("dpk", str(tiny.dpk), folder))
-    copy_of(
-        folder, tmp_path, ("META_ARCHITECTURE: DistillRCNN", "META_ARCHITECTURE: GeneralizedRCNN")
-    )
-    check_config(Run("dpk", str(tiny.dpk), folder, ("MODEL.META_ARCHITECTURE", "GeneralizedRCNN")))
+    copy_of(folder, tmp_path, ("  METHODS:\n  - dpk\n", "  METHODS:\n  - pkd\n"))
+    check_config(Run("dpk", str(tiny.dpk), folder, ("DISTILL.METHODS", "['pkd']")))
 
 
 def test_the_spelling_of_the_teachers_path_is_no_difference(tiny, trained, monkeypatch):
