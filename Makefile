@@ -3,6 +3,8 @@
 #
 #   make demo         compare small students of a teacher on generated images
 #   make test         run the tests
+#   make faults       kill, damage, signal and starve trainings, and compare what they come to: see
+#                     docs/faults.md; less than 20 minutes on two cores
 #   make fuzz         give the commands odd inputs: configs, COCO JSON, images, suites, predict's
 #   make lint         check style; `make format` mends what can be mended by a tool
 #   make wheelhouse   wheels of all but torch, torchvision and their needs, for a machine without
@@ -21,7 +23,7 @@ WHEELS ?=
 VENV_PYTHON := .venv/bin/python
 STAMP := .venv/.installed
 
-.PHONY: demo test fuzz lint format wheelhouse clean
+.PHONY: demo test faults fuzz lint format wheelhouse clean
 
 demo: $(STAMP)
 	$(VENV_PYTHON) tools/compare.py configs/compare/demo.yaml
@@ -29,6 +31,9 @@ demo: $(STAMP)
 # One thread a process: several processes of many threads each only wait for one another.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(JOBS) --dist worksteal
+
+faults: $(STAMP)
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(JOBS) --dist worksteal --whole tests/faults
 
 fuzz: $(STAMP)
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) tests/fuzz/run.py --workers $(JOBS)

@@ -114,6 +114,10 @@ OUTPUT_DIR: {output}
 """
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--whole", action="store_true", help="tests/faults: all, not a slice")
+
+
 @dataclass(frozen=True)
 class Tiny:
     """Paths of the tiny experiment: configs, and the teacher's weights."""
