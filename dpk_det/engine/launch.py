@@ -22,7 +22,7 @@ from torch.multiprocessing.spawn import ProcessExitedException
 
 from dpk_det.errors import UserError
 
-from .signals import INTERRUPTED, PARENT, Stopped, die_with_parent, pass_signals_on
+from .signals import INTERRUPTED, PARENT, Stopped, die_with_parent, parent_is_gone, pass_signals_on
 
 
 def launch(main: Callable[..., Any], args: argparse.Namespace, *main_args: Any) -> Any:
@@ -72,7 +72,7 @@ def exit_on_user_error() -> Iterator[None]:
         _tell(e)
         sys.exit(e.status)
     except Stopped as e:
-        sys.exit(_status_of_others() or _say_stopped(e))
+        sys.exit(_leave_stopped(e))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except ProcessExitedException as e:  # that process has said why
@@ -118,10 +118,11 @@ _SECONDS_FOR_THE_OTHERS = timedelta(seconds=2)
 def _tell(error: UserError) -> None:
     """Print a mistake; of those that several processes make, each once and with its ranks."""
     _tell_torchrun(error)
-    if dist.is_initialized() and dist.get_world_size() > 1:
+    store = _store()
+    if store is not None and dist.get_world_size() > 1:
         try:
-            return _tell_among_others(error, _store())
-        except RuntimeError:  # the store is gone
+            return _tell_among_others(error, store)
+        except RuntimeError:  # it is gone
             pass
     print(f"error: {error}", file=sys.stderr, flush=True)
 
@@ -147,27 +148,33 @@ def _tell_among_others(error: UserError, store: dist.Store) -> None:
     store.set(_TOLD, "")
 
 
-def _say_stopped(stopped: Stopped) -> int:
-    if dist.is_initialized():
-        with contextlib.suppress(RuntimeError):  # it is gone with torchrun
-            _store().set(_LEFT, str(stopped.code))
-    if comm.is_main_process():
+def _leave_stopped(stopped: Stopped) -> int:
+    """Print once why all stop, unless another process's mistake is the reason; the exit status."""
+    status, speaks = _status_of_others(), comm.is_main_process()
+    if status not in (0, stopped.code):
+        return status
+    with contextlib.suppress(RuntimeError):
+        if (store := _store()) is not None:
+            store.set(_LEFT, str(stopped.code))
+            speaks = store.add("dpk_det/stopped", 1) == 1
+    if speaks:
         print(stopped.message, file=sys.stderr, flush=True)
     return stopped.code
 
 
 def _status_of_others() -> int:
     """The exit status with which another process has left; 0 when none has said so."""
-    if not dist.is_initialized():
-        return 0
-    try:
+    with contextlib.suppress(RuntimeError):  # of a store that is gone with its process
         store = _store()
-        return int(store.get(_LEFT)) if store.check([_LEFT]) else 0
-    except RuntimeError:  # the process that had the store is gone
-        return 0
+        if store is not None and store.check([_LEFT]):
+            return int(store.get(_LEFT))
+    return 0
 
 
-def _store() -> dist.Store:
+def _store() -> dist.Store | None:
+    # what all processes share; torchrun has it under its care, and takes it along
+    if not dist.is_initialized() or parent_is_gone():
+        return None
     return dist.distributed_c10d._get_default_store()  # there is no public way to it
 
 

@@ -13,9 +13,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,6 +34,8 @@ INTERRUPTED = 130
 # get it twice.
 _SECONDS_OF_ONE_PRESS = 1.0
 _PR_SET_PDEATHSIG = 1
+
+_parent: int | None = None
 
 
 class Stopped(SystemExit):
@@ -60,15 +63,17 @@ _state = _State()
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    now = time.monotonic()
     if _state.asked:
-        if number == signal.SIGINT and now - _state.since > _SECONDS_OF_ONE_PRESS:
-            print("Interrupted at once.", file=sys.stderr, flush=True)
-            os._exit(INTERRUPTED)
-        return
-    _state.asked, _state.since = number, now
+        return _end_if_pressed_again(number, _state.since)
+    _state.asked, _state.since = number, time.monotonic()
     if not _state.in_step:
         _leave()
+
+
+def _end_if_pressed_again(number: int, since: float) -> None:
+    if number == signal.SIGINT and time.monotonic() - since > _SECONDS_OF_ONE_PRESS:
+        print("Interrupted at once.", file=sys.stderr, flush=True)
+        os._exit(INTERRUPTED)
 
 
 def _leave() -> None:
@@ -81,15 +86,25 @@ def watched() -> Iterator[None]:
     """Around a training, its set-up included: the signals end it in good order.
 
     Raises:
-        Stopped: out of the code within, when a signal has come.
+        Stopped: out of the code within, when a signal has come. The process is to end then, and
+            takes no notice of more signals (but of Ctrl-C for a second time): a parent that dies
+            sends several, one for each of its threads.
     """
     global _state
     _state = _State()
+    before = _install(_handle)
+    stopped = False
     try:
-        with _handling(_handle):
-            yield
+        yield
+    except Stopped:
+        stopped = True
+        since = _state.since
+        _install(lambda number, frame: _end_if_pressed_again(number, since))
+        raise
     finally:
         _state = _State()
+        if not stopped:
+            _restore(before)
 
 
 @contextlib.contextmanager
@@ -161,12 +176,14 @@ def pass_signals_on() -> Iterator[None]:
         for process in multiprocessing.active_children():
             os.kill(process.pid, number)
 
-    with _handling(handle):
+    before = _install(handle)
+    try:
         yield
+    finally:
+        _restore(before)
 
 
-@contextlib.contextmanager
-def _handling(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def _install(handle: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
     before = {}
     if threading.current_thread() is threading.main_thread():  # others may not
         for number in SIGNALS:
@@ -174,11 +191,12 @@ def _handling(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]
             if handler is not signal.SIG_IGN:  # nohup and "&" have it ignored
                 before[number] = handler
                 signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return before
+
+
+def _restore(before: Mapping[int, Any]) -> None:
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def with_parent() -> dict[str, str]:
@@ -198,8 +216,14 @@ def die_with_parent() -> None:
     """
     if sys.platform != "linux":
         return
+    global _parent
     # of this process alone: those that it starts have another parent
-    parent = int(os.environ.pop(PARENT, os.getppid()))
+    _parent = int(os.environ.pop(PARENT, os.getppid()))
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:
+    if parent_is_gone():
         raise Stopped("Stopped because the process that started this one is gone.")
+
+
+def parent_is_gone() -> bool:
+    """Whether the process is gone with which :func:`die_with_parent` has this one end."""
+    return _parent not in (None, os.getppid())

@@ -1,5 +1,6 @@
 """Signals that end a training, in this process, which sends them to itself."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -8,9 +9,18 @@ import sys
 import pytest
 import torch
 
-from dpk_det.engine import DistillTrainer
+from dpk_det.engine import DistillTrainer, signals
 from dpk_det.engine.signals import PARENT, Stopped, at_once, die_with_parent, watched
 from dpk_det.errors import STOPPED
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """Gives the handlers from before the test, and puts them back after it."""
+    before = {number: signal.getsignal(number) for number in signals.SIGNALS}
+    yield before
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -51,7 +61,6 @@ def stops(command, capsys):
 def test_a_training_finishes_its_step_saves_and_goes_on_from_there(
     tiny, tmp_path, stops, command, send, number
 ):
-    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
     send("run_step", 2, number)
     args = ("--config-file", tiny.plain, "--resume", "OUTPUT_DIR", tmp_path)
     line = stops(*args)
@@ -60,7 +69,7 @@ def test_a_training_finishes_its_step_saves_and_goes_on_from_there(
     assert torch.load(tmp_path / "model_0000001.pth")["iteration"] == 1
     assert not (tmp_path / "results.json").exists()
     assert not (tmp_path / "inference").exists()  # and evaluates nothing
-    assert before == [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
+    os.kill(os.getpid(), signal.SIGTERM)  # it is on its way out, and stopped by no other
 
     command(*args)
     assert (tmp_path / "results.json").exists()
@@ -94,11 +103,13 @@ def test_an_evaluation_does_not_begin_after_a_signal():
             pytest.fail("began")
 
 
-def test_outside_a_training_signals_are_left_alone():
-    before = signal.getsignal(signal.SIGTERM)
-    with watched():
-        assert signal.getsignal(signal.SIGTERM) is not before
-    assert signal.getsignal(signal.SIGTERM) is before
+def test_outside_a_training_signals_are_left_alone(handlers):
+    for end in (None, ValueError):
+        with contextlib.suppress(ValueError), watched():
+            assert signal.getsignal(signal.SIGTERM) is not handlers[signal.SIGTERM]
+            if end:
+                raise end
+        assert {n: signal.getsignal(n) for n in signals.SIGNALS} == handlers
 
 
 def test_a_second_ctrl_c_ends_at_once_but_not_the_same_press_passed_on():
