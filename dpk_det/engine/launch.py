@@ -4,11 +4,11 @@ import argparse
 import contextlib
 import functools
 import json
+import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,24 @@ def exit_on_user_error() -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def no_traceback_of_mistakes() -> Iterator[None]:
+    """Around Detectron2's training loop: it logs no traceback of what is no bug."""
+
+    def is_bug(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, RuntimeError) and _status_of_others():
+            return False  # a collective's, whose partner has left
+        return not isinstance(error, UserError)
+
+    logger = logging.getLogger("detectron2.engine.train_loop")
+    logger.addFilter(is_bug)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_bug)
+
+
 def first_rank_does(function: Callable[[], Any]) -> None:
     """Call a function in the first process alone; all processes must call this.
 
@@ -112,7 +130,7 @@ def _guarded(main: Callable[..., Any], *args: Any) -> Any:
 
 # keys in the store that all processes share
 _LEFT, _TOLD = "dpk_det/left", "dpk_det/told"
-_SECONDS_FOR_THE_OTHERS = timedelta(seconds=2)
+_SECONDS_FOR_THE_OTHERS = 2.0
 
 
 def _tell(error: UserError) -> None:
@@ -134,10 +152,8 @@ def _tell_among_others(error: UserError, store: dist.Store) -> None:
     store.set(_LEFT, str(error.status))
     store.set(key(dist.get_rank()), str(error))
     if store.add("dpk_det/mistakes", 1) > 1:
-        store.wait([_TOLD], 2 * _SECONDS_FOR_THE_OTHERS)
-        return
-    with contextlib.suppress(RuntimeError):
-        store.wait([key(rank) for rank in range(size)], _SECONDS_FOR_THE_OTHERS)
+        return _wait(store, [_TOLD], 2 * _SECONDS_FOR_THE_OTHERS)
+    _wait(store, [key(rank) for rank in range(size)], _SECONDS_FOR_THE_OTHERS)
     ranks: dict[str, list[str]] = {}
     for rank in range(size):
         if store.check([key(rank)]):
@@ -146,6 +162,12 @@ def _tell_among_others(error: UserError, store: dist.Store) -> None:
         where = "" if len(who) == size else f" (rank {', '.join(who)})"
         print(f"error{where}: {sentence}", file=sys.stderr, flush=True)
     store.set(_TOLD, "")
+
+
+def _wait(store: dist.Store, keys: list[str], seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while not store.check(keys) and time.monotonic() < until:
+        time.sleep(0.02)  # its own wait() prints a page when the time is up
 
 
 def _leave_stopped(stopped: Stopped) -> int:

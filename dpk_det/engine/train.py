@@ -4,7 +4,8 @@ import argparse
 import contextlib
 import logging
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ from .teacher_accuracy import evaluate_teacher
 from .trainer import DistillTrainer
 
 _CHECKPOINT = r"model_(final|\d+)\.pth"  # what a training writes
+
+_LOGGERS = ("fvcore", "detectron2", "dpk_det")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -112,7 +115,7 @@ def main(args: argparse.Namespace) -> Any:
         with watched():
             return _train(args)
     cfg = setup(args)
-    for name in ("fvcore", "detectron2", "dpk_det"):  # to the console: a training's log is its own
+    for name in _LOGGERS:  # to the console: a training's log is its own
         setup_logger(distributed_rank=comm.get_rank(), name=name)
     _say_first(cfg)
     if args.check:
@@ -146,6 +149,7 @@ def _train(args: argparse.Namespace) -> Any:
     check_teacher_is_kept(cfg)
     check_batch(cfg, comm.get_world_size())
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_lenient_logs())
         stack.enter_context(no_room_ends(cfg.OUTPUT_DIR))
         first_rank_does(lambda: stack.enter_context(training_lock(cfg.OUTPUT_DIR)))
         start = find_start(cfg, args.resume)  # before anything there is overwritten
@@ -161,6 +165,25 @@ def _train(args: argparse.Namespace) -> Any:
         trainer = DistillTrainer(cfg)
         trainer.start_from(start)
         return trainer.train()
+
+
+@contextlib.contextmanager
+def _lenient_logs() -> Iterator[None]:
+    # A full disk: logging prints a traceback for each line that a log file does not take, and
+    # another one at exit. Lines are on the console too, and the next file that is written tells.
+    before, logging.raiseExceptions = logging.raiseExceptions, False
+    try:
+        yield
+    except UserError:
+        for name in _LOGGERS:
+            logger = logging.getLogger(name)
+            for handler in [x for x in logger.handlers if x.stream not in (sys.stdout, sys.stderr)]:
+                logger.removeHandler(handler)
+                with contextlib.suppress(OSError):
+                    handler.stream.close()
+        raise
+    finally:
+        logging.raiseExceptions = before
 
 
 def _say_first(cfg: CfgNode) -> None:

@@ -1,10 +1,9 @@
 """Detectron2's default trainer, with what distillation adds."""
 
-import contextlib
 import json
 import logging
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +30,14 @@ from dpk_det.data import (
 )
 from dpk_det.data.mapper import NamingMapper
 from dpk_det.errors import UserError
-from dpk_det.files import write_whole
+from dpk_det.files import no_room_ends, write_whole
 
 from .augmented import test_augmented
 from .checkpoints import FINAL, Checkpoint, TrainingCheckpointer
 from .ddp import unwrap
 from .evaluators import build_evaluator
 from .finite import explain, require_finite
+from .launch import no_traceback_of_mistakes
 from .machine import describe_machine, peak_memory_mb
 from .resume import (
     RESULTS,
@@ -166,6 +166,15 @@ class DistillTrainer(DefaultTrainer):
                 raise
             raise sentence from e
 
+    def after_step(self) -> None:
+        """What hooks do after a step: save, evaluate, write figures.
+
+        Raises:
+            UserError: when the disk is full.
+        """
+        with no_room_ends(self.cfg.OUTPUT_DIR):
+            super().after_step()
+
     def after_train(self) -> None:
         """Close writers and, unless a failure or signal ended the training, evaluate."""
         if self.iter < self.max_iter:  # which in the last step EvalHook does not see
@@ -278,21 +287,6 @@ class SaveHook(HookBase):
             self.trainer.save_checkpoint()
         if self.trainer.iter + 1 == self.trainer.max_iter:
             self.trainer.save_checkpoint(FINAL)
-
-
-@contextlib.contextmanager
-def no_traceback_of_mistakes() -> Iterator[None]:
-    """Keep Detectron2's training loop from logging the traceback of a mistake; bugs keep theirs."""
-
-    def is_bug(record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], UserError))
-
-    logger = logging.getLogger("detectron2.engine.train_loop")
-    logger.addFilter(is_bug)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_bug)
 
 
 class PriorPrinter(CommonMetricPrinter):
