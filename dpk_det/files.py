@@ -54,7 +54,10 @@ def no_room_ends(folder: str | Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as e:
+    except (OSError, RuntimeError) as error:
+        e = _refusal(error)
+        if e is None:
+            raise
         place = Path(folder).absolute()
         file = Path(e.filename).absolute() if isinstance(e.filename, str) else None
         within = file is not None and (file == place or place in file.parents)
@@ -75,6 +78,14 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
     data = content.encode() if isinstance(content, str) else content
     with whole_file(path) as partial:
         partial.write_bytes(data)
+
+
+def _refusal(error: BaseException | None) -> OSError | None:
+    # Detectron2's evaluators call torch.save(), which closes its archive where it could not write,
+    # and fails in that with a RuntimeError
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
 
 
 def _flush(path: Path) -> None:

@@ -9,6 +9,7 @@ import json
 import logging
 import random
 import resource
+import signal
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -232,12 +233,15 @@ def little_space() -> Callable[[int], Any]:
 
 @contextlib.contextmanager
 def command_context() -> Iterator[Callable[..., Any]]:
-    """The training command in this process, without what it leaves behind in the loggers."""
+    """The training command in this process, without what it leaves behind in the loggers and, if it
+    was stopped, in the signals' handlers."""
     from detectron2.engine import defaults
     from detectron2.utils.logger import setup_logger
 
+    from dpk_det.engine.signals import SIGNALS
     from dpk_det.engine.train import run
 
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     collect, defaults.collect_env_info = defaults.collect_env_info, lambda: ""  # takes seconds
     setup_logger.cache_clear()
     try:
@@ -247,6 +251,8 @@ def command_context() -> Iterator[Callable[..., Any]]:
         for name in ("detectron2", "fvcore", "dpk_det"):
             logging.getLogger(name).handlers.clear()
         setup_logger.cache_clear()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,8 @@
 import argparse
 import contextlib
 import logging
+import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,7 @@ def _train(args: argparse.Namespace) -> Any:
     check_teacher_is_kept(cfg)
     check_batch(cfg, comm.get_world_size())
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_lenient_logs())
+        stack.enter_context(_lenient_logs(cfg.OUTPUT_DIR))
         stack.enter_context(no_room_ends(cfg.OUTPUT_DIR))
         first_rank_does(lambda: stack.enter_context(training_lock(cfg.OUTPUT_DIR)))
         start = find_start(cfg, args.resume)  # before anything there is overwritten
@@ -168,19 +168,20 @@ def _train(args: argparse.Namespace) -> Any:
 
 
 @contextlib.contextmanager
-def _lenient_logs() -> Iterator[None]:
+def _lenient_logs(folder: str) -> Iterator[None]:
     # A full disk: logging prints a traceback for each line that a log file does not take, and
     # another one at exit. Lines are on the console too, and the next file that is written tells.
     before, logging.raiseExceptions = logging.raiseExceptions, False
     try:
         yield
     except UserError:
-        for name in _LOGGERS:
-            logger = logging.getLogger(name)
-            for handler in [x for x in logger.handlers if x.stream not in (sys.stdout, sys.stderr)]:
-                logger.removeHandler(handler)
-                with contextlib.suppress(OSError):
-                    handler.stream.close()
+        for logger in map(logging.getLogger, _LOGGERS):
+            for handler in list(logger.handlers):
+                stream = getattr(handler, "stream", None)
+                if str(getattr(stream, "name", "")).startswith(f"{folder}{os.sep}log.txt"):
+                    logger.removeHandler(handler)
+                    with contextlib.suppress(OSError):
+                        stream.close()
         raise
     finally:
         logging.raiseExceptions = before
