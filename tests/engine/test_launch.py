@@ -3,9 +3,12 @@
 import argparse
 import json
 import sys
+import threading
 
 import pytest
 import torch
+import torch.distributed as dist
+from detectron2.utils import comm
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from dpk_det.config import load_config
@@ -98,6 +101,24 @@ def test_more_gpus_than_there_are_is_an_error(gpus, spawned, capsys):
     assert spawned == []
 
 
+@pytest.mark.parametrize(
+    ("numbers", "sentence"),
+    [
+        ((-1,), "--num-gpus is -1: give a number from 0 on."),
+        ((1, 0), "--num-machines is 0: give a number from 1 on."),
+        ((1, 2, -1), "--machine-rank is -1: give a number from 0 on."),
+        ((1, 2, 2), "--machine-rank is 2 of 2 machines, which count from 0: give at most 1."),
+    ],
+)
+def test_numbers_of_processes_that_make_no_sense(gpus, spawned, capsys, numbers, sentence):
+    gpus(2)
+    with pytest.raises(SystemExit) as stop:
+        launch(add, arguments(*numbers), 3, 4)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"error: {sentence}\n"
+    assert spawned == []
+
+
 # ------------------------------------------------------------------ mistakes
 
 
@@ -141,6 +162,72 @@ def test_a_config_runs_on_the_cpu_in_float32_where_there_is_no_gpu(gpus):
     gpus(0)
     use_device(cfg)
     assert (cfg.MODEL.DEVICE, cfg.SOLVER.AMP.ENABLED) == ("cpu", False)
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "mps", "", "meta"])
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_device_that_is_none(gpus, name, count):
+    cfg = load_config("", ["MODEL.DEVICE", name])
+    gpus(count)
+    with pytest.raises(UserError, match=f"MODEL.DEVICE is '{name}': write 'cuda' or 'cpu'"):
+        use_device(cfg)
+
+
+def test_a_gpu_that_this_machine_lacks_or_that_processes_would_share(gpus, monkeypatch):
+    cfg = load_config("", ["MODEL.DEVICE", "cuda:1"])
+    gpus(2)
+    use_device(cfg)
+    assert cfg.MODEL.DEVICE == "cuda:1"
+    gpus(1)
+    with pytest.raises(UserError, match="'cuda:1' but this machine has 1 GPUs"):
+        use_device(cfg)
+    gpus(2)
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    with pytest.raises(UserError, match="'cuda:1', which 2 processes cannot share"):
+        use_device(cfg)
+
+
+# ------------------------------------------------------------------ mistakes of several ranks
+
+
+@pytest.fixture
+def ranks(monkeypatch, capsys):
+    """``ranks(sentence, ...)``: what is printed where each rank makes that mistake; "": none."""
+    store, here = dist.HashStore(), threading.local()
+    monkeypatch.setattr(MODULE, "_SECONDS_FOR_THE_OTHERS", 0.2)
+    monkeypatch.setattr(MODULE, "_store", lambda: store)
+    monkeypatch.setattr(dist, "get_rank", lambda: here.rank)
+
+    def run(*sentences):
+        monkeypatch.setattr(dist, "get_world_size", lambda: len(sentences))
+
+        def tell(rank):
+            here.rank = rank
+            MODULE._tell(UserError(sentences[rank]))
+
+        threads = [
+            threading.Thread(target=tell, args=(rank,)) for rank, x in enumerate(sentences) if x
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert MODULE._status_of_others() == 2  # the rest leave with it
+        return capsys.readouterr().err.splitlines()
+
+    return run
+
+
+def test_a_mistake_of_all_ranks_is_said_once(ranks):
+    assert ranks("wrong", "wrong", "wrong") == ["error: wrong"]
+
+
+def test_a_mistake_of_another_rank_than_the_first_is_said(ranks):
+    assert ranks("", "wrong", "") == ["error (rank 1): wrong"]
+
+
+def test_different_mistakes_are_said_with_their_ranks(ranks):
+    assert ranks("wrong", "bad", "wrong") == ["error (rank 0, 2): wrong", "error (rank 1): bad"]
 
 
 # ------------------------------------------------------------------ torchrun

@@ -1,12 +1,15 @@
 """The training command in this process: evaluation, and mistakes that end in one line."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from dpk_det.data import check_datasets
-from dpk_det.engine.train import parse_args, setup
+from dpk_det.engine.train import check_batch, check_teacher_is_kept, parse_args, setup
+from dpk_det.errors import UserError
 
 
 def detections(folder):
@@ -252,3 +255,58 @@ def test_only_a_training_writes_its_config(tiny, trained, tmp_path, command, fla
     command("--config-file", tiny.dpk, flag, *opts)
     assert not (tmp_path / "config.yaml").exists()
     assert (trained / "config.yaml").exists()
+
+
+# ------------------------------------------------------------------ before a training
+
+
+@pytest.mark.parametrize("weights", ["", "given"])
+@pytest.mark.parametrize("flags", [(), ("--check",)])
+@pytest.mark.parametrize("config", ["dpk", "plain"])
+def test_a_teacher_whose_weights_a_training_would_overwrite(
+    tiny, tmp_path, fails, weights, flags, config
+):
+    content = tiny.weights.read_bytes()
+    (tmp_path / "model_final.pth").write_bytes(content)
+    teacher = tmp_path / "teacher.yaml"
+    teacher.write_text(f'_BASE_: "{tiny.teacher}"\nOUTPUT_DIR: "{tmp_path}"\n')
+    path = tmp_path / "x" / ".." / "model_final.pth" if weights else ""
+    (tmp_path / "x").mkdir()
+    opts = ["DISTILL.TEACHER.CONFIG_FILE", teacher, "DISTILL.TEACHER.WEIGHTS", path]
+    if config == "plain":
+        opts += ["DISTILL.INHERIT", "True"]
+    line = fails("--config-file", getattr(tiny, config), *flags, "OUTPUT_DIR", tmp_path, *opts)
+    assert "would be overwritten by the student's" in line
+    assert (tmp_path / "model_final.pth").read_bytes() == content
+
+
+def test_a_teacher_in_the_students_folder_that_stays_is_fine(tiny, tmp_path):
+    (tmp_path / "teacher.pth").write_bytes(tiny.weights.read_bytes())
+    opts = ("OUTPUT_DIR", tmp_path, "DISTILL.TEACHER.WEIGHTS", tmp_path / "teacher.pth")
+    check_teacher_is_kept(tiny.cfg("dpk", *opts))
+
+
+def test_a_batch_that_processes_cannot_share(tiny, tiny_images):
+    for cfg in (tiny.cfg("plain"), tiny_images.cfg("plain", "SOLVER.IMS_PER_BATCH", 2)):
+        check_batch(cfg, 2)
+        with pytest.raises(UserError, match=r"IMS_PER_BATCH is 2, .* processes, 4, .* it to 4\."):
+            check_batch(cfg, 4)
+    cfg = tiny.cfg("plain", "SOLVER.IMS_PER_BATCH", 6, "SOLVER.REFERENCE_WORLD_SIZE", 2)
+    check_batch(cfg, 4)  # Detectron2 makes 12 of the 6
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = 4
+    with pytest.raises(UserError, match=r"SOLVER.REFERENCE_WORLD_SIZE, 4, does not divide.* to 4"):
+        check_batch(cfg, 4)
+
+
+def test_a_check_shares_the_batch_among_the_gpus_that_the_training_is_to_have(tiny, fails):
+    line = fails("--config-file", tiny.plain, "--check", "--num-gpus", "4")
+    assert "SOLVER.IMS_PER_BATCH is 2" in line
+
+
+def test_nothing_stands_before_the_output_of_a_command():
+    command = [sys.executable, "-m", "dpk_det.engine.train", "--config-file", "gone.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: There is no config file gone.yaml")
