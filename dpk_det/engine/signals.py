@@ -128,7 +128,7 @@ class StopHook(HookBase):
 
     The trainer must have ``save_checkpoint()``, which all ranks call. Register the hook after the
     one that saves from time to time, and before the one that evaluates. Many processes agree by a
-    number that is reduced over gloo, 0.1 ms per step on one machine.
+    number that is reduced over gloo: 0.4 ms per step for two processes on two busy cores.
     """
 
     def before_train(self) -> None:
