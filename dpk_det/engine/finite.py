@@ -1,6 +1,8 @@
 """Trainings whose numbers are no numbers any more: said in a sentence, and not saved."""
 
+import math
 import re
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -20,7 +22,7 @@ def require_finite(model: nn.Module, step: int, folder: str) -> None:
     Raises:
         UserError: naming the first weights that are infinite or NaN, and the step.
     """
-    names = _not_finite(model)
+    names = _not_finite(_sizes(model))
     if names:
         raise UserError(
             f"Training stopped after step {step}, whose update made weights infinite or NaN "
@@ -39,7 +41,8 @@ def explain(error: Exception, model: nn.Module, step: int, folder: str) -> UserE
     Returns:
         None when the exception is no FloatingPointError and the weights are finite: a bug.
     """
-    said, names = " ".join(str(error).split()).rstrip("."), _not_finite(model)
+    said, sizes = " ".join(str(error).split()).rstrip("."), _sizes(model)
+    names = _not_finite(sizes)
     losses = [f"{name} is {value}" for name, value in _LOSS.findall(said)]
     if losses:
         what = ", ".join(losses)
@@ -54,18 +57,26 @@ def explain(error: Exception, model: nn.Module, step: int, folder: str) -> UserE
     elif losses:
         why = ""
     else:
-        why = " (the weights are finite, so look at the images and boxes of that step)"
+        largest = max(sizes, key=sizes.get)
+        why = (
+            f" (the weights are finite, the largest is {sizes[largest]:.3g} in {largest}: if that "
+            "is usual, look at the images and boxes of that step)"
+        )
     return UserError(f"Training stopped in step {step}: {what}{why}; {_remedy(folder)}.")
 
 
-def _not_finite(model: nn.Module) -> list[str]:
-    # other buffers may well hold an infinity, such as a mask of attention
-    weights = dict(model.named_parameters())
+def _sizes(model: nn.Module) -> dict[str, float]:
+    # the largest number of each weight; other buffers may hold an infinity, as masks of attention
+    weights = {k: v.detach() for k, v in model.named_parameters() if v.numel()}
     weights |= {k: v for k, v in model.named_buffers() if k.rpartition(".")[2][:8] == "running_"}
     if not weights:
-        return []
-    finite = torch.stack([x.detach().isfinite().all() for x in weights.values()])
-    return [name for name, fine in zip(weights, finite.tolist(), strict=True) if not fine]
+        return {}
+    sizes = torch.stack([x.abs().amax().float() for x in weights.values()])  # NaN stays NaN
+    return dict(zip(weights, sizes.tolist(), strict=True))
+
+
+def _not_finite(sizes: Mapping[str, float]) -> list[str]:
+    return [name for name, size in sizes.items() if not math.isfinite(size)]
 
 
 def _enumerate(names: list[str]) -> str:
