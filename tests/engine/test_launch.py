@@ -167,7 +167,8 @@ def test_a_config_runs_on_the_cpu_in_float32_where_there_is_no_gpu(gpus):
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "mps", "", "meta"])
 @pytest.mark.parametrize("count", [0, 2])
 def test_a_device_that_is_none(gpus, name, count):
-    cfg = load_config("", ["MODEL.DEVICE", name])
+    cfg = load_config("")
+    cfg.MODEL.DEVICE = name
     gpus(count)
     with pytest.raises(UserError, match=f"MODEL.DEVICE is '{name}': write 'cuda' or 'cpu'"):
         use_device(cfg)
