@@ -23,6 +23,7 @@ from portalocker import LockException
 from tqdm import tqdm
 
 from dpk_det.errors import UserError
+from dpk_det.files import write_whole
 
 CLASSES = ["circle", "square", "triangle", "star", "ring", "cross"]
 
@@ -76,8 +77,9 @@ def draw_dataset(folder: str, num_images: int, seed: int) -> None:
     """Draw ``images/NNNNNN.png`` and ``instances.json``, in COCO's format, into ``folder``.
 
     Does nothing where they are already.
-    The folder appears all at once when the last image is drawn: an interrupted drawing leaves none,
-    and of several processes that want it at the same time one draws while the others wait.
+    The folder appears all at once when the last image is drawn: of a drawing that was killed there
+    is at most a folder beside it, ``*.drawing-*``, which nobody reads, and of several processes
+    that want the folder at the same time one draws while the others wait.
 
     Raises:
         UserError: ``folder`` cannot be written, or holds something else than these very images.
@@ -355,5 +357,4 @@ def _draw_files(folder: str, num_images: int, seed: int) -> None:
         "annotations": annotations,
         "categories": [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)],
     }
-    with open(os.path.join(folder, _ANNOTATION_FILE), "w") as file:
-        json.dump(content, file)
+    write_whole(os.path.join(folder, _ANNOTATION_FILE), json.dumps(content))

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
 
 from dpk_det.config import load_config
 from dpk_det.data import check_datasets, dataset_sizes, image_sets, register_image_datasets
+from dpk_det.data.image_files import find_problem
 from dpk_det.data.image_sets import find_place, read_images
 from dpk_det.errors import UserError
 
@@ -193,3 +195,88 @@ def test_datasets_must_suit_the_model(tiny, tiny_images, tmp_path, catalog):
     cfg.DATASETS.TEST = ("absent",)
     with pytest.raises(UserError, match=r"absent is not at .*correct DATASETS.IMAGES.absent"):
         check_datasets(cfg)
+
+
+# ------------------------------------------------------------------ damage
+
+
+@pytest.fixture
+def archive(tiny_images, tmp_path):
+    """A zip of three classes of images, to be damaged."""
+    path = tmp_path / "images.zip"
+    path.write_bytes((tiny_images.plain.parent / "images.zip").read_bytes())
+    return path
+
+
+def test_a_zip_that_is_cut_off_is_named(archive):
+    archive.write_bytes(archive.read_bytes()[:-200])
+    with pytest.raises(UserError, match=f"{archive} cannot be read as images"):
+        read_images(str(archive), "")
+
+
+def test_an_image_within_a_zip_that_is_damaged_is_named(archive):
+    data = bytearray(archive.read_bytes())
+    with zipfile.ZipFile(archive) as file:
+        info = file.infolist()[3]
+    start = info.header_offset + 30 + len(info.filename)
+    data[start : start + 500] = bytes(500)
+    archive.write_bytes(data)
+    images = read_images(str(archive), "")
+    number = images.files.index(info.filename)
+    with pytest.raises(UserError, match=f"{info.filename} in {archive} cannot be read as an image"):
+        images[number]
+    (problem,) = filter(None, map(find_problem, images.image_files()))
+    assert info.filename in problem
+
+
+def test_an_empty_class_is_named_in_folder_and_zip(archive, tmp_path):
+    with zipfile.ZipFile(archive) as file:
+        file.extractall(tmp_path)
+    (tmp_path / "images" / "star").mkdir()
+    with pytest.raises(UserError, match="images cannot be read .*star"):
+        read_images(str(tmp_path / "images"), "")
+    with zipfile.ZipFile(archive, "a") as file:
+        file.writestr("images/", "")
+        file.writestr("images/star/", "")
+        file.writestr("__MACOSX/", "")
+    with pytest.raises(UserError, match="has no image of class star: add some"):
+        read_images(str(archive), "")
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        {},
+        {"labels": [0, 1], "data": np.zeros((3, 3072), np.uint8)},
+        {"labels": [0, 1, 7], "data": np.zeros((3, 3072), np.uint8)},
+        {"labels": [0, 1, 1], "data": np.zeros((3, 3000), np.uint8)},
+        {"labels": None, "data": None},
+        [1, 2],
+    ],
+)
+def test_a_batch_of_cifar_that_is_none_is_named(tmp_path, batch):
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": ["a", "b"]}))
+    (folder / "data_batch_1").write_bytes(pickle.dumps(batch))
+    with pytest.raises(UserError, match=f"{folder} cannot be read as the train part") as error:
+        read_images(str(folder), "train")
+    assert "\n" not in str(error.value)
+
+
+def test_check_opens_the_images_of_classifiers(tiny_images, tmp_path, archive, catalog):
+    with zipfile.ZipFile(archive) as file:
+        file.extractall(tmp_path)
+    broken = tmp_path / "images" / "disc" / "3.png"
+    broken.write_bytes(b"no image")
+    cfg = tiny_images.cfg("plain")
+    cfg.DATASETS.IMAGES.broken = str(tmp_path / "images")
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("broken",)
+    register_image_datasets(cfg)
+    check_datasets(cfg)  # at the start of a training they are not opened
+    with pytest.raises(UserError, match=f"{broken} cannot be read as an image"):
+        check_datasets(cfg, all_images=True)
+    Image.new("RGB", (1, 40000)).save(broken)
+    cfg.INPUT.IMAGES.SIZE = 224
+    with pytest.raises(UserError, match="1 x 40000 pixels, which cannot be resized"):
+        check_datasets(cfg, all_images=True)

@@ -361,3 +361,9 @@ def test_an_image_turned_by_exif_is_named_before_training(tiny, fails, copy, tmp
     pixels = np.ascontiguousarray(cv2.imread(str(tmp_path / "copied" / "1.png")))
     Image.fromarray(pixels).save(tmp_path / "copied" / "1.png", exif=exif)
     assert "EXIF orientation (6) turns it" in fails(path)
+
+
+def test_a_training_without_data(tiny, fails):
+    assert "DATASETS.TRAIN is empty: name what to train on" in fails(
+        tiny.plain, "DATASETS.TRAIN", "()"
+    )

@@ -18,7 +18,8 @@ from detectron2.evaluation import (
 )
 from detectron2.evaluation.testing import flatten_results_dict
 
-from dpk_det.engine import DistillTrainer, evaluators
+from dpk_det.data import check_datasets
+from dpk_det.engine import DistillTrainer, check, evaluators
 from dpk_det.engine.metric_names import metric_names
 from dpk_det.errors import UserError
 
@@ -147,3 +148,21 @@ def test_keypoints_are_measured_with_the_configs_sigmas(tiny, rich, tmp_path, co
 
     assert measure(1e-4) == 0
     assert measure(1e4) > 0  # any point is near enough
+
+
+@pytest.mark.parametrize(
+    ("kind", "opts", "figures"),
+    [
+        ("coco_panoptic_seg", PANOPTIC, "sem_seg: mIoU"),
+        ("coco", KEYPOINTS, "keypoints: AP"),
+    ],
+)
+def test_check_evaluates_all_kinds_on_two_images(tiny, rich, tmp_path, capsys, kind, opts, figures):
+    rich(kind)
+    more = ["DATASETS.TRAIN", "('rich',)", "DATASETS.TEST", "('rich',)"]
+    more += ["TEST.KEYPOINT_OKS_SIGMAS", [0.1] * 3, "OUTPUT_DIR", tmp_path]
+    cfg = tiny.cfg("plain", *opts, *more)
+    check_datasets(cfg)
+    report = check(cfg)
+    assert figures in report
+    assert report.endswith("The job is ready to run.")
