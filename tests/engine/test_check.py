@@ -222,7 +222,7 @@ def test_data_of_which_nothing_can_be_used(tiny, fails, copy, tmp_path):
             x["iscrowd"] = 1
 
     path = config(tmp_path, tiny.plain, copy("crowds", crowds), TRAIN=("crowds",))
-    assert "no object in a listed image" in fails(path)
+    assert "no object within a listed image" in fails(path)
 
 
 def test_a_teacher_that_is_not_trained_yet(tiny, command, capsys, tmp_path):
