@@ -13,7 +13,7 @@ from dpk_det.config_check import check_values, flatten
 from dpk_det.config_files import read_config_file
 from dpk_det.distill import DISTILLERS
 from dpk_det.distill.arguments import check_arguments
-from dpk_det.errors import UserError, check_names, find
+from dpk_det.errors import REFUSALS, UserError, check_names, find
 
 # meta-architecture that distils -> the plain one that it trains; modeling.register_distilled adds
 PLAIN: dict[str, str] = {}
@@ -320,7 +320,7 @@ def _merge(cfg: CN, given: dict[str, Any], where: str) -> None:
         cfg.merge_from_other_cfg(CN(_with_floats(given, cfg)))
     except KeyError as e:
         raise _unknown_key(str(e.args[0]).rpartition(": ")[2], cfg, where) from e
-    except (ValueError, TypeError, AssertionError, RecursionError, MemoryError) as e:
+    except (*REFUSALS, MemoryError) as e:
         raise _unfit(str(e), where) from e
 
 
@@ -391,10 +391,15 @@ def method_arguments(cfg: CN) -> dict[str, dict]:
         UserError: when a method is named twice.
     """
     check_names(cfg.DISTILL.METHODS, "DISTILL.METHODS")
-    nodes = {key.lower(): node for key, node in cfg.DISTILL.items() if isinstance(node, CN)}
+    nodes = _method_nodes(cfg)
+    return {name: nodes.get(name, {}) for name in cfg.DISTILL.METHODS}
+
+
+def _method_nodes(cfg: CN) -> dict[str, dict]:
     return {
-        name: {key.lower(): value for key, value in nodes.get(name, {}).items()}
-        for name in cfg.DISTILL.METHODS
+        name.lower(): {key.lower(): value for key, value in node.items()}
+        for name, node in cfg.DISTILL.items()
+        if isinstance(node, CN) and name != "TEACHER"
     }
 
 
@@ -416,8 +421,11 @@ def check_distillation(cfg: CN) -> None:
                     f"take it out, or set MODEL.META_ARCHITECTURE to {distilling}."
                 )
         return
-    for method, arguments in method_arguments(cfg).items():
-        check_arguments(method, find(DISTILLERS, method, "distiller"), arguments)
+    for method in method_arguments(cfg):
+        find(DISTILLERS, method, "distiller")
+    for method, arguments in _method_nodes(cfg).items():
+        if method in DISTILLERS:
+            check_arguments(method, DISTILLERS[method], arguments)
 
 
 def unused_keys(cfg: CN) -> list[str]:
@@ -425,9 +433,8 @@ def unused_keys(cfg: CN) -> list[str]:
 
     No mistake, because a base may well give them for the configs upon it.
     """
-    nodes = {key for key, node in cfg.DISTILL.items() if isinstance(node, CN)}
-    unused = nodes - {"TEACHER", *(name.upper() for name in cfg.DISTILL.METHODS)}
-    return [f"DISTILL.{key}" for key in _given(cfg) if key.partition(".")[0] in unused]
+    unused = _method_nodes(cfg).keys() - {*cfg.DISTILL.METHODS}
+    return [f"DISTILL.{key}" for key in _given(cfg) if key.partition(".")[0].lower() in unused]
 
 
 def _given(cfg: CN) -> list[str]:

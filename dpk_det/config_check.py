@@ -10,10 +10,11 @@ from detectron2.config import CfgNode
 from detectron2.solver import build as solver
 from msgspec import Meta
 
-from dpk_det.errors import UserError, find
+from dpk_det.errors import UserError, check_names, find
 from dpk_det.schema import convert
 
 MOST = 2**31 - 1
+LEAST = 8  # pixels along a side: of less, nothing is left for a detector
 
 Number = Annotated[float, Meta(ge=-1_000_000_000, le=1_000_000_000)]
 Positive = Annotated[float, Meta(gt=0, le=1_000_000_000)]
@@ -44,7 +45,7 @@ KINDS: dict[str, Any] = {
     "DATALOADER.REPEAT_THRESHOLD": Share,
     "INPUT.MIN_SIZE_TRAIN": Sizes,  # 0: images are not resized
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": Literal["choice", "range"],
-    "INPUT.MAX_SIZE_*": Count,
+    "INPUT.MAX_SIZE_*": Annotated[int, Meta(ge=LEAST, le=MOST)],
     "INPUT.MIN_SIZE_TEST": Whole,
     "INPUT.RANDOM_FLIP": Literal["horizontal", "vertical", "none"],
     "INPUT.CROP.TYPE": Literal["relative_range", "relative", "absolute", "absolute_range"],
@@ -149,6 +150,8 @@ def check_values(cfg: CfgNode) -> None:
             raise UserError(f"{key} is empty: give it a value or take it out.")
         elif type(value) is int and not key.startswith("DISTILL."):
             convert(value, Count, key)  # whatever else is counted: widths, groups
+        if key.endswith("_FEATURES"):
+            check_names(value, key)
         if not all(map(_is_finite, _numbers(value))):
             raise UserError(f"{key} is {value}: write a finite number.")
     find(dict.fromkeys(_SCHEDULERS), cfg.SOLVER.LR_SCHEDULER_NAME, "SOLVER.LR_SCHEDULER_NAME")
@@ -163,6 +166,12 @@ def _check_together(cfg: CfgNode) -> None:
     if cfg.SOLVER.NESTEROV and not cfg.SOLVER.MOMENTUM:
         raise UserError("SOLVER.NESTEROV needs a momentum: give SOLVER.MOMENTUM more than 0.")
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
+    for size in (*sizes, cfg.INPUT.MIN_SIZE_TEST):
+        if 0 < size < LEAST:
+            raise UserError(
+                f"INPUT.MIN_SIZE_TRAIN is {tuple(sizes)} and INPUT.MIN_SIZE_TEST "
+                f"{cfg.INPUT.MIN_SIZE_TEST}: write {LEAST} pixels or more, or 0 to resize nothing."
+            )
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and (
         len(sizes) != 2 or sizes[0] > sizes[1] or not sizes[0]
     ):

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -50,8 +51,13 @@ REFUSALS = (
 
 
 def reason(error: Exception) -> str:
-    """An error's message in one line of moderate length."""
-    return " ".join(str(error).split())[:300] or repr(error)
+    """An error's message in one line of moderate length; without one, where it arose."""
+    message = " ".join(str(error).split())[:300]
+    if not message:
+        *_, frame = traceback.extract_tb(error.__traceback__) or [None]
+        return f"{type(error).__name__} in {frame.name}, {frame.line}" if frame else repr(error)
+    # of a KeyError the message is but the key
+    return repr(error)[:300] if isinstance(error, LookupError) else message
 
 
 @contextlib.contextmanager

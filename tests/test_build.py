@@ -19,6 +19,7 @@ from dpk_det.errors import UserError
             r"GeneralizedRCNN like this cannot be built .*p9",
         ),
         (["MODEL.RESNETS.NORM", "XN"], r"cannot be built \(.*XN.*\): correct MODEL"),
+        (["MODEL.RPN.IOU_THRESHOLDS", "[0.7, 0.3]"], r"AssertionError in __init__, assert all"),
         (["MODEL.ANCHOR_GENERATOR.SIZES", "[[16], [32]]"], "cannot be built"),
     ],
 )

@@ -200,10 +200,10 @@ def test_a_whole_number_does_for_a_key_that_takes_any_number(tmp_path):
     (tmp_path / "base.yaml").write_text("DISTILL: {DPK: {WEIGHT: 50}, CWD: {WEIGHT: '33'}}\n")
     path = tmp_path / "c.yaml"
     path.write_text("_BASE_: base.yaml\nSOLVER: {BASE_LR: 1}\n")
-    cfg = load_config(str(path), ["DISTILL.PKD.WEIGHT", "48", "MODEL.FCOS.PRIOR_PROB", "0"])
+    cfg = load_config(str(path), ["DISTILL.PKD.WEIGHT", "48", "MODEL.RPN.NMS_THRESH", "1"])
     values = cfg.DISTILL.DPK.WEIGHT, cfg.DISTILL.CWD.WEIGHT, cfg.DISTILL.PKD.WEIGHT
     assert values == (50.0, 33.0, 48.0)
-    assert cfg.SOLVER.BASE_LR == 1.0 and cfg.MODEL.FCOS.PRIOR_PROB == 0.0
+    assert cfg.SOLVER.BASE_LR == 1.0 and cfg.MODEL.RPN.NMS_THRESH == 1.0
     assert all(type(value) is float for value in (*values, cfg.SOLVER.BASE_LR))
     assert type(load_config("", ["SOLVER.MAX_ITER", "5"]).SOLVER.MAX_ITER) is int
 
@@ -332,3 +332,9 @@ def test_students_from_torchvisions_weights_see_its_images_and_have_its_network(
     counted = "num_batches_tracked"
     ours = {k: x.shape for k, x in bottom_up.state_dict().items() if not k.endswith(counted)}
     assert ours == renamed
+
+
+@pytest.mark.parametrize("value", ["9" * 400, "(" * 300, "{[]: 1}"])
+def test_a_value_that_python_cannot_read_is_refused(value):
+    with pytest.raises(UserError, match="on the command line"):
+        load_config("", ["DISTILL.DPK.WEIGHT", value])

@@ -59,6 +59,8 @@ def test_a_value_out_of_its_range_is_refused_by_its_key(key, value, wanted):
         (["INPUT.MIN_SIZE_TRAIN_SAMPLING", "range"], "give the least and the greatest"),
         (["INPUT.CROP.SIZE", "[300, 300]"], "give shares of the image"),
         (["MODEL.PIXEL_MEAN", "[1.0]"], "MODEL.PIXEL_MEAN has 1 values.* 3 channels"),
+        (["INPUT.MIN_SIZE_TRAIN", "(1,)"], "write 8 pixels or more, or 0"),
+        (["MODEL.RPN.IN_FEATURES", "['p2', 'p2']"], "MODEL.RPN.IN_FEATURES names p2 twice"),
         (["MODEL.DEVICE", "cdua"], "MODEL.DEVICE is 'cdua', which torch does not know"),
         (["MODEL.BACKBONE.NAME", "None"], "MODEL.BACKBONE.NAME is empty"),
         (["GLOBAL.HACK", "-1e999"], "GLOBAL.HACK is -inf: write a finite number"),
@@ -117,6 +119,7 @@ def test_what_a_method_that_is_not_named_is_given_is_listed():
     [
         (["DISTILL.METHODS", "['dkp']"], "no distiller named 'dkp': did you mean 'dpk'"),
         (["DISTILL.DPK.WEIGHT", "-1"], r"DISTILL\.DPK\.WEIGHT"),
+        (["DISTILL.CWD.WEIGHT", "-1"], r"DISTILL\.CWD\.WEIGHT"),  # though it is not used
     ],
 )
 def test_methods_are_looked_at_before_anything_is_built(opts, message):

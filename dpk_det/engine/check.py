@@ -165,7 +165,8 @@ def _describe_weights(cfg: CfgNode, model: nn.Module, start: Start, has_teacher:
 
 
 def _step(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
-    batch = next(iter(DistillTrainer.build_train_loader(cfg)))
+    with _fails("Reading the first images of DATASETS.TRAIN"):
+        batch = next(iter(DistillTrainer.build_train_loader(cfg)))
     optimizer = DistillTrainer.build_optimizer(cfg, model)
     model.train()
     amp = cfg.SOLVER.AMP.ENABLED  # never without a GPU
