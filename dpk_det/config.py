@@ -412,28 +412,30 @@ def check_distillation(cfg: CN) -> None:
     """
     name = cfg.MODEL.META_ARCHITECTURE
     if name in PLAIN.values():
-        used = ("INHERIT", "TEACHER.") if cfg.DISTILL.INHERIT else ()
+        used = ["INHERIT", "TEACHER."] if cfg.DISTILL.INHERIT else []
+        used += [f"{method.upper()}." for method in _method_nodes(cfg)]  # see unused_keys
         for key in _given(cfg):
-            if not key.startswith(used):
+            if not key.startswith(tuple(used)):
                 distilling = next(other for other, plain in PLAIN.items() if plain == name)
                 raise UserError(
                     f"DISTILL.{key} is given, but a {name} does not distil and makes no use of it: "
                     f"take it out, or set MODEL.META_ARCHITECTURE to {distilling}."
                 )
-        return
-    for method in method_arguments(cfg):
-        find(DISTILLERS, method, "distiller")
+    else:
+        for method in method_arguments(cfg):
+            find(DISTILLERS, method, "distiller")
     for method, arguments in _method_nodes(cfg).items():
         if method in DISTILLERS:
             check_arguments(method, DISTILLERS[method], arguments)
 
 
 def unused_keys(cfg: CN) -> list[str]:
-    """The keys of methods that are not in ``DISTILL.METHODS``, where they are not the defaults.
+    """The keys of methods that do not run, where they are not the defaults.
 
     No mistake, because a base may well give them for the configs upon it.
     """
-    unused = _method_nodes(cfg).keys() - {*cfg.DISTILL.METHODS}
+    distils = cfg.MODEL.META_ARCHITECTURE not in PLAIN.values()
+    unused = _method_nodes(cfg).keys() - {*(cfg.DISTILL.METHODS if distils else ())}
     return [f"DISTILL.{key}" for key in _given(cfg) if key.partition(".")[0].lower() in unused]
 
 

@@ -1,5 +1,7 @@
 """Values of config keys that cannot be meant are refused by the key's name."""
 
+from pathlib import Path
+
 import pytest
 
 from dpk_det.config import check_distillation, load_config, unused_keys
@@ -83,7 +85,6 @@ def check(*opts):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("DPK.WEIGHT", "5"),
         ("METHODS", "['kd']"),
         ("LEVELS", "['p3']"),
         ("WARMUP_ITERS", "5"),
@@ -100,9 +101,9 @@ def test_a_plain_architecture_takes_no_key_of_distilling(key, value):
 
 def test_a_plain_architecture_may_inherit_and_has_a_teacher_then():
     opts = ("DISTILL.INHERIT", "True", "DISTILL.TEACHER.CONFIG_FILE", "t.yaml")
-    check("GeneralizedRCNN", *opts)
-    with pytest.raises(UserError, match=r"DISTILL\.DPK\.DIM"):
-        check("GeneralizedRCNN", *opts, "DISTILL.DPK.DIM", "64")
+    assert check("GeneralizedRCNN", *opts) == []
+    with pytest.raises(UserError, match=r"DISTILL\.LEVELS"):
+        check("GeneralizedRCNN", *opts, "DISTILL.LEVELS", "['p3']")
 
 
 def test_an_architecture_of_another_project_may_distil_by_itself():
@@ -112,6 +113,20 @@ def test_an_architecture_of_another_project_may_distil_by_itself():
 def test_what_a_method_that_is_not_named_is_given_is_listed():
     opts = ("DISTILL.METHODS", "['cwd']", "DISTILL.CWD.WEIGHT", "5", "DISTILL.DPK.DIM", "64")
     assert check("DistillRCNN", *opts) == ["DISTILL.DPK.DIM"]
+    opts = ("DISTILL.DPK.DIM", "64")  # a base's, for the config upon it that distils
+    assert check("RetinaNet", *opts) == ["DISTILL.DPK.DIM"]
+
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [x for x in sorted(CONFIGS.rglob("*.yaml")) if x.parent.name != "compare"],
+    ids=lambda path: path.relative_to(CONFIGS).as_posix(),
+)
+def test_what_the_projects_own_configs_say_has_an_effect(path):
+    check_distillation(load_config(str(path)))
 
 
 @pytest.mark.parametrize(

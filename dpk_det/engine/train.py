@@ -193,8 +193,8 @@ def _say_first(cfg: CfgNode) -> None:
     unused = unused_keys(cfg)
     if unused:
         logging.getLogger("dpk_det").info(
-            "Without effect, because DISTILL.METHODS is %s: %s.",
-            list(cfg.DISTILL.METHODS),
+            "Without effect, because a %s does not run these methods: %s.",
+            cfg.MODEL.META_ARCHITECTURE,
             ", ".join(unused),
         )
 
