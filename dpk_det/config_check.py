@@ -152,7 +152,9 @@ def check_values(cfg: CfgNode) -> None:
             convert(value, Count, key)  # whatever else is counted: widths, groups
         if key.endswith("_FEATURES"):
             check_names(value, key)
-        if not all(map(_is_finite, _numbers(value))):
+        if any(isinstance(x, str) and "\0" in x for x in _parts(value)):
+            raise UserError(f"{key} holds the character NUL, as no name may: take it out.")
+        if not all(map(_is_finite, _parts(value))):
             raise UserError(f"{key} is {value}: write a finite number.")
     find(dict.fromkeys(_SCHEDULERS), cfg.SOLVER.LR_SCHEDULER_NAME, "SOLVER.LR_SCHEDULER_NAME")
     find(dict.fromkeys(_SAMPLERS), cfg.DATALOADER.SAMPLER_TRAIN, "DATALOADER.SAMPLER_TRAIN")
@@ -212,10 +214,10 @@ def _kind(key: str) -> Any:
     return next((kind for name, kind in KINDS.items() if fnmatch.fnmatchcase(key, name)), None)
 
 
-def _numbers(value: Any) -> Iterator[Any]:
+def _parts(value: Any) -> Iterator[Any]:
     if isinstance(value, list | tuple):
         for part in value:
-            yield from _numbers(part)
+            yield from _parts(part)
     else:
         yield value
 

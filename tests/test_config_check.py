@@ -65,6 +65,8 @@ def test_a_value_out_of_its_range_is_refused_by_its_key(key, value, wanted):
         (["MODEL.RPN.IN_FEATURES", "['p2', 'p2']"], "MODEL.RPN.IN_FEATURES names p2 twice"),
         (["MODEL.DEVICE", "cdua"], "MODEL.DEVICE is 'cdua', which torch does not know"),
         (["MODEL.BACKBONE.NAME", "None"], "MODEL.BACKBONE.NAME is empty"),
+        (["OUTPUT_DIR", "a\0b"], "OUTPUT_DIR holds the character NUL"),
+        (["DATASETS.TEST", "('a\\0b',)"], "DATASETS.TEST holds the character NUL"),
         (["GLOBAL.HACK", "-1e999"], "GLOBAL.HACK is -inf: write a finite number"),
     ],
 )

@@ -80,7 +80,7 @@ TABLE: tuple[tuple[str, Sequence[Any], Sequence[Any]], ...] = (
         [None, "x", [], ["a"], ["a", "b", "c"], [1, 2], ["gone.json", "/"], [None, None]],
         [],
     ),
-    ("INPUT.MIN_SIZE_TRAIN", [[], [0], [-5], ["x"], [NAN]], [[32], [32, 48]]),
+    ("INPUT.MIN_SIZE_TRAIN", [[], [-5], ["x"], [NAN]], [[0], [32], [32, 48]]),
     ("INPUT.MAX_SIZE_TRAIN", [0, -1], [64]),
     ("INPUT.MIN_SIZE_TEST", [-1], [0, 32]),
     ("INPUT.MAX_SIZE_TEST", [0, -1], [64]),
