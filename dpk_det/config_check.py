@@ -186,6 +186,20 @@ def _check_together(cfg: CfgNode) -> None:
             f"INPUT.CROP.SIZE is {list(cfg.INPUT.CROP.SIZE)}, but INPUT.CROP.TYPE is "
             f"{cfg.INPUT.CROP.TYPE}: give shares of the image, up to 1."
         )
+    try:
+        torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError as e:
+        raise UserError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, which torch does not know: write cpu or cuda."
+        ) from e
+
+
+def check_channels(cfg: CfgNode) -> None:
+    """Check that a model takes as many channels as images have that Detectron2 reads.
+
+    Raises:
+        UserError: when ``MODEL.PIXEL_MEAN`` or ``PIXEL_STD`` has another number of values.
+    """
     channels = 1 if cfg.INPUT.FORMAT == "L" else 3
     for key in ("PIXEL_MEAN", "PIXEL_STD"):
         if len(cfg.MODEL[key]) != channels:
@@ -193,12 +207,6 @@ def _check_together(cfg: CfgNode) -> None:
                 f"MODEL.{key} has {len(cfg.MODEL[key])} values, but images of INPUT.FORMAT "
                 f"{cfg.INPUT.FORMAT} have {channels} channels: give one for each."
             )
-    try:
-        torch.device(cfg.MODEL.DEVICE)
-    except RuntimeError as e:
-        raise UserError(
-            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, which torch does not know: write cpu or cuda."
-        ) from e
 
 
 def flatten(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from dpk_det.config import check_distillation, load_config, unused_keys
+from dpk_det.config_check import check_channels
 from dpk_det.errors import UserError
 
 
@@ -60,7 +61,6 @@ def test_a_value_out_of_its_range_is_refused_by_its_key(key, value, wanted):
         (["DATALOADER.SAMPLER_TRAIN", "TrainSampler"], "did you mean 'TrainingSampler'"),
         (["INPUT.MIN_SIZE_TRAIN_SAMPLING", "range"], "give the least and the greatest"),
         (["INPUT.CROP.SIZE", "[300, 300]"], "give shares of the image"),
-        (["MODEL.PIXEL_MEAN", "[1.0]"], "MODEL.PIXEL_MEAN has 1 values.* 3 channels"),
         (["INPUT.MIN_SIZE_TRAIN", "(1,)"], "write 8 pixels or more, or 0"),
         (["MODEL.RPN.IN_FEATURES", "['p2', 'p2']"], "MODEL.RPN.IN_FEATURES names p2 twice"),
         (["MODEL.DEVICE", "cdua"], "MODEL.DEVICE is 'cdua', which torch does not know"),
@@ -73,6 +73,13 @@ def test_a_value_out_of_its_range_is_refused_by_its_key(key, value, wanted):
 def test_values_that_do_not_go_together_are_refused(opts, message):
     with pytest.raises(UserError, match=message):
         load_config("", opts)
+
+
+def test_channels_of_images_and_of_their_statistics_agree():
+    with pytest.raises(UserError, match="MODEL.PIXEL_STD has 1 values, .* BGR have 3 channels"):
+        check_channels(load_config("", ["MODEL.PIXEL_STD", "[1.0]"]))
+    grey = ["MODEL.PIXEL_STD", "[1.0]", "MODEL.PIXEL_MEAN", "[1.0]", "INPUT.FORMAT", "L"]
+    check_channels(load_config("", grey))
 
 
 # ------------------------------------------------------------------ keys without effect

@@ -24,6 +24,7 @@ from dpk_det.config import (
     plain_architecture,
     unused_keys,
 )
+from dpk_det.config_check import check_channels
 from dpk_det.data import check_datasets, register_image_datasets, register_json_datasets
 from dpk_det.distill.registry import find
 from dpk_det.errors import UserError
@@ -87,6 +88,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         # of which Detectron2 wants to know the keypoints' names all the same
         cfg.DATASETS.TRAIN = cfg.DATASETS.TEST if cfg.MODEL.KEYPOINT_ON else ()
     find(dict(META_ARCH_REGISTRY), cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
+    check_channels(cfg)
     if trains:
         check_distillation(cfg)
         if not cfg.DATASETS.TRAIN:
