@@ -14,6 +14,7 @@ from dpk_det.batches import flip_channels
 from dpk_det.errors import UserError
 
 from .image_sets import Place, find_place, read_images
+from .loader_workers import leave_signals_to_parent
 from .train_loader import TrainLoader, images_per_process, loader_seed
 
 Batch = dict[str, Tensor]
@@ -118,6 +119,7 @@ def build_image_test_loader(cfg: CfgNode, name: str) -> DataLoader:
         sampler=InferenceSampler(len(dataset)),
         num_workers=_num_workers(cfg),
         collate_fn=_collate(cfg),
+        worker_init_fn=leave_signals_to_parent,
     )
 
 

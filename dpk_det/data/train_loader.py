@@ -28,6 +28,8 @@ from torch.utils.data import DataLoader, Dataset
 from dpk_det.errors import UserError
 from dpk_det.random_state import seeded
 
+from .loader_workers import leave_signals_to_parent
+
 
 @dataclass(frozen=True)
 class Place:
@@ -90,6 +92,7 @@ class TrainLoader:
             batch_sampler=self._batches(),
             num_workers=self.num_workers,
             collate_fn=_as_it_is if self.collate is None else self.collate,
+            worker_init_fn=leave_signals_to_parent,
             generator=torch.Generator(),  # else the seed that workers get is drawn from torch's own
         )
 

@@ -131,6 +131,36 @@ with signals.watched():
     assert (done.stdout, done.stderr) == ("goes on\n", "Interrupted at once.\n")
 
 
+def test_a_process_that_waits_for_trainings_passes_signals_on():
+    source = """
+import multiprocessing, os, signal, time
+from dpk_det.engine import signals
+
+def train(ready):
+    with signals.watched():
+        signals._state.in_step = True
+        ready.set()
+        while not signals._state.asked:
+            time.sleep(0.01)
+        raise signals.Stopped("")
+
+fork = multiprocessing.get_context("fork")
+readies = [fork.Event() for _ in range(2)]
+children = [fork.Process(target=train, args=(ready,)) for ready in readies]
+with signals.pass_signals_on():
+    for child in children:
+        child.start()
+    for ready in readies:
+        ready.wait()
+    os.kill(os.getpid(), signal.SIGTERM)
+    for child in children:
+        child.join()
+print([child.exitcode for child in children])
+"""
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[3, 3]\n", "")
+
+
 def test_a_process_whose_parent_is_gone_already_stops(monkeypatch):
     monkeypatch.setenv(PARENT, "1234567")
     with pytest.raises(Stopped) as stopped:
