@@ -28,6 +28,7 @@ from dpk_det.data import (
     build_image_train_loader,
     classifies,
 )
+from dpk_det.data.loader_workers import leave_signals_to_parent
 from dpk_det.data.mapper import NamingMapper
 from dpk_det.errors import UserError
 from dpk_det.files import no_room_ends, write_whole
@@ -122,7 +123,9 @@ class DistillTrainer(DefaultTrainer):
         if classifies(cfg):
             return build_image_test_loader(cfg, dataset_name)
         mapper = NamingMapper.from_config(cfg, is_train=False)
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        loader.worker_init_fn = leave_signals_to_parent  # for which that has no argument
+        return loader
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
@@ -226,7 +229,7 @@ class DistillTrainer(DefaultTrainer):
         Raises:
             UserError: when the checkpoint is of another training.
         """
-        self.iter = state_dict["iteration"]
+        self.iter = self._trainer.iter = state_dict["iteration"]
         kept, inner = state_dict.get("hooks", {}).get("Continuity", {}), state_dict["_trainer"]
         now = parameter_names(unwrap(self.model), self.optimizer)
         load_momenta(self.optimizer, inner["optimizer"], kept.get("parameters", now), now)

@@ -1,5 +1,6 @@
 """Data loader workers, which signals to a whole group of processes reach as well."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from detectron2.data.samplers import TrainingSampler
 from torch.utils.data import Dataset
 
 from dpk_det.data import TrainLoader
+from dpk_det.engine import DistillTrainer
 
 
 class Pids(Dataset):
@@ -46,6 +48,16 @@ def test_a_worker_goes_on_after_signals_that_are_for_the_training(batches):
         subprocess.run(["kill", f"-{name}", str(pid)], check=True)  # not sent by its parent
     time.sleep(0.3)
     assert {worker for _ in range(6) for worker in next(batches)} == {pid}
+
+
+def test_those_of_an_evaluation_go_on_too(tiny):
+    cfg = tiny.cfg("plain", "DATALOADER.NUM_WORKERS", 1)
+    images = iter(DistillTrainer.build_test_loader(cfg, "tiny"))
+    next(images)
+    (worker,) = multiprocessing.active_children()
+    subprocess.run(["kill", "-USR1", str(worker.pid)], check=True)
+    time.sleep(0.3)
+    assert len(list(images)) == 7
 
 
 def test_a_worker_ends_when_its_parent_ends_it(batches):

@@ -45,11 +45,10 @@ def test_a_signal_stops_a_training_that_resumes(experiment, tmp_path, name, sent
 
 
 @whole
-@pytest.mark.parametrize("moment", ["a step", "the evaluation"])
-def test_a_second_interrupt_ends_a_training_at_once(experiment, tmp_path, moment):
+def test_a_second_interrupt_ends_a_training_at_once(experiment, tmp_path):
     one = experiment("dpk-workers")
     folder = tmp_path / "run"
-    fault = {**MOMENTS[moment], "do": "group SIGINT pause SIGINT"}
+    fault = {**MOMENTS["a step"], "do": "group SIGINT pause SIGINT"}
     first = one.train(folder, faults=[fault])
     status = first.wait()
     if "Traceback" in first.said:
