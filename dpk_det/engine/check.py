@@ -81,13 +81,13 @@ def check(cfg: CfgNode) -> str:
         missing = _missing_weights(cfg)
         if missing:
             cfg.DISTILL.TEACHER.WEIGHTS = _make_weights(cfg, f"{folder}/teacher.pth")
-        report = _try(cfg)
+        report = _try(cfg, "none yet, random ones in this check" if missing else "all found")
     if missing:
         raise NotReadyError(missing, report)
     return f"{report}\n\nThe job is ready to run."
 
 
-def _try(cfg: CfgNode) -> str:
+def _try(cfg: CfgNode, teachers_weights: str) -> str:
     model = build(cfg)
     start = load_start(model, cfg)
     bond = getattr(model, "distillation", None)
@@ -97,11 +97,12 @@ def _try(cfg: CfgNode) -> str:
     counts = {name: count_parameters(part) for name, part in parts.items()}
     counts["student"] -= counts.get("distiller", 0)
 
+    teacher = teachers_weights if bond else ""
     losses = _step(cfg, model)
     figures = {name: _evaluate(cfg, model, name) for name in cfg.DATASETS.TEST}
     sections = [
         ("parameters", tabulate(counts.items(), intfmt=",")),
-        ("weights", _describe_weights(cfg, model, start, bond is not None)),
+        ("weights", _describe_weights(cfg, model, start, teacher)),
         ("images", tabulate(dataset_sizes(cfg).items(), intfmt=",")),
         ("losses of one step", tabulate(losses.items(), floatfmt=".4f")),
         ("figures of the evaluation", tabulate(figures.items())),
@@ -141,7 +142,7 @@ def _make_weights(cfg: CfgNode, path: str) -> str:
     return path
 
 
-def _describe_weights(cfg: CfgNode, model: nn.Module, start: Start, has_teacher: bool) -> str:
+def _describe_weights(cfg: CfgNode, model: nn.Module, start: Start, teacher: str) -> str:
     lines, found = [], start.weights
     if found is None:
         lines.append("student: none given (MODEL.WEIGHTS is empty), starts at random")
@@ -156,8 +157,8 @@ def _describe_weights(cfg: CfgNode, model: nn.Module, start: Start, has_teacher:
         lines.append(f"backbone: from {cfg.MODEL.BACKBONE_WEIGHTS}; not found there: {missing}")
     if start.inherited:
         lines.append(f"student: {len(start.inherited)} inherited from the teacher")
-    if has_teacher:
-        lines.append("teacher: all found")  # else there had been an error
+    if teacher:
+        lines.append(f"teacher: {teacher}")
     return "\n".join(lines)
 
 

@@ -232,6 +232,7 @@ def test_a_teacher_that_is_not_trained_yet(tiny, command, capsys, tmp_path):
     assert stop.value.code == 2
     out, err = capsys.readouterr()
     assert "level pairs" in out and "loss_dpk" in out and "ready to run" not in out
+    assert "teacher: none yet, random ones in this check" in out and "all found" not in out
     assert err.splitlines()[-1].startswith(
         f"error: not ready: The teacher {tiny.teacher} has no weights: train it (that leaves "
     )
@@ -328,14 +329,18 @@ def test_an_image_that_training_cannot_read_is_named_and_checkpoints_stay(
     tiny, command, capsys, copy, tmp_path
 ):
     path = config(tmp_path, tiny.plain, copy("copied"), TRAIN=("copied",))
-    broken = cut_off(tmp_path / "copied")
+    broken = cut_off(tmp_path / "copied", 5)  # that comes after the first batch
     opts = ("SOLVER.MAX_ITER", 9, "SOLVER.CHECKPOINT_PERIOD", 1, "DATALOADER.NUM_WORKERS", 1)
     with pytest.raises(SystemExit) as stop:
         command("--config-file", path, "OUTPUT_DIR", tmp_path / "run", *opts)
     assert stop.value.code == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith(f"error: {broken} cannot be read as an image (")
-    assert not (tmp_path / "run" / "model_final.pth").exists()
+    run = tmp_path / "run"
+    saved = [x.stem for x in sorted(run.glob("model_*.pth"))]
+    assert saved and "model_final" not in saved
+    for name in saved:
+        assert torch.load(run / f"{name}.pth")["iteration"] == int(name.removeprefix("model_"))
 
 
 def test_an_image_that_evaluation_cannot_read_is_named_and_the_model_stays(
