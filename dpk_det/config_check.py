@@ -42,7 +42,7 @@ KINDS: dict[str, Any] = {
     "DATASETS.TEST": Texts,
     "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_*": Count,
     "DATALOADER.NUM_WORKERS": Few,
-    "DATALOADER.REPEAT_THRESHOLD": Share,
+    "DATALOADER.REPEAT_THRESHOLD": NotNegative,
     "INPUT.MIN_SIZE_TRAIN": Sizes,  # 0: images are not resized
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": Literal["choice", "range"],
     "INPUT.MAX_SIZE_*": Annotated[int, Meta(ge=LEAST, le=MOST)],

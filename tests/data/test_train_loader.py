@@ -134,7 +134,8 @@ def test_a_mapper_of_ones_own(tiny):
 
 
 def test_an_unknown_sampler(tiny):
-    cfg = tiny.cfg("plain", "DATALOADER.SAMPLER_TRAIN", "TrainSampler")
+    cfg = tiny.cfg("plain")
+    cfg.DATALOADER.SAMPLER_TRAIN = "TrainSampler"  # as code may do, that no config's check has seen
     with pytest.raises(UserError, match="SAMPLER_TRAIN is TrainSampler: choose TrainingSampler"):
         build_detection_train_loader(cfg)
 
