@@ -14,6 +14,7 @@ import yaml
 from dpk_det.engine.lock import training_lock
 from dpk_det.errors import BusyError
 
+pytestmark = pytest.mark.whole
 ROOT = Path(__file__).parents[2]
 
 
