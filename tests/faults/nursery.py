@@ -13,6 +13,7 @@ passes.
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import resource
@@ -41,7 +42,8 @@ def carry_out(plan: dict[str, Any]) -> None:
     "evaluation" (one begins). What to do: names of signals for this process, divided by spaces, or
     for its group, after the word "group", "pause" for a while between them; "cut BYTES": a file
     that grows beyond that kills the process, in the middle of a write; "full BYTES": such a write
-    fails, as it does on a full disk; "hold PATH": make that file, and wait until it is gone.
+    fails, as it does on a full disk; "hold PATH": make that file, and wait until it is gone;
+    "spoil": the gradients of that step are no numbers.
     """
     watch(plan)
     script = str(ROOT / plan["script"])
@@ -66,11 +68,12 @@ def watch(plan: dict[str, Any]) -> None:
     owner, folder = os.getpid(), f"{plan['folder']}/"
     trace = os.open(plan.get("trace", os.devnull), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
-    def reach(moment: str) -> None:
+    def reach(moment: str) -> str | None:
         counts[moment] = counts.get(moment, 0) + 1
         fault = faults.get((moment, counts[moment]))
         if fault and os.getpid() == owner:  # not in a data loader's worker
             inflict(fault)
+        return fault
 
     def hear(event: str, args: tuple[Any, ...]) -> None:
         if event not in ("open", "os.rename", "os.remove") or os.getpid() != owner:
@@ -92,8 +95,8 @@ def watch(plan: dict[str, Any]) -> None:
 
     def backward(self: Tensor, *args: Any, **kwargs: Any) -> None:
         os.write(trace, f"step {get_event_storage().iter}\n".encode())
-        reach("step")
-        go_back(self, *args, **kwargs)
+        factor = float("inf") if reach("step") == "spoil" else 1
+        go_back(self * factor, *args, **kwargs)
 
     def put_scalar(self: EventStorage, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
         if "loss" in name:
@@ -120,7 +123,7 @@ def inflict(fault: str) -> None:
         held.touch()
         while held.exists():
             time.sleep(0.01)
-    else:
+    elif what != "spoil":
         send, names = (os.killpg, rest) if what == "group" else (os.kill, fault)
         for name in names.split():
             if name == "pause":
@@ -155,6 +158,7 @@ def serve() -> dict[str, Any]:
         else:
             # a session of its own, so that all that descends from it can be found
             os.setsid()
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # it ends with the server
             output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(output, 1)
