@@ -13,6 +13,7 @@ ends in a traceback, in a hang, is accepted though wrong, or refused though righ
 
 import argparse
 import collections
+import faulthandler
 import multiprocessing
 import os
 import resource
@@ -28,6 +29,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 warnings.simplefilter("ignore")
 
+import cv2  # noqa: E402
 from all_cases import all_cases  # noqa: E402
 from cases import Case  # noqa: E402
 from judge import GOOD, HANG, OUTCOMES, TRACEBACK, judge, silence  # noqa: E402
@@ -42,16 +44,20 @@ MEMORY = 16 * 2**30
 
 
 def run_all(cases: Sequence[Case], workers: int, seconds: float = SECONDS) -> list[tuple[str, str]]:
-    """The outcome of each case, tried in processes that are replaced when they hang or die."""
+    """The outcome of each case, tried in processes that are replaced when they hang or die.
+
+    A case hangs if it is not done in time twice: a busy machine stands still now and then.
+    """
     context = multiprocessing.get_context("fork")
     outcomes: list[tuple[str, str] | None] = [None] * len(cases)
     todo = collections.deque(range(len(cases)))
     busy: dict[Connection, tuple[multiprocessing.Process, int, float]] = {}
     idle: list[tuple[Connection, multiprocessing.Process]] = []
+    late: set[int] = set()
 
     def start() -> tuple[Connection, multiprocessing.Process]:
         here, there = context.Pipe()
-        process = context.Process(target=_work, args=(there, cases))
+        process = context.Process(target=_work, args=(there, cases, seconds))
         process.start()
         there.close()
         return here, process
@@ -84,7 +90,11 @@ def run_all(cases: Sequence[Case], workers: int, seconds: float = SECONDS) -> li
                 if time.monotonic() > until and not connection.poll():
                     del busy[connection]
                     end(process)
-                    outcomes[number] = HANG, f"not done after {seconds} s"
+                    if number in late:
+                        outcomes[number] = HANG, f"not done after {seconds} s: {_place(process)}"
+                    else:
+                        late.add(number)
+                        todo.append(number)
             progress.update(len(cases) - outcomes.count(None) - progress.n)
     finally:
         progress.close()
@@ -94,17 +104,32 @@ def run_all(cases: Sequence[Case], workers: int, seconds: float = SECONDS) -> li
     return outcomes
 
 
-def _work(connection: Connection, cases: Sequence[Case]) -> None:
+def _work(connection: Connection, cases: Sequence[Case], seconds: float) -> None:
     os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    with silence():
+    cv2.setNumThreads(0)  # its threads do not survive a fork
+    with silence(), open(_diary(os.getpid()), "w") as diary:
         while True:
             try:
                 number = connection.recv()
             except EOFError:
                 return
-            connection.send(judge(cases[number]))
+            diary.truncate(0)
+            faulthandler.dump_traceback_later(0.9 * seconds, file=diary)
+            outcome = judge(cases[number])
+            faulthandler.cancel_dump_traceback_later()
+            connection.send(outcome)
+
+
+def _diary(pid: int) -> Path:
+    return Path(tempfile.gettempdir()) / f"hanging-{pid}.txt"
+
+
+def _place(process: multiprocessing.Process) -> str:
+    """Where a process hung, innermost first."""
+    lines = _diary(process.pid).read_text().replace("\0", "").splitlines()
+    return " | ".join([x.strip() for x in lines if x.startswith("  File ")][:6])
 
 
 def table(cases: Sequence[Case], outcomes: Sequence[tuple[str, str]]) -> str:

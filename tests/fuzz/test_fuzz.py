@@ -86,19 +86,33 @@ def test_outcomes(expect, accept, outcome):
     assert judge(Case("a", "b", expect, accept))[0] == outcome
 
 
-def test_cases_that_hang_or_kill_their_process_are_told_and_the_others_are_done():
+def test_cases_that_hang_or_kill_their_process_are_told_and_the_others_are_done(tmp_path):
     def hang(folder):
         time.sleep(1000)
+
+    def stand_still_once(folder):
+        if not (tmp_path / "late").exists():
+            (tmp_path / "late").touch()
+            time.sleep(1000)
+        return nothing
 
     def die(folder):
         import os
 
         os._exit(1)
 
-    accepts = {"hang": hang, "die": die, "a": lambda folder: nothing, "b": refuse("No: mend it.")}
+    accepts = {
+        "hang": hang,
+        "die": die,
+        "late": stand_still_once,
+        "a": lambda folder: nothing,
+        "b": refuse("No: mend it."),
+    }
     cases = [Case("kind", name, EITHER, accept) for name, accept in accepts.items()]
     outcomes = run_all(cases, workers=2, seconds=2)
-    assert [x for x, _ in outcomes] == [HANG, TRACEBACK, "works", "refused in a sentence"]
+    found = [x for x, _ in outcomes]
+    assert found == [HANG, TRACEBACK, "works", "works", "refused in a sentence"]
+    assert "in hang" in outcomes[0][1]
     rows = table(cases, outcomes).splitlines()
-    assert rows[2].replace(" ", "") == "|kind|4|1|1|1|1|0|0|"
-    assert rows[3].replace(" ", "") == "|all|4|1|1|1|1|0|0|" and len(OUTCOMES) == 6
+    assert rows[2].replace(" ", "") == "|kind|5|1|2|1|1|0|0|"
+    assert rows[3].replace(" ", "") == "|all|5|1|2|1|1|0|0|" and len(OUTCOMES) == 6
