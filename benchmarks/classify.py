@@ -32,7 +32,8 @@ from tabulate import tabulate
 from torch import Tensor
 from torch.nn import functional as F
 
-from dpk_det.config import load_config, plain_architecture
+from dpk_det.architectures import plain_architecture
+from dpk_det.config.loading import load_config
 from dpk_det.data import build_image_train_loader
 from dpk_det.data.image_loaders import shift_and_flip
 from dpk_det.data.image_sets import find_place

@@ -17,14 +17,16 @@ from measure import peak_bytes, tensor_bytes
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from dpk_det.attach import distil
-from dpk_det.config import load_config, method_arguments, plain_architecture
-from dpk_det.data import classifies, made_up_batch
-from dpk_det.distill.registry import DISTILLERS, find
+from dpk_det.architectures import classifies, plain_architecture
+from dpk_det.config.loading import load_config
+from dpk_det.config.methods import method_arguments
+from dpk_det.data import made_up_batch
+from dpk_det.distill.registry import DISTILLERS
 from dpk_det.engine import DistillTrainer
 from dpk_det.engine.launch import use_device
-from dpk_det.errors import UserError
-from dpk_det.teacher import Teacher, build_teacher, load_teacher_config
+from dpk_det.errors import UserError, find
+from dpk_det.pairing.attach import distil
+from dpk_det.pairing.teacher import Teacher, build_teacher, load_teacher_config
 
 Size = tuple[int, int]
 

@@ -15,11 +15,14 @@ if find_spec("detectron2") is not None:
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
         import detectron2.modeling  # noqa: F401
     from dpk_det import data, modeling  # noqa: F401  (they register themselves)
-    from dpk_det.attach import attach_distiller, attach_from_config, distil
-    from dpk_det.config import add_dpk_config, load_config, plain_architecture
-    from dpk_det.engine.hook import DistillHook
+    from dpk_det.architectures import plain_architecture
+    from dpk_det.config.keys import add_dpk_config
+    from dpk_det.config.loading import load_config
     from dpk_det.modeling import register_distilled
-    from dpk_det.teacher import build_teacher, inherit_weights, load_teacher
+    from dpk_det.pairing.attach import attach_distiller, attach_from_config, distil
+    from dpk_det.pairing.hook import DistillHook
+    from dpk_det.pairing.inherit import inherit_weights
+    from dpk_det.pairing.teacher import build_teacher, load_teacher
 
     __all__ += [
         "DistillHook",

@@ -3,7 +3,7 @@
 import contextlib
 import difflib
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 
@@ -91,6 +91,17 @@ def check_names(names: Any, what: str) -> None:
             raise UserError(f"{what} names {name} twice: take one of them out.")
 
 
+def nearest(name: str, known: Iterable[str], likeness: float = 0.6) -> str | None:
+    """The known name that a wrong one is most like, however it is capitalised; None: none is.
+
+    Args:
+        likeness: from 0 (any will do) to 1 (only the same).
+    """
+    names = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(name.lower(), names, 1, likeness)
+    return names[near[0]] if near else None
+
+
 def find(table: Mapping[str, Any], name: Any, what: str) -> Any:
     """Look a name up, or say which name may have been meant.
 
@@ -99,11 +110,8 @@ def find(table: Mapping[str, Any], name: Any, what: str) -> Any:
     """
     if isinstance(name, str) and name in table:
         return table[name]
-    names = {known.lower(): known for known in table}
-    near = difflib.get_close_matches(str(name).lower(), names, 1)
-    hint = (
-        f"did you mean '{names[near[0]]}'?" if near else f"choose from {', '.join(sorted(table))}."
-    )
+    near = nearest(str(name), table)
+    hint = f"did you mean '{near}'?" if near else f"choose from {', '.join(sorted(table))}."
     shown = repr(str(name))
     shown = shown if len(shown) <= 100 else f"{shown[:97]}..."
     raise UserError(f"There is no {what} named {shown}: {hint}")

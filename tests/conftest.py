@@ -7,9 +7,13 @@ tests of dpk_det.distill can run without it.
 import contextlib
 import json
 import logging
+import os
 import random
 import resource
 import signal
+import socket
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -130,7 +134,7 @@ class Tiny:
 
     def cfg(self, name: str, *opts: Any) -> Any:
         """The config ``name``, its dataset registered."""
-        from dpk_det.config import load_config
+        from dpk_det.config.loading import load_config
         from dpk_det.data import register_image_datasets, register_json_datasets
 
         cfg = load_config(str(getattr(self, name)), [str(opt) for opt in opts])
@@ -356,3 +360,26 @@ def distilled_images(tiny_images, tmp_path_factory) -> Path:
         methods = ["DISTILL.METHODS", "['dpk', 'kd']"]
         run("--config-file", tiny_images.dpk, *methods, "OUTPUT_DIR", folder)
     return folder
+
+
+@pytest.fixture
+def two_processes(tiny, tmp_path) -> Callable[..., list[dict[str, Any]]]:
+    """``two_processes(source, KEY, VALUE, ...)`` runs a script under torchrun with the tiny DPK
+    config, and gives what each rank has left in ``OUTPUT_DIR/rankN.json``."""
+
+    def run(source: str, *opts: str) -> list[dict[str, Any]]:
+        worker = tmp_path / "worker.py"
+        worker.write_text(source)
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        # no GPU, whatever the machine has
+        env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+        command += ["--master-addr", "127.0.0.1", "--master-port", str(port), str(worker)]
+        command += ["--config-file", str(tiny.dpk), "OUTPUT_DIR", str(tmp_path), *opts]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return [json.loads(Path(tmp_path, f"rank{rank}.json").read_text()) for rank in (0, 1)]
+
+    return run

@@ -19,7 +19,8 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 import dpk_det
-from dpk_det.config import load_config, plain_architecture
+from dpk_det.architectures import plain_architecture
+from dpk_det.config.loading import load_config
 from dpk_det.data import made_up_batch
 from dpk_det.engine import check
 from dpk_det.engine.trainer import DistillTrainer

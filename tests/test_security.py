@@ -8,9 +8,10 @@ import pytest
 import torch
 import yaml
 
-from dpk_det.arrays import load_arrays
-from dpk_det.engine import compare, predict
-from dpk_det.engine.export import export_student
+from dpk_det.checkpoint.arrays import load_arrays
+from dpk_det.comparison import command as compare
+from dpk_det.deploy import predict
+from dpk_det.deploy.export import export_student
 
 
 class Evil:

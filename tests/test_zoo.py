@@ -13,10 +13,10 @@ from detectron2.modeling import build_model
 from detectron2.solver.build import get_default_optimizer_params
 from detectron2.utils.events import EventStorage
 
-from dpk_det.attach import distil
-from dpk_det.config import load_config
+from dpk_det.config.loading import load_config
 from dpk_det.data import made_up_batch
-from dpk_det.teacher import Teacher
+from dpk_det.pairing.attach import distil
+from dpk_det.pairing.teacher import Teacher
 
 ZOO = Path(detectron2.__file__).parent / "model_zoo" / "configs"
 FOLDERS = ("Detection", "InstanceSegmentation", "Keypoints", "PanopticSegmentation")

@@ -8,7 +8,7 @@ python tools/export_student.py --config-file configs/... output/.../model_final.
 
 import argparse
 
-from dpk_det.engine import export_student
+from dpk_det.deploy.export import export_student
 from dpk_det.engine.launch import exit_on_user_error
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ python tools/predict.py --config-file configs/... --weights output/.../model_fin
     --input photos/ clip.mp4 --output output/found
 """
 
-from dpk_det.engine.predict import run
+from dpk_det.deploy.predict import run
 
 if __name__ == "__main__":
     run()

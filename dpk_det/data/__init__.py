@@ -6,20 +6,20 @@ Detectron2's catalogs, below ``$DETECTRON2_DATASETS`` as it is at that moment, j
 does with its own datasets. Nothing is drawn and no file is read until a dataset is loaded.
 """
 
-from . import bccd, image_sets, shapes
-from .check import categories, check_datasets, dataset_sizes
-from .class_names import check_teachers_classes
-from .coco_json import register_json_datasets
-from .image_loaders import (
+from dpk_det.data import bccd, image_sets, shapes
+from dpk_det.data.check import categories, check_datasets, dataset_sizes
+from dpk_det.data.class_names import check_teachers_classes
+from dpk_det.data.coco_json import register_json_datasets
+from dpk_det.data.image_loaders import (
     build_image_test_loader,
     build_image_train_loader,
     fit_for_evaluation,
 )
-from .image_sets import register_image_datasets
-from .made_up import made_up_batch
-from .model_classes import classifies, num_classes
-from .root import datasets_root
-from .train_loader import TrainLoader, build_detection_train_loader
+from dpk_det.data.image_sets import register_image_datasets
+from dpk_det.data.made_up import made_up_batch
+from dpk_det.data.model_classes import num_classes
+from dpk_det.data.root import datasets_root
+from dpk_det.data.train_loader import TrainLoader, build_detection_train_loader
 
 bccd.register_all(datasets_root())
 image_sets.register_all(datasets_root())
@@ -33,7 +33,6 @@ __all__ = [
     "categories",
     "check_datasets",
     "check_teachers_classes",
-    "classifies",
     "dataset_sizes",
     "fit_for_evaluation",
     "made_up_batch",

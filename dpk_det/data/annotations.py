@@ -10,9 +10,8 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, Struct
 
+from dpk_det.data.coco_format import Annotation, Coco, RunLengths, describe
 from dpk_det.errors import UserError
-
-from .coco_format import Annotation, Coco, RunLengths, describe
 
 Entries = Iterable[Struct]
 

@@ -14,9 +14,8 @@ import os
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
+from dpk_det.data.coco_json import read_classes
 from dpk_det.errors import UserError
-
-from .coco_json import read_classes
 
 CLASSES = ["RBC", "WBC", "Platelets"]
 """Red blood cells, white blood cells, platelets: category ids 1, 2, 3 in the JSON files."""

@@ -1,6 +1,5 @@
 """Checks of the datasets that a config names, before anything is built."""
 
-import difflib
 import os
 from collections.abc import Iterator
 
@@ -8,20 +7,20 @@ import msgspec
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
-from dpk_det.errors import UserError
-
-from .class_names import check_class_order
-from .classification_check import check_classification, image_classes
-from .coco_format import Categories, read_coco
-from .detection_check import (
+from dpk_det.architectures import classifies
+from dpk_det.data.class_names import check_class_order
+from dpk_det.data.classification_check import check_classification, image_classes
+from dpk_det.data.coco_format import Categories, read_coco
+from dpk_det.data.detection_check import (
     check_class_count,
     check_detection,
     check_keypoints,
     is_coco,
     keep_classes,
 )
-from .image_sets import EVALUATOR_TYPE
-from .model_classes import classifies, num_classes
+from dpk_det.data.image_sets import EVALUATOR_TYPE
+from dpk_det.data.model_classes import num_classes
+from dpk_det.errors import UserError, nearest
 
 
 def check_datasets(cfg: CfgNode, all_images: bool = False, decode: bool = False) -> None:
@@ -114,8 +113,8 @@ def _names(cfg: CfgNode) -> Iterator[str]:
 
 
 def _unknown(cfg: CfgNode, name: str) -> UserError:
-    near = difflib.get_close_matches(name, DatasetCatalog.list(), n=1, cutoff=0.0)
-    hint = f"did you mean '{near[0]}'? " if near else ""
+    near = nearest(name, DatasetCatalog.list(), 0.0)
+    hint = f"did you mean '{near}'? " if near else ""
     entry = f"JSON.{name}: [path/to/annotations.json, path/to/images]"
     if classifies(cfg):
         entry = f"IMAGES.{name}: path/to/a/folder/or/zip"

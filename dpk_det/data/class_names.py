@@ -9,12 +9,11 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from dpk_det.data.coco_format import Categories, read_coco
+from dpk_det.data.coco_json import expand, list_categories
+from dpk_det.data.image_sets import EVALUATOR_TYPE, place_of, read_images
 from dpk_det.errors import UserError
-from dpk_det.teacher import load_teacher_config
-
-from .coco_format import Categories, read_coco
-from .coco_json import expand, list_categories
-from .image_sets import EVALUATOR_TYPE, place_of, read_images
+from dpk_det.pairing.teacher import load_teacher_config
 
 
 def class_names(name: str) -> list[str] | None:

@@ -4,10 +4,9 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
+from dpk_det.data.image_files import check_image_files
+from dpk_det.data.model_classes import num_classes
 from dpk_det.errors import UserError
-
-from .image_files import check_image_files
-from .model_classes import num_classes
 
 
 def check_classification(

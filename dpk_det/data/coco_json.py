@@ -17,9 +17,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
+from dpk_det.data.coco_format import Categories, read_coco
 from dpk_det.errors import UserError
-
-from .coco_format import Categories, read_coco
 
 
 def register_json_datasets(cfg: CfgNode) -> None:

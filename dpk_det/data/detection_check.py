@@ -6,14 +6,13 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.transforms import ResizeShortestEdge
 
+from dpk_det.data.annotations import Use, check_annotations
+from dpk_det.data.coco_format import Coco, read_coco
+from dpk_det.data.coco_json import list_categories
+from dpk_det.data.image_files import ImageFile, check_image_files
+from dpk_det.data.model_classes import class_count_key, num_classes, segments
+from dpk_det.data.root import datasets_root
 from dpk_det.errors import UserError
-
-from .annotations import Use, check_annotations
-from .coco_format import Coco, read_coco
-from .coco_json import list_categories
-from .image_files import ImageFile, check_image_files
-from .model_classes import class_count_key, num_classes, segments
-from .root import datasets_root
 
 COCO_KEYPOINTS = 17
 """What ``TEST.KEYPOINT_OKS_SIGMAS`` left empty stands for."""

@@ -10,12 +10,11 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from torchvision.transforms import v2
 
-from dpk_det.batches import flip_channels
+from dpk_det.data.image_sets import Place, find_place, read_images
+from dpk_det.data.loader_workers import leave_signals_to_parent
+from dpk_det.data.train_loader import TrainLoader, images_per_process, loader_seed
 from dpk_det.errors import UserError
-
-from .image_sets import Place, find_place, read_images
-from .loader_workers import leave_signals_to_parent
-from .train_loader import TrainLoader, images_per_process, loader_seed
+from dpk_det.pairing.batches import flip_channels
 
 Batch = dict[str, Tensor]
 

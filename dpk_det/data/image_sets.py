@@ -32,10 +32,9 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from dpk_det.arrays import load_arrays
+from dpk_det.checkpoint.arrays import load_arrays
+from dpk_det.data.image_files import ImageFile, find_problem
 from dpk_det.errors import UserError
-
-from .image_files import ImageFile, find_problem
 
 EVALUATOR_TYPE = "classification"
 """What the metadata of such a dataset says."""

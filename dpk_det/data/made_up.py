@@ -7,7 +7,8 @@ from detectron2.config import CfgNode
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
 from torch import Tensor
 
-from .model_classes import classifies, num_classes
+from dpk_det.architectures import classifies
+from dpk_det.data.model_classes import num_classes
 
 
 def made_up_batch(

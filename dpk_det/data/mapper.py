@@ -6,9 +6,8 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 
+from dpk_det.data.image_files import ImageFile, find_problem
 from dpk_det.errors import UserError
-
-from .image_files import ImageFile, find_problem
 
 
 class NamingMapper:

@@ -2,29 +2,23 @@
 
 from detectron2.config import CfgNode
 
-from dpk_det.config import PLAIN
+from dpk_det.architectures import classifies, plain_name
 
-# Where a meta-architecture keeps its number of classes, by the end of its plain name: so that this
-# holds for those of other projects too.
+# Where a detector keeps its number of classes, by the end of its plain name, so that this holds for
+# those of other projects too.
 _CLASS_COUNTS = {
     "RCNN": "ROI_HEADS",
     "PanopticFPN": "ROI_HEADS",
     "RetinaNet": "RETINANET",
     "FCOS": "FCOS",
-    "Classifier": "CLASSIFIER",
 }
 # That segment, too: they need the pixels' classes.
 _SEGMENT = ("PanopticFPN", "SemanticSegmentor")
 
 
-def classifies(cfg: CfgNode) -> bool:
-    """Return whether the model of ``cfg`` is a classifier of images, no detector."""
-    return class_count_key(cfg) == "CLASSIFIER"
-
-
 def segments(cfg: CfgNode) -> bool:
     """Return whether the model of ``cfg`` gives every pixel a class."""
-    return plain_name(cfg).endswith(_SEGMENT)
+    return plain_name(cfg.MODEL.META_ARCHITECTURE).endswith(_SEGMENT)
 
 
 def num_classes(cfg: CfgNode) -> int | None:
@@ -35,12 +29,11 @@ def num_classes(cfg: CfgNode) -> int | None:
 
 def class_count_key(cfg: CfgNode) -> str | None:
     """Return the node of ``cfg.MODEL`` that has ``NUM_CLASSES``; None where it is not known."""
+    if classifies(cfg):
+        return "CLASSIFIER"
     for ending, key in _CLASS_COUNTS.items():
-        if plain_name(cfg).endswith(ending) and "NUM_CLASSES" in cfg.MODEL.get(key, {}):
+        if plain_name(cfg.MODEL.META_ARCHITECTURE).endswith(
+            ending
+        ) and "NUM_CLASSES" in cfg.MODEL.get(key, {}):
             return key
     return None
-
-
-def plain_name(cfg: CfgNode) -> str:
-    """Return the meta-architecture of ``cfg`` without distillation."""
-    return PLAIN.get(cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.META_ARCHITECTURE)

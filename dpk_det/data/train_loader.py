@@ -25,10 +25,9 @@ from detectron2.data.samplers import (
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from dpk_det.data.loader_workers import leave_signals_to_parent
 from dpk_det.errors import UserError
 from dpk_det.random_state import seeded
-
-from .loader_workers import leave_signals_to_parent
 
 
 @dataclass(frozen=True)

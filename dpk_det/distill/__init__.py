@@ -1,18 +1,10 @@
 """What is learned: distillation methods on feature maps. Needs torch and msgspec, no detector."""
 
-from . import baselines  # noqa: F401  (they register themselves)
-from .cka import MinibatchCKA, linear_cka
-from .dpk import DPK
-from .registry import (
-    DISTILLERS,
-    Distiller,
-    Features,
-    Level,
-    Logits,
-    Targets,
-    build_distiller,
-    register_distiller,
-)
+from dpk_det.distill import baselines  # noqa: F401  (they register themselves)
+from dpk_det.distill.contract import Distiller, Features, Level, Logits, Targets
+from dpk_det.distill.dpk import DPK
+from dpk_det.distill.dpk.cka import MinibatchCKA, linear_cka
+from dpk_det.distill.registry import DISTILLERS, build_distiller, register_distiller
 
 __all__ = [
     "DISTILLERS",

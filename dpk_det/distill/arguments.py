@@ -1,6 +1,13 @@
-"""Arguments of methods: the kinds that they have in common, and the check of what is given."""
+"""Arguments of methods: what a constructor takes, and the check of what is given.
 
+They come from the constructor's signature: names, defaults and, by the annotations, the values that
+are allowed. The meaning of each stands in the class's docstring. An argument that is annotated with
+a dataclass is a group: its fields are given by their own names, beside the other arguments.
+"""
+
+import dataclasses
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, get_type_hints
 
@@ -17,6 +24,55 @@ Width = Annotated[int, Meta(ge=1, le=8192)]
 PartialShare = Annotated[float, Meta(ge=0, lt=1)]
 Steps = Annotated[int, Meta(ge=1, le=1_000_000)]
 
+REQUIRED = inspect.Parameter.empty
+"""The default of an argument that must be given."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Argument:
+    """One argument of a method.
+
+    Attributes:
+        kind: its annotation; Any without one. default: or :data:`REQUIRED`.
+        meaning: by the docstring; "" where that does not say.
+        group: the constructor's argument that has it as a field; None: it is one itself.
+    """
+
+    kind: Any
+    default: Any
+    meaning: str
+    group: str | None = None
+
+
+def list_arguments(constructor: Callable[..., Any]) -> tuple[dict[str, Argument], bool]:
+    """What a method's constructor takes beside the levels, which come first.
+
+    Returns:
+        Name to argument; and whether it takes any others too.
+    """
+    try:
+        _, *parameters = inspect.signature(constructor).parameters.values()
+    except ValueError:  # written in C, say
+        return {}, True
+    function = constructor.__init__ if isinstance(constructor, type) else constructor
+    kinds, meanings = _hints(function), _meanings(constructor)
+    found: dict[str, Argument] = {}
+    for x in parameters:
+        kind = kinds.get(x.name, Any)
+        if dataclasses.is_dataclass(kind):
+            found |= _fields(kind, x.name)
+        elif x.kind in (x.POSITIONAL_OR_KEYWORD, x.KEYWORD_ONLY):
+            found[x.name] = Argument(kind, x.default, meanings.get(x.name, ""))
+    return found, any(x.kind is x.VAR_KEYWORD for x in parameters)
+
+
+def _fields(group: type, name: str) -> dict[str, Argument]:
+    kinds, meanings = _hints(group), _meanings(group)
+    return {
+        x.name: Argument(kinds[x.name], x.default, meanings.get(x.name, ""), name)
+        for x in dataclasses.fields(group)
+    }
+
 
 def check_arguments(
     name: str, constructor: Callable[..., Any], given: Mapping[str, Any]
@@ -24,8 +80,9 @@ def check_arguments(
     """Keyword arguments for a method's constructor, each as its annotation wants it.
 
     Args:
-        name: of the method. constructor: takes the levels first; arguments without an annotation,
-            and those of ``**kwargs``, take any value.
+        name: of the method.
+        constructor: takes the levels first; arguments without an annotation, and those of
+            ``**kwargs``, take any value.
         given: by the user.
 
     Raises:
@@ -37,35 +94,38 @@ def check_arguments(
             f"The arguments of the method {name} are {given!r}: write them by name, "
             f"{{'{name}': {{'weight': 1.0}}}}, or {{}} for none."
         )
-    known, takes_any = _parameters(constructor)
+    known, takes_any = list_arguments(constructor)
     for key in given:
         if key not in known and not takes_any:
             find(known, key, f"argument of the method {name}")
-    for key, parameter in known.items():
-        if parameter.default is parameter.empty and key not in given:
+    for key, argument in known.items():
+        if argument.default is REQUIRED and key not in given:
             raise UserError(f"The method {name} needs the argument {key}: give it.")
-    kinds = _kinds(constructor)
-    return {
-        key: convert(
-            value, kinds.get(key, Any), f"{key} of {name} (DISTILL.{f'{name}.{key}'.upper()})"
-        )
-        for key, value in given.items()
-    }
+    checked: dict[str, Any] = {}
+    groups: dict[str, dict[str, Any]] = {}
+    for key, value in given.items():
+        argument = known.get(key, Argument(Any, None, ""))
+        place = checked if argument.group is None else groups.setdefault(argument.group, {})
+        what = f"{key} of {name} (DISTILL.{f'{name}.{key}'.upper()})"
+        place[key] = convert(value, argument.kind, what)
+    kinds = _hints(constructor.__init__) if groups else {}
+    return checked | {group: kinds[group](**values) for group, values in groups.items()}
 
 
-def _parameters(constructor: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
+def _hints(of: Any) -> dict[str, Any]:
     try:
-        _, *parameters = inspect.signature(constructor).parameters.values()
-    except ValueError:  # written in C, say
-        return {}, True
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    takes_any = any(x.kind is inspect.Parameter.VAR_KEYWORD for x in parameters)
-    return {x.name: x for x in parameters if x.kind in named}, takes_any
-
-
-def _kinds(constructor: Callable[..., Any]) -> dict[str, Any]:
-    function = constructor.__init__ if isinstance(constructor, type) else constructor
-    try:
-        return get_type_hints(function, include_extras=True)
+        return get_type_hints(of, include_extras=True)
     except (NameError, TypeError, AttributeError):  # names that stand for type checkers alone
         return {}
+
+
+def _meanings(of: Any) -> dict[str, str]:
+    """What the Args or Attributes of a docstring say, by name."""
+    found: dict[str, str] = {}
+    section = re.search(
+        r"^(?:Args|Attributes):\n((?: .*\n?|\n)*)", inspect.getdoc(of) or "", re.MULTILINE
+    )
+    for entry in re.split(r"\n(?=    \w)", "\n" + section[1]) if section else ():
+        names, _, meaning = entry.partition(": ")
+        found |= dict.fromkeys(names.strip().split(", "), " ".join(meaning.split()))
+    return found

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .registry import Level
+from dpk_det.distill.contract import Level
 
 EPS = 1e-6
 

@@ -1,9 +1,7 @@
-"""Training, checking, exporting, launching, and experiments of several trainings."""
+"""One training: the command, the trainer, the check before it, and how it is launched."""
 
-from .check import check
-from .export import export_student
-from .hook import DistillHook
-from .launch import launch
-from .trainer import DistillTrainer
+from dpk_det.engine.check import check
+from dpk_det.engine.launch import launch
+from dpk_det.engine.trainer import DistillTrainer
 
-__all__ = ["DistillHook", "DistillTrainer", "check", "export_student", "launch"]
+__all__ = ["DistillTrainer", "check", "launch"]

@@ -13,9 +13,8 @@ from detectron2.modeling import (
 from torch import nn
 
 from dpk_det.data.model_classes import plain_name
+from dpk_det.engine.evaluators import build_evaluator
 from dpk_det.errors import UserError
-
-from .evaluators import build_evaluator
 
 FOLDER = "inference_TTA"
 """Below ``OUTPUT_DIR``, for the predictions."""
@@ -29,11 +28,12 @@ def check_augmented(cfg: CfgNode) -> None:
     """
     if not cfg.TEST.AUG.ENABLED:
         return
-    kind = META_ARCH_REGISTRY.get(plain_name(cfg))
+    name = plain_name(cfg.MODEL.META_ARCHITECTURE)
+    kind = META_ARCH_REGISTRY.get(name)
     is_rcnn = isinstance(kind, type) and issubclass(kind, GeneralizedRCNN)
     what = ""
     if not is_rcnn or issubclass(kind, PanopticFPN):
-        what = f"a {plain_name(cfg)}"
+        what = f"a {name}"
     elif cfg.MODEL.KEYPOINT_ON:
         what = "keypoints (MODEL.KEYPOINT_ON)"
     elif cfg.MODEL.LOAD_PROPOSALS:

@@ -22,20 +22,18 @@ from detectron2.utils.events import EventStorage
 from tabulate import tabulate
 from torch import nn
 
-from dpk_det.build import build
-from dpk_det.checkpoint import find_weights
-from dpk_det.config import PLAIN
-from dpk_det.data import classifies, dataset_sizes
+from dpk_det.architectures import build, classifies, distils
+from dpk_det.checkpoint.loading import find_weights
+from dpk_det.data import dataset_sizes
+from dpk_det.engine.start import Start, load_start
+from dpk_det.engine.trainer import DistillTrainer, count_parameters
 from dpk_det.errors import UserError
-from dpk_det.teacher import (
+from dpk_det.pairing.teacher import (
     WEIGHTS_KEY,
     build_untrained,
     find_teacher_weights,
     load_teacher_config,
 )
-
-from .start import Start, load_start
-from .trainer import DistillTrainer, count_parameters
 
 NUM_EVALUATED = 2
 """Images of each dataset that are evaluated."""
@@ -123,7 +121,7 @@ def _try(cfg: CfgNode, teachers_weights: str) -> str:
 
 def _missing_weights(cfg: CfgNode) -> str:
     """What is said of a teacher without weights; "" where it has some, or there is no teacher."""
-    if cfg.MODEL.META_ARCHITECTURE not in PLAIN and not cfg.DISTILL.INHERIT:
+    if not distils(cfg) and not cfg.DISTILL.INHERIT:
         return ""
     node = cfg.DISTILL.TEACHER
     teacher_cfg = load_teacher_config(node.CONFIG_FILE, node.OPTS)

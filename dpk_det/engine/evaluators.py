@@ -18,9 +18,8 @@ from detectron2.evaluation import (
 )
 
 from dpk_det.data.image_sets import EVALUATOR_TYPE
+from dpk_det.engine.accuracy import AccuracyEvaluator
 from dpk_det.errors import UserError
-
-from .accuracy import AccuracyEvaluator
 
 KINDS = (EVALUATOR_TYPE, "lvis", "pascal_voc", "sem_seg", "coco", "coco_panoptic_seg")
 """Of datasets that can be evaluated: their ``evaluator_type``."""

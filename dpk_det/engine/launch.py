@@ -20,9 +20,15 @@ from detectron2.engine import launch as spawn
 from detectron2.utils import comm
 from torch.multiprocessing.spawn import ProcessExitedException
 
+from dpk_det.engine.signals import (
+    INTERRUPTED,
+    PARENT,
+    Stopped,
+    die_with_parent,
+    parent_is_gone,
+    pass_signals_on,
+)
 from dpk_det.errors import UserError
-
-from .signals import INTERRUPTED, PARENT, Stopped, die_with_parent, parent_is_gone, pass_signals_on
 
 
 def launch(main: Callable[..., Any], args: argparse.Namespace, *main_args: Any) -> Any:

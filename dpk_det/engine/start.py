@@ -6,9 +6,10 @@ from typing import Any
 from detectron2.config import CfgNode
 from torch import nn
 
-from dpk_det.checkpoint import load_backbone_weights, load_weights
+from dpk_det.checkpoint.loading import load_backbone_weights, load_weights
 from dpk_det.data import check_teachers_classes
-from dpk_det.teacher import build_teacher, inherit_weights
+from dpk_det.pairing.inherit import inherit_weights
+from dpk_det.pairing.teacher import build_teacher
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Start:
     """What was found.
 
     Attributes:
-        weights, backbone: as :func:`~dpk_det.checkpoint.load_weights` returns them, of
+        weights, backbone: as :func:`~dpk_det.checkpoint.loading.load_weights` returns them, of
             ``MODEL.WEIGHTS`` and ``MODEL.BACKBONE_WEIGHTS``. inherited: names of weights.
     """
 

@@ -11,14 +11,13 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 
-from dpk_det.config import plain_architecture
+from dpk_det.architectures import plain_architecture
 from dpk_det.data import check_datasets
+from dpk_det.engine.machine import describe_machine
+from dpk_det.engine.trainer import DistillTrainer, count_parameters, without_nan
 from dpk_det.errors import UserError
 from dpk_det.files import write_whole
-from dpk_det.teacher import find_teacher_weights, load_teacher, load_teacher_config
-
-from .machine import describe_machine
-from .trainer import DistillTrainer, count_parameters, without_nan
+from dpk_det.pairing.teacher import find_teacher_weights, load_teacher, load_teacher_config
 
 TEACHER_RESULTS = "teacher.json"
 # where Detectron2's LazyConfigs have the number of classes

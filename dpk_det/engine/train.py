@@ -15,33 +15,26 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from dpk_det.build import build
-from dpk_det.checkpoint import load_weights_strictly
-from dpk_det.config import (
-    PLAIN,
-    check_distillation,
-    load_config,
-    plain_architecture,
-    unused_keys,
-)
-from dpk_det.config_check import check_channels
+from dpk_det.architectures import build, distils, plain_architecture
+from dpk_det.checkpoint.loading import load_weights_strictly
+from dpk_det.config.loading import load_config
+from dpk_det.config.methods import check_distillation, unused_keys
+from dpk_det.config.values import check_channels
 from dpk_det.data import check_datasets, register_image_datasets, register_json_datasets
-from dpk_det.distill.registry import find
-from dpk_det.errors import UserError
+from dpk_det.engine.augmented import check_augmented, test_augmented
+from dpk_det.engine.check import NotReadyError, check
+from dpk_det.engine.evaluators import check_evaluators
+from dpk_det.engine.folder import set_up
+from dpk_det.engine.launch import first_rank_does, launch, use_device
+from dpk_det.engine.lock import training_lock
+from dpk_det.engine.resume.checkpoints import last_checkpoint
+from dpk_det.engine.resume.continuity import find_start, is_finished
+from dpk_det.engine.signals import watched
+from dpk_det.engine.teacher_accuracy import evaluate_teacher
+from dpk_det.engine.trainer import DistillTrainer
+from dpk_det.errors import UserError, find
 from dpk_det.files import no_room_ends
-from dpk_det.teacher import find_teacher_weights, load_teacher_config
-
-from .augmented import check_augmented, test_augmented
-from .check import NotReadyError, check
-from .checkpoints import last_checkpoint
-from .evaluators import check_evaluators
-from .folder import set_up
-from .launch import first_rank_does, launch, use_device
-from .lock import training_lock
-from .resume import find_start, is_finished
-from .signals import watched
-from .teacher_accuracy import evaluate_teacher
-from .trainer import DistillTrainer
+from dpk_det.pairing.teacher import find_teacher_weights, load_teacher_config
 
 _CHECKPOINT = r"model_(final|\d+)\.pth"  # what a training writes
 
@@ -229,7 +222,7 @@ def check_teacher_is_kept(cfg: CfgNode) -> None:
         UserError: when they are a checkpoint in the student's OUTPUT_DIR.
     """
     node = cfg.DISTILL.TEACHER
-    if not (cfg.MODEL.META_ARCHITECTURE in PLAIN or cfg.DISTILL.INHERIT):
+    if not (distils(cfg) or cfg.DISTILL.INHERIT):
         return
     try:
         teacher_cfg = load_teacher_config(node.CONFIG_FILE, node.OPTS)

@@ -20,27 +20,22 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from dpk_det import random_state
-from dpk_det.build import build
+from dpk_det.architectures import build, classifies
 from dpk_det.data import (
     TrainLoader,
     build_detection_train_loader,
     build_image_test_loader,
     build_image_train_loader,
-    classifies,
 )
 from dpk_det.data.loader_workers import leave_signals_to_parent
 from dpk_det.data.mapper import NamingMapper
-from dpk_det.errors import UserError
-from dpk_det.files import no_room_ends, write_whole
-
-from .augmented import test_augmented
-from .checkpoints import FINAL, Checkpoint, TrainingCheckpointer
-from .ddp import unwrap
-from .evaluators import build_evaluator
-from .finite import explain, require_finite
-from .launch import no_traceback_of_mistakes
-from .machine import describe_machine, peak_memory_mb
-from .resume import (
+from dpk_det.engine.augmented import test_augmented
+from dpk_det.engine.evaluators import build_evaluator
+from dpk_det.engine.finite import explain, require_finite
+from dpk_det.engine.launch import no_traceback_of_mistakes
+from dpk_det.engine.machine import describe_machine, peak_memory_mb
+from dpk_det.engine.resume.checkpoints import FINAL, Checkpoint, TrainingCheckpointer
+from dpk_det.engine.resume.continuity import (
     RESULTS,
     Continuity,
     find_start,
@@ -48,9 +43,12 @@ from .resume import (
     parameter_names,
     set_schedule,
 )
-from .scaling import scale_to_processes
-from .signals import StopHook, at_once
-from .start import load_start
+from dpk_det.engine.signals import StopHook, at_once
+from dpk_det.engine.start import load_start
+from dpk_det.errors import UserError
+from dpk_det.files import no_room_ends, write_whole
+from dpk_det.pairing.ddp import unwrap
+from dpk_det.pairing.scaling import scale_to_processes
 
 
 class DistillTrainer(DefaultTrainer):
@@ -68,7 +66,7 @@ class DistillTrainer(DefaultTrainer):
         """Resume from the last checkpoint, or start from ``MODEL.WEIGHTS`` and the teacher's heads.
 
         Raises:
-            UserError: as :func:`~dpk_det.engine.resume.find_start` and :meth:`start_from` do.
+            UserError: as :func:`~.resume.continuity.find_start` and :meth:`start_from` do.
         """
         self.start_from(find_start(self.cfg, resume))
 
@@ -88,7 +86,7 @@ class DistillTrainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """See :func:`dpk_det.build.build`."""
+        """See :func:`dpk_det.architectures.build`."""
         return build(cfg)
 
     @classmethod

@@ -1,13 +1,12 @@
 """Meta-architectures that distil, and networks that Detectron2 lacks; importing registers them."""
 
-from .cifar import build_cifar_backbone
-from .classifier import ImageClassifier
-from .fcos import FCOS
-from .fpn import build_fpn, build_resnet_fpn_top_backbone
-from .meta_arch import register_distilled
-from .small_resnet import build_small_resnet_fpn_backbone, small_resnet
-from .timm_backbone import build_timm_backbone, build_timm_fpn_backbone
-from .torchvision_backbone import build_torchvision_backbone, build_torchvision_fpn_backbone
+from dpk_det.modeling.cifar import build_cifar_backbone
+from dpk_det.modeling.classifier import ImageClassifier
+from dpk_det.modeling.fcos import FCOS
+from dpk_det.modeling.fpn import build_fpn, build_resnet_fpn_top_backbone
+from dpk_det.modeling.meta_arch import register_distilled
+from dpk_det.modeling.small_resnet import build_small_resnet_fpn_backbone, small_resnet
+from dpk_det.modeling.timm_backbone import build_timm_backbone, build_timm_fpn_backbone
 
 register_distilled("GeneralizedRCNN", "DistillRCNN")  # Faster, Mask, Keypoint and Cascade R-CNN
 register_distilled("RetinaNet")
@@ -24,8 +23,6 @@ __all__ = [
     "build_small_resnet_fpn_backbone",
     "build_timm_backbone",
     "build_timm_fpn_backbone",
-    "build_torchvision_backbone",
-    "build_torchvision_fpn_backbone",
     "register_distilled",
     "small_resnet",
 ]

@@ -10,9 +10,8 @@ from detectron2.modeling.backbone import FPN, build_resnet_backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import nn
 
-from dpk_det.distill.registry import find
-from dpk_det.errors import UserError
-from dpk_det.pairing import list_maps
+from dpk_det.errors import UserError, find
+from dpk_det.pairing.levels import list_maps
 
 
 def build_fpn(bottom_up: Backbone, cfg: CfgNode) -> FPN:

@@ -8,10 +8,9 @@ from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
-from dpk_det.attach import attach_from_config
-from dpk_det.config import PLAIN
-from dpk_det.distill.registry import find
-from dpk_det.errors import UserError
+from dpk_det.architectures import distilling_names
+from dpk_det.errors import UserError, find
+from dpk_det.pairing.attach import attach_from_config
 
 
 def register_distilled(plain_name: str, name: str | None = None) -> str:
@@ -33,12 +32,13 @@ def register_distilled(plain_name: str, name: str | None = None) -> str:
             itself, or the new name stands for something else already.
     """
     find(dict(META_ARCH_REGISTRY), plain_name, "meta-architecture")
-    if plain_name in PLAIN:
+    known = distilling_names()
+    if plain_name in known:
         raise UserError(
-            f"{plain_name} distils already: use it, or register the plain {PLAIN[plain_name]}."
+            f"{plain_name} distils already: use it, or register the plain {known[plain_name]}."
         )
     name = name or f"Distill{plain_name}"
-    if PLAIN.get(name) == plain_name:
+    if known.get(name) == plain_name:
         return name
     if name in META_ARCH_REGISTRY:
         raise UserError(
@@ -51,6 +51,6 @@ def register_distilled(plain_name: str, name: str | None = None) -> str:
 
     build.__name__ = build.__qualname__ = name  # by which the registry knows it
     build.__doc__ = f"{plain_name} that learns from ``cfg.DISTILL.TEACHER``."
+    build.plain_name = plain_name  # see dpk_det.architectures
     META_ARCH_REGISTRY.register(build)
-    PLAIN[name] = plain_name
     return name

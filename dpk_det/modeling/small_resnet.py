@@ -10,8 +10,7 @@ from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, ResNet
 from torch import nn
 
 from dpk_det.errors import UserError
-
-from .fpn import build_fpn
+from dpk_det.modeling.fpn import build_fpn
 
 
 @BACKBONE_REGISTRY.register()

@@ -15,12 +15,10 @@ from detectron2.modeling.backbone import FPN
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
-from dpk_det.checkpoint import check_finite
-from dpk_det.distill.registry import find
-from dpk_det.errors import REFUSALS, UserError, reason
-
-from .fpn import build_fpn
-from .ready_made import NAMES, PROBE, check_statistics, map_name
+from dpk_det.checkpoint.loading import check_finite
+from dpk_det.errors import REFUSALS, UserError, find, reason
+from dpk_det.modeling.fpn import build_fpn
+from dpk_det.modeling.ready_made import NAMES, PROBE, check_statistics, map_name
 
 
 class TimmBackbone(Backbone):

@@ -22,6 +22,7 @@ from variants import (
 )
 
 import dpk_det
+from dpk_det.distill import DPK
 from dpk_det.distill.registry import DISTILLERS
 from dpk_det.errors import UserError
 
@@ -119,8 +120,8 @@ def test_a_sweep_of_forms_turns_on_what_is_cheaper_one_by_one_and_together(setti
     cfg, _ = setting
 
     def form(cfg):
-        dpk = cfg.DISTILL.DPK
-        return dpk.GROUPED, dpk.CKA_EVERY, dpk.ENCODER_DEPTH
+        dpk = DPK.settle({key.lower(): value for key, value in cfg.DISTILL.DPK.items()})
+        return dpk["grouped"], dpk["cka_every"], dpk["encoder_depth"]
 
     forms = {name: form(changed) for name, changed, *_ in sweep("form", cfg, 2, SIZE)}
     assert forms == {

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import META_ARCH_REGISTRY
 
-from dpk_det.config import PLAIN
 from dpk_det.data import (
     categories,
     check_datasets,
@@ -19,6 +19,7 @@ from dpk_det.data import (
     shapes,
 )
 from dpk_det.errors import UserError
+from dpk_det.modeling import register_distilled
 
 
 @pytest.fixture
@@ -207,7 +208,8 @@ def test_fcos_without_a_node_is_not_checked(cfg):
 
 
 def test_a_name_of_ones_own_counts_as_the_plain_one(cfg, monkeypatch):
-    monkeypatch.setitem(PLAIN, "Taught", "RetinaNet")
+    monkeypatch.setattr(META_ARCH_REGISTRY, "_obj_map", dict(META_ARCH_REGISTRY._obj_map))
+    register_distilled("RetinaNet", "Taught")
     cfg.MODEL.META_ARCHITECTURE = "Taught"
     cfg.MODEL.RETINANET.NUM_CLASSES = 12
     assert num_classes(cfg) == 12

@@ -12,7 +12,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from dpk_det.config import load_config
+from dpk_det.config.loading import load_config
 from dpk_det.data import check_datasets, dataset_sizes, image_sets, register_image_datasets
 from dpk_det.data.image_files import find_problem
 from dpk_det.data.image_sets import find_place, read_images

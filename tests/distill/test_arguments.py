@@ -35,13 +35,10 @@ def build(name, **given):
         ("dpk", "dim", 0, "a whole number from 1"),
         ("dpk", "dim", 16.5, "a whole number from 1"),
         ("dpk", "heads", 0, "a whole number from 1"),
-        ("dpk", "mlp_ratio", 0.0, "a number above 0 to 16"),
         ("dpk", "encoder_depth", -1, "a whole number from 0 to 12"),
         ("dpk", "decoder_depth", 1000, "a whole number from 0 to 12"),
         ("dpk", "prior", 1, "True or False"),
         ("dpk", "ratio", 3, "a text"),
-        ("dpk", "ratio_min", -0.1, "a number from 0 to 1"),
-        ("dpk", "ratio_max", 1.5, "a number from 0 to 1"),
         ("dpk", "ratio_fixed", 5.0, "a number from 0 to 1"),
         ("dpk", "cka_window", 0, "a whole number from 1"),
         ("dpk", "cka_every", 0, "a whole number from 1"),
@@ -71,13 +68,12 @@ def test_no_method_takes_a_number_without_bounds(name):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"ratio_min": 0.6, "ratio_max": 0.4},
         {"level_weights": [0, 0.0]},
         {"level_weights": [1.0]},
     ],
 )
 def test_arguments_that_do_not_go_together_are_refused(wrong):
-    with pytest.raises(UserError, match=r"^DPK.* (ratio_min|level_weights) "):
+    with pytest.raises(UserError, match=r"^DPK.* level_weights "):
         build("dpk", **wrong)
 
 

@@ -18,8 +18,8 @@ from dpk_det.distill import (
     build_distiller,
     register_distiller,
 )
-from dpk_det.distill.registry import Combined, find
-from dpk_det.errors import UserError
+from dpk_det.distill.registry import Combined
+from dpk_det.errors import UserError, find
 
 LEVELS = [Level("p4", "q4", 16, 3, 5)]
 
@@ -61,7 +61,6 @@ def features(channels, name):
         ({"dpk": {"target": ""}}, "no target named '': choose from raw, relative, standard"),
         ({"dpk": {"positions": "alll"}}, "no choice of positions named 'alll': .*'all'"),
         ({"dpk": {"cka_of": "token"}}, "no sample of CKA named 'token': did you mean 'tokens'"),
-        ({"dpk": {"cka_kernel": "rfb"}}, "no kernel of CKA named 'rfb': did you mean 'rbf'"),
         ({"dpk": {"mask": "blok"}}, "no mask named 'blok': did you mean 'block'"),
         ({"dpk": {"ratio": "cosin"}}, "no ratio schedule named 'cosin': did you mean 'cosine'"),
         ({"fitnets": {"target": "rew"}}, "no target named 'rew': did you mean 'raw'"),
@@ -215,7 +214,7 @@ student = Features({"s": torch.randn(2, 3, 8, 8, requires_grad=True)}, {"s": 8})
 losses = distiller(student, Features({"t": torch.randn(2, 4, 8, 8)}, {"t": 8}))
 losses["loss_dpk"].backward()
 assert student.maps["s"].grad.any()
-others = {"dpk_det.modeling", "dpk_det.data", "dpk_det.engine", "dpk_det.attach"}
+others = {"dpk_det.modeling", "dpk_det.data", "dpk_det.engine", "dpk_det.pairing.attach"}
 assert not others & set(sys.modules), others & set(sys.modules)
 print("distilled")
 """
@@ -241,3 +240,26 @@ def test_methods_do_not_lose_losses_to_one_another():
     both = Combined({"one": Same([]), "other": Same([])})
     with pytest.raises(UserError, match="Two losses are named 'loss_same'.*rename one"):
         both(Features({}, {}), Features({}, {}))
+
+
+def test_a_method_may_learn_from_levels_of_its_own():
+    methods = {"pkd": {"levels": ["p4"]}, "cwd": {}, "fitnets": {"levels": []}}
+    levels = [Level("p3", "q3", 8, 3, 5), *LEVELS]
+    built = build_distiller(methods, levels).methods
+    found = {name: [level.student for level in method.levels] for name, method in built.items()}
+    assert found == {"pkd": ["p4"], "cwd": ["p3", "p4"], "fitnets": ["p3", "p4"]}
+    assert list(built["pkd"].adapters) == ["p4"]
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ({"pkd": {"levels": ["p44"]}}, r"no level \(DISTILL.PKD.LEVELS\) named 'p44': did you.*p4"),
+        ({"pkd": {"levels": "p4"}}, "DISTILL.PKD.LEVELS is 'p4': write a list of names"),
+        ({"pkd": {"levels": ["p4", "p4"]}}, "DISTILL.PKD.LEVELS names p4 twice"),
+        ({"kd": {"levels": ["p4"]}}, "no argument of the method kd named 'levels'"),
+    ],
+)
+def test_levels_that_a_method_cannot_have_are_refused(methods, message):
+    with pytest.raises(UserError, match=message):
+        build_distiller(methods, LEVELS)

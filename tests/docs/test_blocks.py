@@ -22,9 +22,9 @@ import torchvision
 from detectron2.config import LazyConfig
 from pip._internal.commands import create_command
 
-from dpk_det.config import load_config
-from dpk_det.engine.plan import plan
-from dpk_det.engine.suite import read_suite
+from dpk_det.comparison.plan import plan
+from dpk_det.comparison.suite import read_suite
+from dpk_det.config.loading import load_config
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]

@@ -14,7 +14,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from dpk_det import attach_from_config, distil, load_teacher
-from dpk_det.config import plain_architecture
+from dpk_det.architectures import plain_architecture
 from dpk_det.distill import DISTILLERS
 from dpk_det.errors import UserError
 
@@ -60,7 +60,7 @@ def test_the_lazy_call(snippet, tiny, batch, tmp_path):
     start = f"""
 from detectron2.config import LazyCall
 from detectron2.modeling import build_model
-from dpk_det.config import load_config
+from dpk_det.config.loading import load_config
 
 def network(config_file):
     return build_model(load_config(config_file))

@@ -7,12 +7,12 @@ import torch
 import yaml
 from detectron2.modeling import build_model
 
+from dpk_det.comparison.command import compare
+from dpk_det.comparison.plan import plan
+from dpk_det.comparison.suite import read_suite
 from dpk_det.data import build_image_test_loader
+from dpk_det.deploy.export import export_student
 from dpk_det.engine.check import check
-from dpk_det.engine.compare import compare
-from dpk_det.engine.export import export_student
-from dpk_det.engine.plan import plan
-from dpk_det.engine.suite import read_suite
 from dpk_det.engine.train import parse_args, setup
 from dpk_det.errors import UserError
 from dpk_det.modeling import ImageClassifier

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from detectron2.utils import comm
 from torch.multiprocessing.spawn import ProcessExitedException
 
-from dpk_det.config import load_config
+from dpk_det.config.loading import load_config
 from dpk_det.engine import launch
 from dpk_det.engine.launch import exit_on_user_error, use_device
 from dpk_det.errors import UserError

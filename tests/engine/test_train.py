@@ -79,9 +79,9 @@ def fails(command, capsys):
 
 
 def test_an_unknown_key_on_the_command_line(tiny, fails):
-    line = fails("--config-file", tiny.dpk, "DISTILL.DPK.RATIO_MINIMUM", "0.1")
-    assert "no config key DISTILL.DPK.RATIO_MINIMUM (on the command line)" in line
-    assert "did you mean DISTILL.DPK.RATIO_MIN?" in line
+    line = fails("--config-file", tiny.dpk, "DISTILL.DPK.RATIO_FIX", "0.1")
+    assert "no config key DISTILL.DPK.RATIO_FIX (on the command line)" in line
+    assert "did you mean DISTILL.DPK.RATIO_FIXED?" in line
 
 
 def test_an_unknown_key_in_the_file(tiny, tmp_path, fails):

@@ -11,7 +11,7 @@ import torch
 from dpk_det.distill import DPK
 from dpk_det.engine import DistillTrainer
 from dpk_det.errors import UserError
-from dpk_det.teacher import Teacher
+from dpk_det.pairing.teacher import Teacher
 
 LEVELS = ("p2", "p3", "p4")
 TERMS = "distiller.methods.dpk.cka.terms"

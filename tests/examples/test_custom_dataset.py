@@ -19,7 +19,7 @@ from detectron2.model_zoo import get_checkpoint_url, get_config
 from detectron2.modeling import build_model
 from pycocotools.coco import COCO
 
-from dpk_det.config import load_config
+from dpk_det.config.loading import load_config
 from dpk_det.data import shapes
 from dpk_det.data.shapes import draw_image
 

@@ -12,8 +12,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_datas
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from dpk_det.checkpoint import load_weights_strictly
-from dpk_det.config import load_config
+from dpk_det.checkpoint.loading import load_weights_strictly
+from dpk_det.config.loading import load_config
 from dpk_det.data import shapes
 from dpk_det.data.root import datasets_root
 from dpk_det.errors import UserError

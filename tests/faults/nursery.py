@@ -138,9 +138,9 @@ def serve() -> dict[str, Any]:
     Returns:
         In a forked process, the plan that it has to carry out. The server itself returns never.
     """
-    import dpk_det.engine.compare
-    import dpk_det.engine.export
-    import dpk_det.engine.predict  # noqa: F401
+    import dpk_det.comparison.command
+    import dpk_det.deploy.export
+    import dpk_det.deploy.predict  # noqa: F401
 
     alive: set[int] = set()
 

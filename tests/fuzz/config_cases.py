@@ -13,7 +13,7 @@ from cases import EITHER, ODD, REFUSED, WORKS, Case, Proof, changed, damages
 from detectron2.config import CfgNode
 from world import World
 
-from dpk_det.config import load_config
+from dpk_det.config.loading import load_config
 
 KIND = "configs"
 NAN, INF = float("nan"), float("inf")

@@ -15,7 +15,7 @@ from pictures import damaged_pictures, pictures
 from pycocotools.coco import COCO
 from world import World
 
-from dpk_det.engine.predict import run
+from dpk_det.deploy.predict import run
 from dpk_det.errors import UserError
 
 KIND = "predict"

@@ -20,9 +20,9 @@ from cases import (
 )
 from world import World
 
-from dpk_det.engine.plan import plan
-from dpk_det.engine.suite import read_suite
-from dpk_det.engine.suite_configs import load_configs
+from dpk_det.comparison.plan import plan
+from dpk_det.comparison.suite import read_suite
+from dpk_det.comparison.suite_configs import load_configs
 from dpk_det.engine.train import parse_args, setup
 
 KIND = "suites"

@@ -5,11 +5,12 @@ import torch
 from detectron2.modeling import build_model
 from torch.nn import functional as F
 
-from dpk_det.attach import attach_distiller, distil
 from dpk_det.distill import Distiller
 from dpk_det.errors import UserError
 from dpk_det.modeling import ImageClassifier
-from dpk_det.teacher import Teacher, build_teacher, inherit_weights
+from dpk_det.pairing.attach import attach_distiller, distil
+from dpk_det.pairing.inherit import inherit_weights
+from dpk_det.pairing.teacher import Teacher, build_teacher
 
 
 @pytest.fixture
@@ -154,10 +155,6 @@ def test_a_student_inherits_the_classifier_where_its_shape_fits(tiny_images):
     "opts",
     [
         ["MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "resnet18"],
-        [
-            *("MODEL.BACKBONE.NAME", "build_torchvision_backbone"),
-            *("MODEL.TORCHVISION.NAME", "resnet18"),
-        ],
         [
             *("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.DEPTH", 18),
             *("MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.RESNETS.NORM", "BN"),

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.modeling import build_backbone
 
-from dpk_det.config import load_config
+from dpk_det.config.loading import load_config
 from dpk_det.errors import UserError
 
 OURS = "build_resnet_fpn_top_backbone"

@@ -5,7 +5,7 @@ import torch
 from detectron2.modeling import build_backbone
 from torch import nn
 
-from dpk_det.config import load_config
+from dpk_det.config.loading import load_config
 from dpk_det.errors import UserError
 
 

@@ -14,7 +14,8 @@ from timm.layers import FrozenBatchNormAct2d
 from timm.models import FeatureInfo
 from torch import nn
 
-from dpk_det.config import load_config, plain_architecture
+from dpk_det.architectures import plain_architecture
+from dpk_det.config.loading import load_config
 from dpk_det.errors import UserError
 from dpk_det.modeling.timm_backbone import TimmBackbone
 

@@ -6,8 +6,8 @@ Shapes: B images, Cs and Ct channels, H x W cells.
 import torch
 from torch import Tensor
 
-from ..registry import Distiller, Features, Level, PairedMaps, Targets
-from ..regression import channel_adapters
+from dpk_det.distill.contract import Distiller, Features, Level, PairedMaps, Targets
+from dpk_det.distill.regression import channel_adapters
 
 
 class AdaptedDistiller(Distiller):

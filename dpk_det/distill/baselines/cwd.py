@@ -5,10 +5,11 @@ Shapes: B images, C channels, H x W cells.
 
 from torch import Tensor
 
-from ..arguments import Temperature, Weight
-from ..registry import Level, PairedMaps, register_distiller
-from ..regression import channel_divergence
-from .adapted import AdaptedDistiller
+from dpk_det.distill.arguments import Temperature, Weight
+from dpk_det.distill.baselines.adapted import AdaptedDistiller
+from dpk_det.distill.contract import Level, PairedMaps
+from dpk_det.distill.registry import register_distiller
+from dpk_det.distill.regression import channel_divergence
 
 
 @register_distiller("cwd")
@@ -19,8 +20,9 @@ class CWD(AdaptedDistiller):
     levels.
 
     Args:
-        levels: what to distil.
-        weight: of the loss. temperature: of the softmax. 10 and 1 in mmrazor's detectors.
+        levels: What to distil.
+        weight: Weight of the loss; 10 in mmrazor's detectors.
+        temperature: Temperature of the softmax over cells; 1 in mmrazor's detectors.
     """
 
     name = "cwd"

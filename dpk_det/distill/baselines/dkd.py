@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..arguments import Temperature, Weight
-from ..registry import Distiller, Features, Level, Logits, Targets, register_distiller
-from .kd import softened_kl
+from dpk_det.distill.arguments import Temperature, Weight
+from dpk_det.distill.baselines.kd import softened_kl
+from dpk_det.distill.baselines.logits import LogitsDistiller
+from dpk_det.distill.contract import Level, Logits
+from dpk_det.distill.registry import register_distiller
 
 
 @register_distiller("dkd")
-class DKD(Distiller):
+class DKD(LogitsDistiller):
     """KD's loss in two parts with weights of their own.
 
     ``alpha TCKD + beta NCKD``, times the temperature's square and averaged over regions or images:
@@ -23,12 +25,13 @@ class DKD(Distiller):
     KD's loss. Losses: ``loss_dkd_HEAD`` for each head that classifies.
 
     Args:
-        levels: not used, logits are not paired by level.
-        alpha, beta: weights; 1 and 0.25 in the authors' detectors.
+        levels: Not used.
+        alpha: Weight of the target class's part; 1 in the authors' detectors.
+        beta: Weight of the other classes' part; 0.25 in the authors' detectors.
         temperature: T.
     """
 
-    heads = frozenset({"roi", "dense", "image"})
+    name = "dkd"
 
     def __init__(
         self,
@@ -42,16 +45,8 @@ class DKD(Distiller):
         self.alpha, self.beta = alpha, beta
         self.temperature = temperature
 
-    def forward(
-        self, student: Features, teacher: Features, targets: Targets | None = None
-    ) -> dict[str, Tensor]:
-        """See the class; targets are not used, regions and images bring their labels along."""
-        return {
-            f"loss_dkd_{head}": self._loss(student.logits[head], teacher.logits[head])
-            for head in sorted(self.heads & student.logits.keys())
-        }
-
-    def _loss(self, student: Logits, teacher: Logits) -> Tensor:
+    def head_loss(self, head: str, student: Logits, teacher: Logits) -> Tensor:
+        """See the base."""
         if not student.exclusive:
             return self.alpha * softened_kl(student, teacher, self.temperature)
         target_part, other_part = decouple(

@@ -6,18 +6,11 @@ Shapes: B images, Cs and Ct channels, H x W cells.
 import torch
 from torch import Tensor, nn
 
+from dpk_det.distill.arguments import Temperature, Weight
+from dpk_det.distill.contract import Distiller, Features, Level, PairedMaps, Targets
+from dpk_det.distill.registry import register_distiller
+from dpk_det.distill.regression import channel_adapters
 from dpk_det.errors import UserError
-
-from ..arguments import Temperature, Weight
-from ..registry import (
-    Distiller,
-    Features,
-    Level,
-    PairedMaps,
-    Targets,
-    register_distiller,
-)
-from ..regression import channel_adapters
 
 
 @register_distiller("fgd")
@@ -30,11 +23,12 @@ class FGD(Distiller):
     ``loss_fgd_global`` (squared error of what GcNet's block makes of both maps).
 
     Args:
-        levels: what to distil.
-        alpha: weight of objects. beta: of the background. gamma: of attention. lambda_: of the
-            global part. In the authors' configs 5e-5, 2.5e-5, 5e-5 and 5e-7 for two-stage
-            detectors, 1e-3, 5e-4, 5e-4 and 5e-6 for one-stage ones.
-        temperature: of the attention.
+        levels: What to distil.
+        alpha: Weight of objects; 5e-5 in the authors' two-stage configs, 1e-3 in one-stage ones.
+        beta: Weight of the background; 2.5e-5 and 5e-4.
+        gamma: Weight of attention; 5e-5 and 5e-4.
+        lambda_: Weight of the global part; 5e-7 and 5e-6.
+        temperature: Temperature of the attention.
 
     Raises:
         UserError: in training, when images have no boxes to tell objects by.

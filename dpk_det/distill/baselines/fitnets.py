@@ -5,10 +5,12 @@ Shapes: B images, Cs and Ct channels, H x W cells.
 
 from torch import Tensor
 
-from ..arguments import Weight
-from ..registry import Level, PairedMaps, find, register_distiller
-from ..regression import TARGETS, masked_mse
-from .adapted import AdaptedDistiller
+from dpk_det.distill.arguments import Weight
+from dpk_det.distill.baselines.adapted import AdaptedDistiller
+from dpk_det.distill.contract import Level, PairedMaps
+from dpk_det.distill.registry import register_distiller
+from dpk_det.distill.regression import TARGETS, masked_mse
+from dpk_det.errors import find
 
 
 @register_distiller("fitnets")
@@ -18,10 +20,10 @@ class FitNets(AdaptedDistiller):
     The paper's hint loss, with the mean in place of half the sum. Loss: ``loss_fitnets``.
 
     Args:
-        levels: what to distil.
-        weight: of the loss. The paper has no other loss in its hint stage, hence no weight.
-        target: what the map is compared with, a name in
-            :data:`~dpk_det.distill.regression.TARGETS`; "raw" is the paper's.
+        levels: What to distil.
+        weight: Weight of the loss. The paper has no other loss in its hint stage, hence no weight.
+        target: What the map is compared with: "raw" (the paper's), "relative" or "standard", as in
+            DPK.
 
     Raises:
         UserError: for an unknown target.

@@ -7,12 +7,14 @@ Shapes: n places, K classes.
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..arguments import Temperature, Weight
-from ..registry import Distiller, Features, Level, Logits, Targets, register_distiller
+from dpk_det.distill.arguments import Temperature, Weight
+from dpk_det.distill.baselines.logits import LogitsDistiller
+from dpk_det.distill.contract import Level, Logits
+from dpk_det.distill.registry import register_distiller
 
 
 @register_distiller("kd")
-class KD(Distiller):
+class KD(LogitsDistiller):
     """The student's class probabilities are brought to the teacher's.
 
     Regions and whole images (softmax): the divergence KL(teacher, student) of softened
@@ -22,11 +24,13 @@ class KD(Distiller):
     Losses: ``loss_kd_HEAD`` for each head that there is.
 
     Args:
-        levels: not used, logits are not paired by level.
-        weight: of the heads that classify. rpn_weight: of the proposals' objectness; 0 leaves it
-            out.
+        levels: Not used.
+        weight: Weight of the heads that classify (regions, dense heads, images).
+        rpn_weight: Weight of the proposals' objectness; 0 leaves it out.
         temperature: T.
     """
+
+    name = "kd"
 
     def __init__(
         self,
@@ -39,18 +43,13 @@ class KD(Distiller):
         super().__init__(levels)
         self.weight, self.rpn_weight = weight, rpn_weight
         self.temperature = temperature
-        self.heads = frozenset({"roi", "dense", "image"} | ({"rpn"} if rpn_weight else set()))
+        if rpn_weight:
+            self.heads = self.heads | {"rpn"}
 
-    def forward(
-        self, student: Features, teacher: Features, targets: Targets | None = None
-    ) -> dict[str, Tensor]:
-        """See the class; targets are not used."""
-        losses = {}
-        for head in sorted(self.heads & student.logits.keys()):
-            weight = self.rpn_weight if head == "rpn" else self.weight
-            loss = softened_kl(student.logits[head], teacher.logits[head], self.temperature)
-            losses[f"loss_kd_{head}"] = weight * loss
-        return losses
+    def head_loss(self, head: str, student: Logits, teacher: Logits) -> Tensor:
+        """See the base."""
+        weight = self.rpn_weight if head == "rpn" else self.weight
+        return weight * softened_kl(student, teacher, self.temperature)
 
 
 def softened_kl(student: Logits, teacher: Logits, temperature: float) -> Tensor:

@@ -6,9 +6,10 @@ Shapes: B images, Cs and Ct channels, H x W cells.
 import torch
 from torch import Tensor, nn
 
-from ..arguments import PartialShare, Weight
-from ..registry import Level, PairedMaps, register_distiller
-from .adapted import AdaptedDistiller
+from dpk_det.distill.arguments import PartialShare, Weight
+from dpk_det.distill.baselines.adapted import AdaptedDistiller
+from dpk_det.distill.contract import Level, PairedMaps
+from dpk_det.distill.registry import register_distiller
 
 
 @register_distiller("mgd")
@@ -19,10 +20,11 @@ class MGD(AdaptedDistiller):
     ``loss_mgd``, the sum over levels.
 
     Args:
-        levels: what to distil.
-        weight: the paper's alpha: 2e-5 for one-stage detectors, 5e-7 for two-stage ones.
-        mask_ratio: share of cells that are blanked, the paper's lambda; 0.65 for one-stage
-            detectors, 0.45 for two-stage ones in the authors' configs.
+        levels: What to distil.
+        weight: Weight of the loss, the paper's alpha; 5e-7 for two-stage detectors, 2e-5 for
+            one-stage ones.
+        mask_ratio: Share of cells that are blanked, the paper's lambda; 0.45 for two-stage
+            detectors, 0.65 for one-stage ones in the authors' configs.
     """
 
     name = "mgd"

@@ -5,10 +5,11 @@ Shapes: B images, C channels, H x W cells.
 
 from torch import Tensor
 
-from ..arguments import Weight
-from ..registry import Level, PairedMaps, register_distiller
-from ..regression import masked_mse, standardise
-from .adapted import AdaptedDistiller
+from dpk_det.distill.arguments import Weight
+from dpk_det.distill.baselines.adapted import AdaptedDistiller
+from dpk_det.distill.contract import Level, PairedMaps
+from dpk_det.distill.registry import register_distiller
+from dpk_det.distill.regression import masked_mse, standardise
 
 
 @register_distiller("pkd")
@@ -20,8 +21,8 @@ class PKD(AdaptedDistiller):
     ``loss_pkd``, the sum over levels.
 
     Args:
-        levels: what to distil.
-        weight: of the loss; 6 for two-stage detectors, 10 for one-stage ones in the authors'
+        levels: What to distil.
+        weight: Weight of the loss; 6 for two-stage detectors, 10 for one-stage ones in the authors'
             configs.
     """
 

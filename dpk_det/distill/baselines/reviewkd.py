@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..arguments import Weight, Width
-from ..registry import Distiller, Features, Level, Targets, register_distiller
-from ..regression import masked_mse
+from dpk_det.distill.arguments import Weight, Width
+from dpk_det.distill.contract import Distiller, Features, Level, Targets
+from dpk_det.distill.registry import register_distiller
+from dpk_det.distill.regression import masked_mse
 
 POOLED = (4, 2, 1)  # cells a side of the context loss's pooled maps
 
@@ -71,9 +72,9 @@ class ReviewKD(Distiller):
     Loss: ``loss_reviewkd``, the sum over levels.
 
     Args:
-        levels: what to distil.
-        weight: of the loss.
-        mid: M; 256 in the authors' detectors.
+        levels: What to distil.
+        weight: Weight of the loss.
+        mid: Channels M of the fused maps; 256 in the authors' detectors.
     """
 
     def __init__(self, levels: list[Level], *, weight: Weight = 1.0, mid: Width = 256) -> None:

@@ -10,16 +10,14 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 
-from dpk_det.distill.registry import find
-from dpk_det.errors import UserError
-
-from .base import CifarBackbone
-from .mobilenetv2 import mobilenetv2
-from .resnet import resnet
-from .shufflenetv1 import shufflenetv1
-from .shufflenetv2 import shufflenetv2
-from .vgg import vgg
-from .wrn import wrn
+from dpk_det.errors import UserError, find
+from dpk_det.modeling.cifar.base import CifarBackbone
+from dpk_det.modeling.cifar.mobilenetv2 import mobilenetv2
+from dpk_det.modeling.cifar.resnet import resnet
+from dpk_det.modeling.cifar.shufflenetv1 import shufflenetv1
+from dpk_det.modeling.cifar.shufflenetv2 import shufflenetv2
+from dpk_det.modeling.cifar.vgg import vgg
+from dpk_det.modeling.cifar.wrn import wrn
 
 NETWORKS: dict[str, Callable[[], CifarBackbone]] = {
     **{f"resnet{depth}": partial(resnet, depth) for depth in (8, 14, 20, 32, 44, 56, 110)},

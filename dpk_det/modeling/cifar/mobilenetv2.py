@@ -7,7 +7,7 @@ expands by a convolution of its own though by 1, and there are two strides fewer
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
-from .base import CifarBackbone, Stage, fill_convolutions
+from dpk_det.modeling.cifar.base import CifarBackbone, Stage, fill_convolutions
 
 
 class _Block(nn.Sequential):

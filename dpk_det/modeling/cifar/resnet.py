@@ -4,7 +4,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock
 from torchvision.ops import Conv2dNormActivation
 
-from .base import CifarBackbone, Stage, fill_convolutions
+from dpk_det.modeling.cifar.base import CifarBackbone, Stage, fill_convolutions
 
 
 def resnet(depth: int, width: int = 1) -> CifarBackbone:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
-from .base import CifarBackbone, Stage
+from dpk_det.modeling.cifar.base import CifarBackbone, Stage
 
 _GROUPS = 3
 

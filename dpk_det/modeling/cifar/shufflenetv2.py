@@ -4,7 +4,7 @@ from torch import nn
 from torchvision.models.shufflenetv2 import InvertedResidual
 from torchvision.ops import Conv2dNormActivation
 
-from .base import CifarBackbone, Stage
+from dpk_det.modeling.cifar.base import CifarBackbone, Stage
 
 
 def shufflenetv2() -> CifarBackbone:

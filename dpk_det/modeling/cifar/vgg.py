@@ -4,7 +4,7 @@ distillation literature has it for CIFAR."""
 from torch import nn
 from torchvision.ops import Conv2dNormActivation
 
-from .base import CifarBackbone, Stage, fill_convolutions
+from dpk_det.modeling.cifar.base import CifarBackbone, Stage, fill_convolutions
 
 
 def vgg(convolutions: int) -> CifarBackbone:

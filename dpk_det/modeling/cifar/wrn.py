@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from .base import CifarBackbone, Stage, fill_convolutions
+from dpk_det.modeling.cifar.base import CifarBackbone, Stage, fill_convolutions
 
 
 class _Block(nn.Module):

@@ -107,7 +107,7 @@ def test_two_classes_have_no_others_to_tell_apart():
 def test_no_regions_have_no_loss_but_a_gradient():
     s = torch.zeros(0, 4, requires_grad=True)
     own = Logits(s, True, torch.zeros(0, dtype=torch.long))
-    loss = DKD([])._loss(own, Logits(torch.zeros(0, 4), True))
+    loss = DKD([]).head_loss("roi", own, Logits(torch.zeros(0, 4), True))
     loss.backward()
     assert loss == 0 and s.grad.shape == (0, 4)
 

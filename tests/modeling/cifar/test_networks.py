@@ -6,7 +6,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 from torch import nn
 
-from dpk_det.config import load_config
+from dpk_det.config.loading import load_config
 from dpk_det.errors import UserError
 from dpk_det.modeling.cifar import NETWORKS, build_cifar_backbone
 

@@ -1,0 +1,1 @@
+"""Weights: read without running code, and loaded leniently, strictly, or the backbone alone."""

@@ -1,0 +1,159 @@
+"""The comparison command: trains teachers and every method with every seed, and reports."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from dpk_det.comparison.interrupts import Interrupts
+from dpk_det.comparison.made_with import check_config
+from dpk_det.comparison.plan import Plan, plan
+from dpk_det.comparison.report_files import REPORT, write_report
+from dpk_det.comparison.run import Run
+from dpk_det.comparison.runs import train_all
+from dpk_det.comparison.slots import make_slots
+from dpk_det.comparison.suite import read_suite
+from dpk_det.comparison.suite_configs import check_evaluations, load_configs
+from dpk_det.engine.launch import exit_on_user_error
+from dpk_det.engine.signals import Stopped
+from dpk_det.errors import UserError
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; ``sys.argv`` when none is given."""
+    parser = argparse.ArgumentParser(
+        description="Train the teachers of a suite and every method with every seed, and report. "
+        "Called again, it skips what is done and resumes what was interrupted.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("suite", type=Path, help="YAML file, such as configs/compare/demo.yaml")
+    parser.add_argument(
+        "--output", type=Path, help="where the report goes (default: output/NAME OF THE SUITE)"
+    )
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        help="where the trainings go; suites that share it share trainings of the same name "
+        "(default: OUTPUT/runs)",
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[], help="instead of the suite's")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="METHOD", help="train and report only these"
+    )
+    parser.add_argument(
+        "--workers", type=int, help="trainings at a time (default: one a GPU; without a GPU two)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=1, help="CPU threads of each training (default: 1)"
+    )
+    parser.add_argument(
+        "--gpus",
+        nargs="+",
+        default=[],
+        metavar="GPU",
+        help="GPUs to use, as CUDA_VISIBLE_DEVICES counts them (default: all that are visible)",
+    )
+    parser.add_argument(
+        "--report-only", action="store_true", help="train nothing, report what is finished"
+    )
+    return parser.parse_args(argv)
+
+
+def compare(
+    todo: Plan,
+    output: Path,
+    slots: Sequence[Mapping[str, str]] | None,
+    command: str,
+    say: Callable[[str], None] = print,
+    interrupts: Interrupts | None = None,
+) -> str:
+    """Train what is not trained yet; write the report after each training that ends.
+
+    Args:
+        todo: the trainings. output: folder of the report, its plots and results.json.
+        slots: see :func:`dpk_det.comparison.runs.train_all`. None: train nothing.
+        command: that the report shows. say: gets the lines of progress.
+        interrupts: tells when to stop.
+
+    Returns:
+        The table of the report.
+
+    Raises:
+        UserError: for a mistake in a config, before any training; when trainings failed, after
+            all others; when the report cannot be written; when there is nothing to report.
+        Stopped: when a signal came; what was finished is reported.
+    """
+    trains = slots is not None
+    configs = load_configs(todo, trains)
+    check_evaluations(todo, configs, trains, say)
+    failed: list[str] = []
+
+    def report() -> str:
+        return write_report(todo, configs, output, command, failed)
+
+    def try_to_report() -> None:
+        try:
+            report()
+        except UserError as e:  # a full disk, say, ends no training; it is told again at the end
+            say(f"The report could not be written ({e})")
+
+    def update(run: Run, done: bool) -> None:
+        if not done:
+            failed.append(run.name)
+        try_to_report()
+
+    if trains:
+        _draw(configs.values())
+        steps = {
+            run.name: configs[name].SOLVER.MAX_ITER
+            for name, runs in todo.rows.items()
+            for run in runs.values()
+            if run.trains
+        }
+        try:
+            train_all(todo.runs, slots, say, update, steps, interrupts)
+        except Stopped:
+            try_to_report()
+            raise
+    else:
+        for run in todo.runs:
+            check_config(run, any_machine=True, say=say)
+    table = report()
+    if not table:
+        raise UserError(f"There is nothing to report: no training of {todo.suite.path} is done.")
+    return table
+
+
+def _draw(configs: Iterable[CfgNode]) -> None:
+    # here, where the progress bar can be seen, and not by several trainings at once
+    names = {name for cfg in configs for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)}
+    for name in sorted(names):
+        if MetadataCatalog.get(name).get("drawn_on_demand", False):
+            DatasetCatalog.get(name)
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    """Run the command line.
+
+    SIGTERM, SIGUSR1 and Ctrl-C end the trainings, which save first; what is finished is reported,
+    and the exit status is ``errors.STOPPED``. Ctrl-C once more ends all at once.
+    """
+    args = parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    # as it is to be called to train what is reported
+    command = ["python", "tools/compare.py", *(x for x in given if x != "--report-only")]
+    with exit_on_user_error(), Interrupts().taken() as interrupts:
+        suite = read_suite(args.suite)
+        output = args.output or Path("output") / args.suite.stem
+        todo = plan(suite, args.runs or output / "runs", args.seeds, args.only)
+        slots = None if args.report_only else make_slots(args.workers, args.threads, args.gpus)
+        table = compare(todo, output, slots, shlex.join(command), _say, interrupts)
+    print(f"{table}\n\nThe report is in {output / REPORT}.")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # one may be watching a file

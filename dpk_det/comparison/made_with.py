@@ -1,0 +1,110 @@
+"""Whether what lies in a run's folder is what the run would make now."""
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode
+
+from dpk_det.architectures import distils
+from dpk_det.comparison.run import Run
+from dpk_det.config.keys import GONE
+from dpk_det.config.loading import load_config
+from dpk_det.config.methods import comparable
+from dpk_det.engine.train import parse_args, setup
+from dpk_det.errors import UserError
+
+# keys that hold a path, which may be spelled in several ways
+_PATHS = ("DISTILL.TEACHER.CONFIG_FILE", "DISTILL.TEACHER.WEIGHTS", "MODEL.BACKBONE_WEIGHTS")
+_LAST_KEY = "VIS_PERIOD"  # of a config that was written to its end: they are sorted
+
+
+def check_config(
+    run: Run, any_machine: bool = False, say: Callable[[str], None] = lambda line: None
+) -> None:
+    """Check that what lies in a run's folder was made with the config that the run has now.
+
+    A key that is newer than the folder may have its default, and one of an earlier version what is
+    its only meaning now. How a path is spelled, where the folder itself lies, and the keys of
+    distillation methods that the run does not use make no difference.
+
+    Args:
+        run: perhaps finished, perhaps not even begun.
+        any_machine: a GPU there and none here makes no difference either, and the datasets need
+            not be here.
+        say: gets a line where the folder's config.yaml is damaged and that does no harm.
+
+    Raises:
+        UserError: when the folder was made with another config, naming a key that differs; when its
+            config.yaml is damaged although there is something that was made with it.
+    """
+    made_with = run.folder / "config.yaml"
+    if not run.trains or not made_with.is_file():
+        return
+    content = _read_config(made_with)
+    if content is None:
+        if run.results is not None or any(run.folder.glob("model_*.pth")):
+            raise UserError(
+                f"{made_with} is damaged, so that nobody can tell whether what lies beside it was "
+                f"made with the configuration that {run.name} has now: remove the folder to train "
+                "anew, or that file if you know that it was."
+            )
+        say(f"{run.name}: {made_with} is damaged; nothing was saved yet, so it starts anew")
+        return
+    ignored = ["OUTPUT_DIR"]
+    if any_machine:
+        cfg = load_config(run.config, run.opts)
+        ignored += ["MODEL.DEVICE", "SOLVER.AMP.ENABLED"]
+    else:
+        cfg = setup(parse_args(run.arguments))
+    had, has, default = map(comparable, (content, _content(cfg), _content(load_config(""))))
+    for key in _PATHS:
+        had[key], has[key] = (os.path.abspath(x.get(key) or "") for x in (had, has))
+    nothing = object()
+    for key in {**had, **has}:
+        before = had.get(key, default.get(key, nothing))
+        now = has.get(key, GONE.get(key, nothing))
+        if key not in ignored and _matters(key, cfg) and before != now:
+            raise UserError(
+                f"{run.folder} was made with another configuration than {run.name} has now ({key} "
+                "differs): remove or rename that folder, or give another one."
+            )
+
+
+def _read_config(path: Path) -> dict[str, Any] | None:
+    try:
+        content = yaml.safe_load(path.read_bytes())
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) and _LAST_KEY in content else None
+
+
+def _matters(key: str, cfg: CfgNode) -> bool:
+    top, _, rest = key.partition(".")
+    node, _, argument = rest.partition(".")
+    if top != "DISTILL" or not argument or node == "TEACHER":
+        return True
+    return distils(cfg) and node.lower() in cfg.DISTILL.METHODS
+
+
+def _content(cfg: CfgNode) -> dict[str, Any]:
+    return yaml.safe_load(cfg.dump())  # as it comes back from a file: tuples are lists
+
+
+def check_age(run: Run, needed: Iterable[Run]) -> None:
+    """Check that a run, finished or begun, is younger than those that it needs.
+
+    Raises:
+        UserError: when it is older: it was made, or began, under another teacher.
+    """
+    trace = run.folder / (run.results_file if run.results is not None else "config.yaml")
+    if not trace.is_file():
+        return
+    made = trace.stat().st_mtime
+    for before in needed:
+        if before.results is None or made < (before.folder / before.results_file).stat().st_mtime:
+            raise UserError(
+                f"{run.folder} was made before the {before.name} it needs: remove or rename it."
+            )

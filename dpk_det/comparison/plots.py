@@ -1,0 +1,127 @@
+"""Plots of a comparison."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from dpk_det.comparison.report import metric_label
+from dpk_det.comparison.run import Run, read_metrics
+from dpk_det.files import whole_file
+
+
+def plot_metric(summary: Mapping[str, Any], path: Path) -> None:
+    """Draw the metric: a row a teacher and method, a dot a seed, a bar for their mean.
+
+    Dashed lines go through the means of the methods that gains are measured against.
+
+    Args:
+        summary: of :func:`dpk_det.comparison.summary.summarise`; at least one row has a figure.
+        path: PNG file to write.
+    """
+    rows = {**summary["teachers"], **summary["methods"]}
+    baselines = {summary["baseline"], *(row.get("baseline") for row in rows.values())}
+    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.4 * len(rows)))
+    for place, (name, row) in enumerate(rows.items()):
+        if not row["values"]:
+            continue
+        colour = "tab:gray" if name in summary["teachers"] else f"C{place % 10}"
+        values = list(row["values"].values())
+        axes.plot(values, [place] * len(values), "o", color=colour, alpha=0.6)
+        axes.plot([row["mean"]] * 2, [place - 0.3, place + 0.3], color=colour, linewidth=2.5)
+        if name in baselines:
+            axes.axvline(row["mean"], color=colour, linestyle="--", linewidth=1, zorder=0)
+    axes.set_yticks(range(len(rows)), [_plain(row["title"]) for row in rows.values()])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel(metric_label(summary["metric"]))
+    _save(figure, path)
+
+
+def plot_curves(methods: Mapping[str, Sequence[Run]], metric: str, path: Path) -> bool:
+    """Draw a metric over the steps, where trainings were evaluated along the way.
+
+    Args:
+        methods: label to runs, over which the mean is drawn where all have a value.
+        metric: name of a figure in their metrics.json. path: PNG file to write.
+
+    Returns:
+        Whether there was a curve to draw; without one no file is written.
+    """
+    curves = {}
+    for label, runs in methods.items():
+        per_run = [
+            {m["iteration"] + 1: m[metric] for m in read_metrics(run.folder) if metric in m}
+            for run in runs
+        ]
+        shared = sorted(set.intersection(*map(set, per_run))) if per_run else []
+        if len(shared) > 1:
+            curves[label] = shared, [mean(values[step] for values in per_run) for step in shared]
+    if not curves:
+        return False
+    figure, axes = plt.subplots(figsize=(8, 5))
+    for label, (steps, values) in curves.items():
+        axes.plot(steps, values, marker=".", label=_plain(label))
+    axes.set(xlabel="step", ylabel=metric_label(metric))
+    axes.legend(fontsize="small")
+    _save(figure, path)
+    return True
+
+
+def plot_prior(runs: Mapping[str, Run], path: Path) -> bool:
+    """Draw prior ratio and CKA of each level, and the losses, over the steps.
+
+    Args:
+        runs: label to run; those without a prior ratio are left out.
+        path: PNG file to write.
+
+    Returns:
+        Whether there was a run to draw; without one no file is written.
+    """
+    found = {}
+    for label, run in runs.items():
+        metrics = [m for m in read_metrics(run.folder) if "total_loss" in m]
+        if metrics and any("/ratio_" in name for name in metrics[-1]):
+            found[label] = metrics
+    if not found:
+        return False
+    figure, (ratio_axes, cka_axes, loss_axes) = plt.subplots(1, 3, figsize=(15, 4))
+    for label, metrics in found.items():
+        label = _plain(label)
+        steps = [m["iteration"] + 1 for m in metrics]
+        methods = {name.partition("/")[0] for name in metrics[-1] if "/ratio_" in name}
+        losses = {"total_loss", *(f"loss_{method}" for method in methods)}
+        for name in metrics[-1]:
+            method, _, quantity = name.partition("/")
+            what, _, level = quantity.partition("_")
+            axes = {"ratio": ratio_axes, "cka": cka_axes}.get(what) if method in methods else None
+            if axes is not None:
+                axes.plot(steps, [m.get(name) for m in metrics], label=f"{label} {level}")
+            elif name in losses:
+                loss_axes.plot(steps, [m.get(name) for m in metrics], label=f"{label}: {name}")
+    for axes, title in ((ratio_axes, "prior ratio"), (cka_axes, "CKA"), (loss_axes, "loss")):
+        axes.set(title=title, xlabel="step")
+        if axes.has_data():
+            axes.legend(fontsize="small")
+    for axes in (ratio_axes, cka_axes):
+        axes.set_ylim(-0.05, 1.05)
+    loss_axes.set_yscale("log")
+    _save(figure, path)
+    return True
+
+
+def _plain(title: str) -> str:
+    return title.replace("$", r"\$")  # which would begin a formula
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.tight_layout()
+    try:
+        with whole_file(path) as partial:
+            figure.savefig(partial, dpi=100)
+    finally:
+        plt.close(figure)

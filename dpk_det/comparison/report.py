@@ -1,0 +1,252 @@
+"""The report of a comparison in Markdown: a table of methods, and what its columns mean."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from tabulate import tabulate
+
+# task -> how a table and how a sentence call its metrics
+_TASKS = {"bbox": ("", "box "), "segm": ("mask ", "mask "), "keypoints": ("keypoint ",) * 2}
+# dataset, where there are several; task; figure
+_METRIC = re.compile(r"(?:(.+)/)?(bbox|segm|keypoints|cls)/(.+)")
+# metric of classifiers -> how it is called, and what it is
+_SHARES = {
+    "top1": ("top-1", "share of images whose class is the likeliest, in percent"),
+    "top5": (
+        "top-5",
+        "share of images whose class is among the five likeliest, in percent",
+    ),
+}
+
+
+def report_text(summary: Mapping[str, Any], plots: Mapping[str, str]) -> str:
+    """The whole report.
+
+    Args:
+        summary: of :func:`dpk_det.comparison.summary.summarise`.
+        plots: file name, beside the report, to caption.
+    """
+    parts = [f"# {summary['title']}", summary["description"].strip(), _state(summary)]
+    parts.append(method_table(summary))
+    parts.append("\n".join(f"- {note}" for note in _notes(summary)))
+    parts.append(f"    {summary['command']}")
+    parts += [f"![{name}]({name})\n\n{caption}" for name, caption in plots.items()]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def method_table(summary: Mapping[str, Any]) -> str:
+    """A Markdown table with a row a teacher and method; columns that are blank are left out."""
+    metric = metric_label(summary["metric"])
+    second = metric_label(summary["secondary"] or "")
+    headers = ["", "seeds", metric, second, "gain", "over", "p", "step time", "memory"]
+    headers.append(f"{metric_name(summary['metric'])} of each seed")
+    rows = []
+    for row in [*summary["teachers"].values(), *summary["methods"].values()]:
+        gain = row.get("gain") or {}
+        values = row["values"]
+        # of a method also those that are missing, so that its neighbours' stand in the same place
+        seeds = summary["seeds"] if "gain" in row else [seed for seed in values if seed != "given"]
+        rows.append(
+            [
+                _cell(row["title"]),
+                "" if _is_given(row) else str(len(values)),
+                spread(row["mean"], row["sd"]),
+                spread(row["secondary_mean"], row["secondary_sd"]),
+                spread(gain.get("mean"), gain.get("sd"), signed=True),
+                _cell(summary["methods"][row["baseline"]]["title"]) if gain else "",
+                _p(gain.get("p")),
+                _times(row.get("relative_seconds")),
+                _times(row.get("relative_memory")),
+                # no commas, which would cut the cell in two where the table is pasted as CSV
+                " ".join(_value(row, seed) for seed in seeds),
+            ]
+        )
+    kept = [i for i in range(len(headers)) if any(row[i] for row in rows)]
+    return tabulate(
+        [[row[i] for i in kept] for row in rows],
+        [headers[i] for i in kept],
+        tablefmt="github",
+        disable_numparse=True,
+    )
+
+
+def _cell(title: str) -> str:
+    return title.replace("|", "\\|")
+
+
+def _is_given(row: Mapping[str, Any]) -> bool:
+    return row.get("weights") is not None
+
+
+def _value(row: Mapping[str, Any], seed: int | str) -> str:
+    if seed not in row["values"]:
+        return "-"
+    return f"{row['values'][seed]:.1f}{'†' if _inexact(row, seed) else ''}"
+
+
+def _inexact(row: Mapping[str, Any], seed: int | str) -> list[str]:
+    resumed = row["runs"].get(seed, {}).get("resumed", [])
+    return [
+        f"step {x['step']}{f' ({why})' if (why := x.get('why')) else ''}"
+        for x in resumed
+        if not x["exact"]
+    ]
+
+
+def spread(mean: float | None, sd: float | None, signed: bool = False) -> str:
+    """``mean ± sd``, or what of it there is."""
+    if mean is None:
+        return ""
+    text = f"{mean:+.1f}" if signed else f"{mean:.1f}"
+    return text if sd is None else f"{text} ± {sd:.1f}"
+
+
+def metric_name(metric: str) -> str:
+    """What the field calls a metric: "AP" for "bbox/AP", "mask AP" for "segm/AP", "top-1" for
+    "cls/top1", "AP on x" for "x/bbox/AP".
+    """
+    parts = _METRIC.fullmatch(metric)
+    if not parts:
+        return metric.rpartition("/")[2]
+    dataset, task, name = parts.groups()
+    name = _SHARES[name][0] if task == "cls" and name in _SHARES else name
+    return f"{_TASKS.get(task, ('',))[0]}{name}{f' on {dataset}' if dataset else ''}"
+
+
+def metric_label(metric: str) -> str:
+    """Its name at the head of a column or along an axis: "AP", "top-1, %"."""
+    parts = _METRIC.fullmatch(metric)
+    return f"{metric_name(metric)}, %" if parts and parts[2] == "cls" else metric_name(metric)
+
+
+def _p(p: float | None) -> str:
+    if p is None:
+        return ""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f}x"
+
+
+def _state(summary: Mapping[str, Any]) -> str:
+    if summary["finished"] == summary["trainings"]:
+        return ""
+    failed = f"; failed: {', '.join(summary['failed'])}" if summary["failed"] else ""
+    return f"**{summary['finished']} of {summary['trainings']} trainings are done{failed}.**"
+
+
+def _notes(summary: Mapping[str, Any]) -> list[str]:
+    methods, teachers = summary["methods"], summary["teachers"]
+    notes = [_metric_note(summary["metric"])]
+    if any(row["sd"] is not None for row in methods.values()):
+        notes.append("±: standard deviation of a sample over the seeds.")
+    gains = [row["gain"] for row in methods.values() if row["gain"]]
+    if gains:
+        notes.append(
+            "gain: over the method in the next column, mean of the differences seed by seed, over "
+            "the seeds that both have."
+        )
+    if any(gain["p"] is not None for gain in gains):
+        notes.append(
+            "p: of a two-sided paired t-test over those seeds, not corrected for several "
+            "comparisons."
+        )
+    baseline = methods.get(summary["baseline"], {}).get("title")
+    if any(row["relative_seconds"] for row in methods.values()):
+        notes.append(
+            f"step time: median seconds of a training step, over that of '{baseline}'. Trainings "
+            "that share a machine slow one another."
+        )
+    if any(row["relative_memory"] for row in methods.values()):
+        gpus = [machine["gpu"] for machine in summary["machines"]]
+        where = "GPU memory" if all(gpus) else "memory of the whole process, libraries included,"
+        notes.append(f"memory: peak {where} over that of '{baseline}'.")
+    notes.append(f"Schedule: {_schedule(methods)}.")
+    notes += [_teacher_note(row) for row in teachers.values()]
+    for title, weights in summary["given_teachers"].items():
+        notes.append(f"{title}: neither trained nor evaluated here, weights {_weights(weights)}.")
+    notes.append(
+        f"Seeds: {', '.join(map(str, summary['seeds']))}; a seed is the same for all methods."
+    )
+    notes += _resumed_notes(methods | teachers)
+    notes.append(f"Parameters: {_parameters(methods | teachers)}.")
+    notes += [f"Machine: {_machine(machine)}." for machine in summary["machines"]]
+    notes.append("Command:")
+    return notes
+
+
+def _metric_note(metric: str) -> str:
+    parts = _METRIC.fullmatch(metric)
+    task, name = parts.groups()[1:] if parts else ("", metric)
+    if task in _TASKS and name == "AP":
+        what = f"COCO's {_TASKS[task][1]}AP (mean over IoU or OKS 0.50 to 0.95), in points"
+    elif task == "cls" and name in _SHARES:
+        what = _SHARES[name][1]
+    else:
+        what = f"{metric} of the evaluation at the end of training"
+    return f"{metric_name(metric)}: {what}."
+
+
+def _teacher_note(row: Mapping[str, Any]) -> str:
+    if not _is_given(row):
+        seeds = ", ".join(map(str, row["runs"]))
+        return f"{row['title']}: {_steps(row)}{f', seed {seeds}' if seeds else ''}."
+    results = row["runs"].get("given")
+    datasets = ((results or {}).get("teacher") or {}).get("datasets", [])
+    where = f", evaluated on {' and '.join(datasets)}" if datasets else ""
+    return f"{row['title']}: not trained here, weights {_weights(row['weights'])}{where}."
+
+
+def _weights(weights: str) -> str:
+    return weights or "of the model zoo"
+
+
+def _resumed_notes(rows: Mapping[str, Any]) -> list[str]:
+    said = [
+        f"'{row['title']}' with seed {seed} after {' and '.join(steps)}"
+        for row in rows.values()
+        for seed in row["runs"]
+        if (steps := _inexact(row, seed))
+    ]
+    if not said:
+        return []
+    return [
+        f"†: resumed, but not as if it had never been interrupted: {'; '.join(said)}. From there "
+        "on it is another run than its seed gives."
+    ]
+
+
+def _steps(row: Mapping[str, Any]) -> str:
+    return f"{row['iterations']} steps of {row['images_per_step']} images"
+
+
+def _grouped(said: Mapping[str, str]) -> str:
+    # what is said of several rows is said once
+    groups: dict[str, list[str]] = {}
+    for title, text in said.items():
+        groups.setdefault(text, []).append(title)
+    quoted = ((text, [f"'{title}'" for title in titles]) for text, titles in groups.items())
+    return "; ".join(f"{text} ({', '.join(titles)})" for text, titles in quoted)
+
+
+def _schedule(methods: Mapping[str, Any]) -> str:
+    said = {row["title"]: _steps(row) for row in methods.values()}
+    if len(set(said.values())) == 1:
+        return f"{next(iter(said.values()))} for every student"
+    return f"the students' schedules differ: {_grouped(said)}"
+
+
+def _parameters(rows: Mapping[str, Any]) -> str:
+    known = [row for row in rows.values() if row["parameters"]]
+    return _grouped({row["title"]: str(row["parameters"]) for row in known})
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    gpu = machine["gpu"] or "no GPU"
+    return (
+        f"{gpu}, {machine['cores']} CPU cores, CPU threads a training: {machine['threads']}, "
+        f"{machine['platform']}, Python {machine['python']}, torch {machine['torch']}, "
+        f"Detectron2 {machine['detectron2']}"
+    )

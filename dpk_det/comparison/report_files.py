@@ -1,0 +1,66 @@
+"""The files of a report: Markdown, numbers and plots."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from detectron2.config import CfgNode
+
+from dpk_det.comparison.plan import Plan
+from dpk_det.comparison.plots import plot_curves, plot_metric, plot_prior
+from dpk_det.comparison.report import method_table, metric_name, report_text
+from dpk_det.comparison.summary import summarise
+from dpk_det.engine.trainer import RESULTS
+from dpk_det.files import write_whole
+
+REPORT = "report.md"
+
+
+def write_report(
+    todo: Plan, configs: Mapping[str, CfgNode], output: Path, command: str, failed: Sequence[str]
+) -> str:
+    """Write report.md, results.json and the plots of what is finished; nothing if nothing is.
+
+    Args:
+        todo: the trainings. configs: row's name to its config. output: folder to write to.
+        command: that the report shows. failed: names of runs.
+
+    Returns:
+        The table of the report, or "".
+
+    Raises:
+        UserError: when a file cannot be written; when no student has the suite's metric.
+    """
+    summary = summarise(todo, configs, command, failed)
+    if not summary["finished"]:
+        return ""
+    write_whole(output / RESULTS, json.dumps(summary, indent=2) + "\n")
+    metric, seed = metric_name(summary["metric"]), todo.seeds[0]
+    titles = {n: row["title"] for n, row in (summary["teachers"] | summary["methods"]).items()}
+    finished = {
+        titles[name]: [run for run in runs.values() if run.results is not None]
+        for name, runs in todo.rows.items()
+    }
+    first = {
+        titles[name]: runs[seed]
+        for name, runs in todo.methods.items()
+        if runs[seed].results is not None
+    }
+    plots = {}
+    if any(row["values"] for row in (summary["teachers"] | summary["methods"]).values()):
+        picture = re.sub(r"\W+", "-", metric.lower()) + ".png"  # ap.png, mask-ap.png, top-1.png
+        plot_metric(summary, output / picture)
+        plots[picture] = (
+            f"{metric}: a dot a seed, a bar for their mean; dashed lines are the means of the "
+            "methods that gains are measured against."
+        )
+    if plot_curves(finished, summary["metric"], output / "curves.png"):
+        plots["curves.png"] = f"{metric} over the steps, mean over the seeds."
+    if plot_prior(first, output / "prior.png"):
+        plots["prior.png"] = (
+            f"Prior ratio and CKA of each level, and the losses, with seed {seed}; the total loss "
+            "includes the others."
+        )
+    write_whole(output / REPORT, report_text(summary, plots))
+    return method_table(summary)

@@ -1,0 +1,174 @@
+"""What came of a comparison, in numbers: the content of its results.json."""
+
+from collections.abc import Collection, Mapping
+from statistics import mean, median, stdev
+from typing import Any
+
+from detectron2.config import CfgNode
+from scipy.stats import ttest_rel
+
+from dpk_det.comparison.metric_names import metric_names
+from dpk_det.comparison.plan import Plan
+from dpk_det.comparison.run import Run
+from dpk_det.engine.trainer import RESULTS
+from dpk_det.errors import find
+
+
+def summarise(
+    plan: Plan, configs: Mapping[str, CfgNode], command: str, failed: Collection[str] = ()
+) -> dict[str, Any]:
+    """Collect what the finished trainings of a plan have left.
+
+    Args:
+        plan: some of it may be unfinished. configs: row's name to its config.
+        command: that made it. failed: names of the runs that failed.
+
+    Returns:
+        What JSON can hold. ``teachers`` and ``methods`` have a row a name, see :func:`_row`; of a
+        teacher also ``weights`` (None if it is trained here), of a method also ``gain`` (see
+        :func:`paired_gain`; None without common seeds) over the method ``baseline``, and
+        ``relative_seconds`` and ``relative_memory``: medians over the seeds, divided by that of the
+        suite's baseline.
+
+    Raises:
+        UserError: when no finished student was evaluated by the suite's metric.
+    """
+    suite = plan.suite
+    done = {
+        name: {seed: run for seed, run in runs.items() if run.results is not None}
+        for name, runs in plan.rows.items()
+    }
+    for metric in filter(None, (suite.metric, suite.secondary)):
+        _check_measured(plan, configs, metric)
+    teachers = {
+        name: _row(plan, suite.teachers[name], done[name], configs.get(name))
+        for name in plan.rows
+        if name not in plan.methods
+    }
+    for name, row in teachers.items():
+        row["weights"] = suite.teachers[name].weights
+    methods = {
+        name: _row(plan, suite.methods[name], done[name], configs[name]) for name in plan.methods
+    }
+    reference = methods.get(suite.baseline, {})
+    for name, row in methods.items():
+        method = suite.methods[name]
+        baseline = methods.get(method.baseline)
+        row |= {
+            "teacher": method.teacher,
+            "baseline": method.baseline,
+            "gain": baseline and paired_gain(row["values"], baseline["values"]),
+            "relative_seconds": _ratio(row["seconds_per_step"], reference.get("seconds_per_step")),
+            "relative_memory": _ratio(row["peak_memory_mb"], reference.get("peak_memory_mb")),
+        }
+    machines: list[dict[str, Any]] = []
+    for run in (run for runs in done.values() for run in runs.values()):
+        machine = run.results.get("machine")  # absent from older runs
+        if machine and machine not in machines:
+            machines.append(machine)
+    return {
+        "title": suite.title,
+        "description": suite.description,
+        "suite": str(suite.path),
+        "command": command,
+        "metric": suite.metric,
+        "secondary": suite.secondary,
+        "seeds": list(plan.seeds),
+        "baseline": suite.baseline,
+        "trainings": len(plan.runs),
+        "finished": sum(map(len, done.values())),
+        "failed": sorted(failed),
+        "machines": machines,
+        # those of which nothing is measured here
+        "given_teachers": {
+            teacher.title: teacher.weights
+            for name, teacher in suite.teachers.items()
+            if teacher.weights is not None and name not in plan.evaluations
+        },
+        "teachers": teachers,
+        "methods": methods,
+    }
+
+
+def _row(
+    plan: Plan, entry: Any, done: Mapping[int | str, Run], cfg: CfgNode | None
+) -> dict[str, Any]:
+    # cfg: None of a teacher that is not trained here
+    suite = plan.suite
+    results = {seed: run.results for seed, run in done.items()}
+    values, second = (
+        {seed: run.figures.get(metric) for seed, run in done.items()} if metric else {}
+        for metric in (suite.metric, suite.secondary)
+    )
+    # a deviation or gain is of the seeds where the metric could be measured
+    values, second = ({s: v for s, v in x.items() if v is not None} for x in (values, second))
+    return {
+        "title": entry.title,
+        "config": entry.config,
+        "opts": entry.opts,
+        "iterations": cfg and cfg.SOLVER.MAX_ITER,
+        "images_per_step": cfg and cfg.SOLVER.IMS_PER_BATCH,
+        "parameters": next((r.get("parameters") for r in results.values()), None),
+        "values": values,
+        "mean": _mean(values),
+        "sd": _deviation(values),
+        "secondary_mean": _mean(second),
+        "secondary_sd": _deviation(second),
+        "seconds_per_step": _median(results, "seconds_per_step"),
+        "peak_memory_mb": _median(results, "peak_memory_mb"),
+        "runs": {seed: {"folder": str(run.folder), **results[seed]} for seed, run in done.items()},
+    }
+
+
+def paired_gain(ours: Mapping[int, float], theirs: Mapping[int, float]) -> dict[str, Any] | None:
+    """What one method gains over another, seed by seed.
+
+    Args:
+        ours, theirs: seed to figure.
+
+    Returns:
+        ``seeds`` that both have; ``mean`` and ``sd`` (of a sample) of the differences; ``p`` of the
+        two-sided paired t-test. sd is None for one seed, and p also where all differences are
+        equal, which leaves the test undefined. None without a common seed.
+    """
+    seeds = [seed for seed in ours if seed in theirs]
+    if not seeds:
+        return None
+    differences = {seed: ours[seed] - theirs[seed] for seed in seeds}
+    sd = _deviation(differences)
+    p = None
+    if sd is not None and sd > 1e-9:  # less is what rounding leaves of zero
+        p = float(ttest_rel([ours[s] for s in seeds], [theirs[s] for s in seeds]).pvalue)
+    return {"seeds": seeds, "mean": mean(differences.values()), "sd": sd, "p": p}
+
+
+def _check_measured(plan: Plan, configs: Mapping[str, CfgNode], metric: str) -> None:
+    # one that an evaluator gives may be absent all the same: masks, where nothing was found
+    done = [
+        (run, configs[name])  # of students alone: a teacher may be of another kind
+        for name, runs in plan.methods.items()
+        for run in runs.values()
+        if run.results is not None
+    ]
+    if any(metric in run.figures for run, _ in done):
+        return
+    for run, cfg in done:
+        if metric not in (metric_names(cfg) or ()):
+            find(run.figures, metric, f"metric in {run.folder / RESULTS}")
+
+
+def _mean(values: Mapping[int, float]) -> float | None:
+    return mean(values.values()) if values else None
+
+
+def _deviation(values: Mapping[int, float]) -> float | None:
+    return stdev(values.values()) if len(values) > 1 else None
+
+
+def _median(results: Mapping[int, Mapping[str, Any]], key: str) -> float | None:
+    values = [r[key] for r in results.values() if r.get(key)]
+    return median(values) if values else None
+
+
+def _ratio(value: float | None, reference: float | None) -> float | None:
+    return value / reference if value and reference else None

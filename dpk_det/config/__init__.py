@@ -1,0 +1,1 @@
+"""The project's config keys, and config files: read, merged and checked."""

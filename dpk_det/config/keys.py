@@ -1,0 +1,264 @@
+"""Every key that dpk_det adds to Detectron2's config, with its default and what it means.
+
+Those of the methods, ``DISTILL.<NAME>``, come from the methods themselves.
+"""
+
+import copy
+import textwrap
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from detectron2.config import CfgNode
+
+from dpk_det.distill import DISTILLERS
+from dpk_det.distill.arguments import REQUIRED, list_arguments
+from dpk_det.schema import convert
+
+KEYS: dict[str, tuple[Any, str]] = {
+    "IMPORTS": (
+        [],
+        "Modules to import before the rest of a config is read, in every process of every command. "
+        "They may register methods, meta-architectures, backbones and datasets. If a module has a "
+        "function `add_config(cfg)`, it is called and can add config keys. Modules are looked for "
+        "in the working directory and in PYTHONPATH. Those named on the command line are imported "
+        "as well as the file's.",
+    ),
+    "DATASETS.JSON": (
+        {},
+        "Your own datasets in COCO's format, `name: [annotations.json, image folder]`. The names "
+        "can then stand in DATASETS.TRAIN and DATASETS.TEST. Relative paths start at the working "
+        "directory.",
+    ),
+    "DATASETS.IMAGES": (
+        {},
+        "Your own datasets for classifiers: `name: path` of a folder or zip that has one folder "
+        "for each class, or `name: [path, part]` of CIFAR's archive, unpacked or not, where part "
+        "is train or test.",
+    ),
+    "INPUT.IMAGES.SIZE": (224, "Side in pixels of the images that a classifier is given."),
+    "INPUT.IMAGES.IN_MEMORY": (
+        False,
+        "True: decode all images once and keep them, resized to SIZE; for small images. Training "
+        "then shifts each by PAD pixels at most, over black. False: DATALOADER.NUM_WORKERS read "
+        "them; training crops by RandomResizedCrop, evaluation resizes the shorter side to "
+        "RESIZE_TEST and takes the middle. INPUT.RANDOM_FLIP holds for both.",
+    ),
+    "INPUT.IMAGES.PAD": (4, "Pixels by which IN_MEMORY images are shifted at most."),
+    "INPUT.IMAGES.RESIZE_TEST": (256, "Shorter side in pixels before the middle is cut out."),
+    "INPUT.IMAGES.BATCH_TEST": (100, "Images of a batch in evaluation, for each process."),
+    "MODEL.FPN.TOP_BLOCK": (
+        "",
+        'What an FPN of dpk_det\'s builders has above IN_FEATURES. "maxpool": one map, pooled from '
+        'its coarsest. "p6p7": two, by convolutions from the coarsest map of the network below '
+        '(RetinaNet). "p6p7_p5": two, by convolutions from its own coarsest (FCOS). "none". "": '
+        '"maxpool" if res5 is the coarsest, else "none". Detectron2\'s own builders ignore it.',
+    ),
+    "MODEL.TIMM.NAME": (
+        "",
+        "The network below build_timm_fpn_backbone, as timm.create_model takes its name "
+        '("mobilenetv2_100", "convnext_tiny.fb_in1k"). It must support features_only.',
+    ),
+    "MODEL.TIMM.OUT_INDICES": (
+        [],
+        "Which of timm's feature maps, by index; negative ones count from the end. []: those that "
+        "MODEL.FPN.IN_FEATURES names by stride (res2: 4); without a neck res2 to res5, the last of "
+        "each stride.",
+    ),
+    "MODEL.TIMM.PRETRAINED": (False, "Start from timm's own weights, which timm downloads."),
+    "MODEL.TIMM.WEIGHTS": (
+        "",
+        "Start from this file: .pth or .safetensors, with or without classifier, every weight "
+        "matched. A URL is possible too and, for ResNets, a torchvision:// name.",
+    ),
+    "MODEL.TIMM.NORM": (
+        "",
+        '"": norms as the network has them. "FrozenBN", "SyncBN": each BatchNorm becomes that.',
+    ),
+    "MODEL.TIMM.KWARGS": (
+        {},
+        "More arguments of timm.create_model, by name: {strict_img_size: False, drop_path_rate: "
+        "0.1}.",
+    ),
+    "MODEL.CLASSIFIER.NUM_CLASSES": (1000, "Classes of ImageClassifier."),
+    "MODEL.CLASSIFIER.LOSS_WEIGHT": (1.0, "Weight of its cross-entropy."),
+    "MODEL.CLASSIFIER.LABEL_SMOOTHING": (
+        0.0,
+        "Share of the cross-entropy's target that is spread evenly over the classes.",
+    ),
+    "MODEL.CIFAR.NAME": (
+        "resnet20",
+        "The network of build_cifar_backbone: resnet8, 14, 20, 32, 44, 56, 110, 8x4, 32x4; "
+        "wrn_16_2, wrn_40_1, wrn_40_2; vgg8, vgg13; mobilenetv2, shufflenetv1, shufflenetv2.",
+    ),
+    "MODEL.BACKBONE_WEIGHTS": (
+        "",
+        "Weights that only the backbone's bottom-up network starts from, after MODEL.WEIGHTS: the "
+        "checkpoint of another detector or of a classifier, or a file of such a network alone.",
+    ),
+    "MODEL.SMALL_RESNET.WIDTHS": (
+        [16, 32, 64, 128],
+        "Widths of the stem and of each stage of build_small_resnet_fpn_backbone.",
+    ),
+    "MODEL.SMALL_RESNET.BLOCKS": ([1, 1, 1, 1], "Its residual blocks in each stage."),
+    "MODEL.FCOS.NUM_CLASSES": (80, "Classes of FCOS, for which Detectron2 has no keys."),
+    "MODEL.FCOS.IN_FEATURES": (
+        ["p3", "p4", "p5", "p6", "p7"],
+        "The backbone's maps that the head reads, finest first; all of one width.",
+    ),
+    "MODEL.FCOS.NUM_CONVS": (
+        4,
+        "Convolutions of the head before its outputs, for classes and for boxes each.",
+    ),
+    "MODEL.FCOS.NORM": (
+        "GN",
+        'Their norm: "GN" (as many of 32 groups as divide the width), "" for none, or another that '
+        "Detectron2 knows.",
+    ),
+    "MODEL.FCOS.PRIOR_PROB": (0.01, "Probability of an object that an untrained head gives."),
+    "MODEL.FCOS.CENTER_SAMPLING_RADIUS": (
+        1.5,
+        "A cell learns a box only if it is at most this many strides from the box's centre.",
+    ),
+    "MODEL.FCOS.FOCAL_LOSS_ALPHA": (0.25, "Alpha of the focal loss."),
+    "MODEL.FCOS.FOCAL_LOSS_GAMMA": (2.0, "Gamma of the focal loss."),
+    "MODEL.FCOS.SCORE_THRESH_TEST": (
+        0.2,
+        "Least score of a detection: the root of class probability times centerness.",
+    ),
+    "MODEL.FCOS.TOPK_CANDIDATES_TEST": (
+        1000,
+        "Detections of each level that non-maximum suppression is given.",
+    ),
+    "MODEL.FCOS.NMS_THRESH_TEST": (0.6, "IoU of non-maximum suppression."),
+    "SOLVER.FUSED": (
+        False,
+        "Update all weights in one kernel (torch's fused optimizer). This project's trainer reads "
+        "it; DistillHook takes its trainer's optimizer as it is.",
+    ),
+    "DISTILL.METHODS": (
+        ["dpk"],
+        "Distillation methods, by name; their losses are added up. The node DISTILL.<NAME> holds "
+        "the arguments of each.",
+    ),
+    "DISTILL.LEVELS": (
+        [],
+        'The student\'s feature maps that learn, by name (["p3", "p4"]). []: all that pair by '
+        "stride. A method's own LEVELS go before.",
+    ),
+    "DISTILL.WARMUP_ITERS": (
+        0,
+        "Steps over which the losses of all methods rise linearly to their full weight; 0: at "
+        "once. DKD and ReviewKD are published with it, for classifiers.",
+    ),
+    "DISTILL.INHERIT": (
+        False,
+        "Start the student's neck, proposal generator and heads from the teacher's weights where "
+        "names and shapes match (Kang et al. 2021). It works for a plain student too: compare with "
+        "that one.",
+    ),
+    "DISTILL.TEACHER.CONFIG_FILE": (
+        "",
+        "The teacher's own config: a path, or a name of Detectron2's model zoo "
+        '("COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml"). YAML, or a LazyConfig\'s .py.',
+    ),
+    "DISTILL.TEACHER.WEIGHTS": (
+        "",
+        "The teacher's weights: a path or URL. \"\": the zoo's own; for a path the model_final.pth "
+        "that training with that config has left in its OUTPUT_DIR (train.output_dir).",
+    ),
+    "DISTILL.TEACHER.OPTS": (
+        [],
+        "Overrides of the teacher's config, as on the command line: "
+        '["MODEL.ROI_HEADS.NUM_CLASSES", 3]; of a LazyConfig ["model.roi_heads.num_classes", 3].',
+    ),
+    "DISTILL.TEACHER.PRECISION": (
+        "",
+        'What the teacher computes in: "" (as the student does, SOLVER.AMP), "bf16" or "fp16".',
+    ),
+    "DISTILL.TEACHER.CHANNELS_LAST": (
+        False,
+        "Keep the teacher's channels innermost in memory. Convolutions on CPUs, and in 16 bits on "
+        "GPUs, are faster that way. Its features stay the same but for rounding.",
+    ),
+    "DISTILL.TEACHER.COMPILE": (
+        False,
+        "Run the teacher through torch.compile, which takes a minute or two at the start.",
+    ),
+}
+"""Name -> default, meaning."""
+
+
+GONE: dict[str, Any] = {
+    "DISTILL.DPK.CKA_KERNEL": "linear",
+    "DISTILL.DPK.MLP_RATIO": 2.0,
+    "DISTILL.DPK.RATIO_MIN": 0.0,
+    "DISTILL.DPK.RATIO_MAX": 1.0,
+    "MODEL.TORCHVISION.NAME": "",
+    "MODEL.TORCHVISION.WEIGHTS": "",
+    "MODEL.TORCHVISION.OUT_FEATURES": [],
+    "MODEL.TORCHVISION.NORM": "",
+    "MODEL.TORCHVISION.KWARGS": {},
+}
+"""Keys of earlier versions -> their only meaning now, with which old configs can still be read."""
+
+
+class Key(NamedTuple):
+    """A config key."""
+
+    name: str
+    default: Any
+    meaning: str
+
+
+def all_keys() -> Iterator[Key]:
+    """Every key that dpk_det adds, those of the registered methods included."""
+    for name, (default, meaning) in KEYS.items():
+        yield Key(name, default, meaning)
+    for method in sorted(DISTILLERS):
+        yield from method_keys(method)
+
+
+def method_keys(method: str) -> Iterator[Key]:
+    """The keys below ``DISTILL`` of one registered method.
+
+    They are its constructor's keyword arguments in capitals, and ``LEVELS``. An argument whose
+    default no config can hold, such as a module, has no key. One without a default is None.
+    """
+    constructor, node = DISTILLERS[method], f"DISTILL.{method.upper()}"
+    if getattr(constructor, "takes_levels", True):
+        yield Key(f"{node}.LEVELS", [], "Levels of this method; []: those of DISTILL.LEVELS.")
+    for name, argument in list_arguments(constructor)[0].items():
+        default = None if argument.default is REQUIRED else argument.default
+        default = list(default) if isinstance(default, tuple) else default
+        if type(default) is int:
+            default = convert(default, argument.kind, name)  # 100 may be a float's
+        if default is None or isinstance(default, list | str | int | float):
+            yield Key(f"{node}.{name.upper()}", default, argument.meaning)
+
+
+def add_dpk_config(cfg: CfgNode) -> None:
+    """Add the keys of dpk_det to a config, in place; of methods, those registered by now."""
+    for name, default, _ in all_keys():
+        *path, last = name.split(".")
+        node = cfg
+        for part in path:
+            node = node.setdefault(part, CfgNode())
+        is_node = isinstance(default, dict)
+        node[last] = CfgNode(new_allowed=True) if is_node else copy.deepcopy(default)
+
+
+def describe_keys() -> str:
+    """All keys as Markdown: a table for each node, with default and meaning."""
+    tables: dict[str, list[str]] = {}
+    for name, default, meaning in all_keys():
+        node, _, key = name.rpartition(".")
+        value = '""' if default == "" else str(default)
+        meaning = meaning.replace("|", "\\|")
+        tables.setdefault(node, []).append(f"| `{key}` | `{value}` | {meaning} |")
+    parts = []
+    for node, rows in tables.items():
+        method = DISTILLERS.get(node.removeprefix("DISTILL.").lower())
+        first = textwrap.dedent((method.__doc__ or "") if method else "").partition("\n\n")[0]
+        parts += [f"## {node or 'Top level'}", *filter(None, [" ".join(first.split())])]
+        parts.append("\n".join(["| key | default | meaning |", "|---|---|---|", *rows]))
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,104 @@
+"""The config of the plain model as a YAML text, for Detectron2 without this project."""
+
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import (
+    ANCHOR_GENERATOR_REGISTRY,
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_BOX_HEAD_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    ROI_KEYPOINT_HEAD_REGISTRY,
+    ROI_MASK_HEAD_REGISTRY,
+    RPN_HEAD_REGISTRY,
+    SEM_SEG_HEADS_REGISTRY,
+)
+
+from dpk_det.config.keys import add_dpk_config
+
+_REGISTRIES = {
+    "ANCHOR_GENERATOR.NAME": ANCHOR_GENERATOR_REGISTRY,
+    "BACKBONE.NAME": BACKBONE_REGISTRY,
+    "META_ARCHITECTURE": META_ARCH_REGISTRY,
+    "PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
+    "ROI_BOX_HEAD.NAME": ROI_BOX_HEAD_REGISTRY,
+    "ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
+    "ROI_KEYPOINT_HEAD.NAME": ROI_KEYPOINT_HEAD_REGISTRY,
+    "ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
+    "RPN.HEAD_NAME": RPN_HEAD_REGISTRY,
+    "SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
+}
+
+
+def describe_plain_config(cfg: CfgNode, weights: str) -> tuple[str, str]:
+    """Write down what a plain model's config has that Detectron2's defaults have not.
+
+    The keys that dpk_det adds are left out where the model is made of Detectron2's parts alone:
+    ``get_cfg().merge_from_file`` reads the text, and ``build_model`` builds the model. Else they
+    stay, but for those of the distillation and of the datasets. The folder of the training is left
+    out: nobody should train into it by chance.
+
+    Args:
+        cfg: of :func:`dpk_det.config.loading.plain_architecture`. weights: for ``MODEL.WEIGHTS``.
+
+    Returns:
+        YAML; and a sentence on the modules that must be imported before the model is built, empty
+        where Detectron2 is enough.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    defaults = get_cfg()
+    cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR = weights, defaults.OUTPUT_DIR
+    for key in ("DISTILL", "IMPORTS"):
+        cfg.pop(key, None)
+    for key in ("JSON", "IMAGES"):
+        cfg.DATASETS.pop(key, None)
+    needed = _other_projects(cfg)
+    if needed:
+        add_dpk_config(defaults)
+    # dumped and read, tuples are lists
+    content, common = yaml.safe_load(cfg.dump()), yaml.safe_load(defaults.dump())
+    different = _difference(content, common, with_new=bool(needed))
+    different["VERSION"] = cfg.VERSION  # else Detectron2 guesses it
+    different["MODEL"]["META_ARCHITECTURE"] = cfg.MODEL.META_ARCHITECTURE  # for the reader
+    lines = [f"# The plain {cfg.MODEL.META_ARCHITECTURE} of {weights}, for Detectron2."]
+    sentence = ""
+    if needed:
+        parts = ", ".join(f"{name} ({module})" for name, module in needed.items())
+        sentence = (
+            f"Detectron2 has no {parts}: import {', '.join(sorted({*needed.values()}))} first, and "
+            "add its keys to the config (dpk_det.add_dpk_config)."
+        )
+        lines.append(f"# {sentence}")
+    return "\n".join(lines) + "\n" + yaml.safe_dump(different, sort_keys=True), sentence
+
+
+def _other_projects(cfg: CfgNode) -> dict[str, str]:
+    """Parts of the model that other packages than Detectron2 register: name -> package."""
+    found = {}
+    for path, registry in _REGISTRIES.items():
+        node: Any = cfg.MODEL
+        for key in path.split("."):
+            node = node[key]
+        if node in registry:
+            package = registry.get(node).__module__.partition(".")[0]
+            if package != "detectron2":
+                found[node] = package
+    return found
+
+
+def _difference(ours: dict, theirs: dict, with_new: bool) -> dict:
+    different = {}
+    for key, value in ours.items():
+        if key not in theirs:
+            if with_new:
+                different[key] = value
+        elif isinstance(value, dict) and isinstance(theirs[key], dict):
+            if below := _difference(value, theirs[key], with_new):
+                different[key] = below
+        elif value != theirs[key]:
+            different[key] = value
+    return different

@@ -1,0 +1,1 @@
+"""Going on with a training exactly where it stopped."""

@@ -1,0 +1,286 @@
+"""Going on with a training: from which checkpoint, and with what of it.
+
+A resumed training follows the config that it is resumed with; of the checkpoint it takes weights,
+the optimizer's momentum, random numbers, and its place in the data and in the curves. On a CPU it
+then equals the training that was not stopped, bit for bit. Where something was changed that
+influences it, it goes on all the same and is marked as not exact.
+"""
+
+import dataclasses
+import json
+import logging
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from detectron2.engine.hooks import EvalHook, PeriodicWriter, PreciseBN
+from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from dpk_det import random_state
+from dpk_det.data import TrainLoader
+from dpk_det.data.train_loader import Place
+from dpk_det.engine.resume.changes import influential_changes
+from dpk_det.engine.resume.checkpoints import FINAL, Checkpoint, checkpoint_files, last_checkpoint
+from dpk_det.engine.resume.metrics import go_on_after, last_written, put_back, recent
+from dpk_det.errors import UserError
+from dpk_det.pairing.ddp import unwrap
+from dpk_det.pairing.scaling import scale_to_processes
+
+RESULTS = "results.json"
+
+
+def find_start(cfg: CfgNode, resume: bool) -> Checkpoint | None:
+    """What a training goes on from; None: it starts from ``MODEL.WEIGHTS``. All ranks call it.
+
+    Raises:
+        UserError: when ``OUTPUT_DIR`` holds checkpoints but none is whole, or resuming was not
+            asked for; and when the config changes what cannot change, or ends before the step that
+            was reached.
+    """
+    # one rank looks, so that all take the same
+    found, problem = comm.all_gather(_look(cfg, resume) if comm.is_main_process() else None)[0]
+    if problem:
+        raise UserError(problem)
+    if found is None:
+        return None
+    if not found.path.is_file():
+        raise UserError(
+            f"Rank {comm.get_rank()} cannot read {found.path}: put OUTPUT_DIR on a disk that all "
+            "machines share."
+        )
+    cfg = scale_to_processes(cfg)
+    if found.config:
+        influential_changes(found.config, cfg, found.path)
+    if found.step > cfg.SOLVER.MAX_ITER:
+        raise UserError(
+            f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER} but {found.path} has made {found.step} "
+            "steps: raise it, or train in another OUTPUT_DIR."
+        )
+    return found
+
+
+def _look(cfg: CfgNode, resume: bool) -> tuple[Checkpoint | None, str]:
+    folder = cfg.OUTPUT_DIR
+    try:
+        if resume:
+            return last_checkpoint(folder), ""
+    except UserError as e:
+        return None, str(e)
+    files = checkpoint_files(folder)
+    if not files:
+        return None, ""
+    return None, (
+        f"OUTPUT_DIR {folder} holds the checkpoints of another training ({files[-1].name}): add "
+        "--resume to go on with it, choose another OUTPUT_DIR, or remove that folder."
+    )
+
+
+def is_finished(cfg: CfgNode, checkpoint: Checkpoint) -> bool:
+    """Whether a training has nothing left to do, its evaluation included."""
+    last = scale_to_processes(cfg).SOLVER.MAX_ITER
+    if checkpoint.step != last or checkpoint.path.stem != FINAL:
+        return False
+    try:
+        results = json.loads((Path(cfg.OUTPUT_DIR) / RESULTS).read_text())
+        return results["iterations"] == last
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+# ------------------------------------------------------------------ what a checkpoint keeps
+
+
+class Continuity(HookBase):
+    """Keeps in checkpoints what a trainer needs to go on as if it had never stopped.
+
+    Register it after all other hooks.
+
+    Args:
+        writers: of the curves; none on ranks other than 0.
+
+    Attributes:
+        resumed: for each time that the training was resumed ``step``, ``exact`` and, where that is
+            false, ``why``.
+    """
+
+    def __init__(self, writers: Sequence[EventWriter] = ()) -> None:
+        self.resumed: list[dict[str, Any]] = []
+        self._writers = writers
+        self._random: tuple[int, list[random_state.State]] = (-1, [])
+        self._curves: dict[str, Any] = {}
+        self._last_written = -1
+        self._teacher: int | None = None
+
+    def gather(self) -> None:
+        """Collect the ranks' random numbers for a checkpoint of this step; all ranks call it."""
+        self._random = self.trainer.iter, comm.gather(random_state.get_state())
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps, in numbers, texts and tensors."""
+        trainer, loader = self.trainer, self.trainer.data_loader
+        step, states = self._random
+        state = {
+            "config": trainer.cfg.dump(),
+            "parameters": parameter_names(unwrap(trainer.model), trainer.optimizer),
+            "teacher": self._teacher_checksum(),
+            "num_processes": comm.get_world_size(),
+            "random": states if step == trainer.iter else [],
+            "resumed": self.resumed,
+            "curves": recent(trainer.storage) if hasattr(trainer, "storage") else {},
+            "last_written": last_written(self._writers),
+        }
+        if isinstance(loader, TrainLoader):
+            state["place"] = dataclasses.asdict(loader.place)
+            state["images_per_step"] = loader.images_per_step
+            state["num_images"] = loader.num_images
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up data, random numbers and curves; the trainer's ``iter`` is the last step done.
+
+        Args:
+            state: of :meth:`state_dict`; empty for a checkpoint that has none.
+
+        Raises:
+            UserError: when the teacher is another one.
+        """
+        trainer = self.trainer
+        if state.get("teacher") not in (None, self._teacher_checksum()):
+            raise UserError(
+                "The teacher's weights are not those that the training in "
+                f"{trainer.cfg.OUTPUT_DIR} was begun with: give DISTILL.TEACHER the same, or "
+                "choose another OUTPUT_DIR."
+            )
+        why = self._differences(state)
+        self._take_up_data(state, same_order=not why)
+        if len(state.get("random", [])) == comm.get_world_size():
+            random_state.set_state(state["random"][comm.get_rank()])
+        else:
+            random_state.seed_all(max(trainer.cfg.SEED, 0), trainer.iter + 1, comm.get_rank())
+        self._curves = state.get("curves", {})
+        self._last_written = state.get("last_written", trainer.iter)
+        record = {"step": trainer.iter + 1, "exact": not why}
+        if why:
+            record["why"] = "; ".join(why)
+        self.resumed = [*state.get("resumed", []), record]
+        logging.getLogger("dpk_det").info(
+            "Resuming after step %d, %s.",
+            trainer.iter + 1,
+            f"not exactly as if it had not stopped: {record['why']}" if why else "exactly",
+        )
+
+    def _differences(self, state: Mapping[str, Any]) -> list[str]:
+        """What keeps the training from going on as if it had not stopped."""
+        trainer, loader = self.trainer, self.trainer.data_loader
+        if not state:
+            return ["the checkpoint is of an older version"]
+        keys = influential_changes(state["config"], trainer.cfg, trainer.cfg.OUTPUT_DIR)
+        why = [f"{key} was changed" for key in keys]
+        counts = {"processes": (state["num_processes"], comm.get_world_size())}
+        if not isinstance(loader, TrainLoader) or "place" not in state:
+            why.append("the train loader is not dpk_det's")
+        else:
+            counts["images per step"] = state["images_per_step"], loader.images_per_step
+            counts["images in the dataset"] = state["num_images"], loader.num_images
+        why += [f"{old} {what} became {new}" for what, (old, new) in counts.items() if old != new]
+        if not state["random"]:
+            why.append("the random numbers were not saved")
+        return why
+
+    def _take_up_data(self, state: Mapping[str, Any], same_order: bool) -> None:
+        loader, step = self.trainer.data_loader, self.trainer.iter + 1
+        if not isinstance(loader, TrainLoader):
+            return
+        place = Place(**state["place"]) if "place" in state else loader.place
+        if not same_order:
+            images = state.get("images_per_step", loader.images_per_step)
+            seen = place.position + (step - place.step) * images
+            place = Place(place.seed, step, seen)
+        loader.place, loader.step = place, step
+        for hook in self.trainer._hooks:
+            if isinstance(hook, PreciseBN) and isinstance(hook._data_loader, TrainLoader):
+                done = step // hook._period if hook._period else 0
+                hook._data_loader.place = Place(place.seed)
+                hook._data_loader.step = done * hook._num_iter
+
+    def _teacher_checksum(self) -> int | None:
+        bond = getattr(unwrap(self.trainer.model), "distillation", None)
+        if bond and self._teacher is None:
+            self._teacher = _checksum(bond.teacher.model)
+        return self._teacher
+
+    def before_train(self) -> None:
+        """Put the curves back, and do what is left of the step that was saved.
+
+        A checkpoint is saved before the evaluation, so that this may fail.
+        """
+        trainer = self.trainer
+        if comm.is_main_process():
+            go_on_after(self._writers, trainer.cfg.OUTPUT_DIR, self._last_written)
+            put_back(trainer.storage, self._curves)
+        if trainer.start_iter == 0:
+            return
+        trainer.iter = trainer.storage.iter = trainer.start_iter - 1
+        if trainer.start_iter == trainer.max_iter:  # killed before or while that was saved
+            trainer.save_checkpoint(FINAL)
+        for hook in trainer._hooks:
+            if isinstance(hook, EvalHook | PeriodicWriter):
+                hook.after_step()
+
+
+def parameter_names(model: nn.Module, optimizer: Optimizer) -> list[str]:
+    """The names of the parameters in the order in which an optimizer numbers them."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+
+
+def load_momenta(
+    optimizer: Optimizer, saved: Mapping[str, Any], before: Sequence[str], now: Sequence[str]
+) -> None:
+    """Take each parameter's state from a checkpoint; rates and decays stay those of the optimizer.
+
+    Args:
+        saved: an optimizer's ``state_dict``. before, now: the parameters' names in the order in
+            which that one and this one number them.
+
+    Raises:
+        UserError: when the two optimise different parameters.
+    """
+    if sorted(before) != sorted(now):
+        strange = sorted({*before} ^ {*now})
+        raise UserError(
+            f"The checkpoint's optimizer has {len(before)} parameters but this one {len(now)} "
+            f"({', '.join(strange[:3])}): resume with the config that it was begun with, or choose "
+            "another OUTPUT_DIR."
+        )
+    place = {name: i for i, name in enumerate(now)}
+    optimizer.load_state_dict(
+        {
+            "state": {place[before[i]]: state for i, state in saved["state"].items()},
+            "param_groups": optimizer.state_dict()["param_groups"],
+        }
+    )
+
+
+def set_schedule(scheduler: LRScheduler, step: int) -> None:
+    """Bring a scheduler, new from the config, and its optimizer's rates to a step."""
+    scheduler.last_epoch = step
+    scheduler._last_lr = scheduler.get_lr()
+    for group, rate in zip(scheduler.optimizer.param_groups, scheduler._last_lr, strict=True):
+        group["lr"] = rate
+
+
+def _checksum(model: nn.Module) -> int:
+    checksum = 0
+    for value in model.state_dict().values():
+        value = value.detach().cpu().contiguous().view(-1)
+        checksum = zlib.crc32(value.view(torch.uint8).numpy(), checksum)
+    return checksum

@@ -1,0 +1,152 @@
+"""Distillation for a trainer that knows nothing of it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from torch import nn
+
+from dpk_det.config.methods import method_arguments
+from dpk_det.errors import UserError
+from dpk_det.pairing.attach import check_format, distil
+from dpk_det.pairing.ddp import rewrap, unwrap
+from dpk_det.pairing.inherit import inherit_weights
+from dpk_det.pairing.scaling import scale_to_processes
+from dpk_det.pairing.teacher import Teacher, build_teacher
+
+
+class DistillHook(HookBase):
+    """Lets Detectron2's ``DefaultTrainer``, or a subclass, distil the plain model that it has.
+
+    Register it once the trainer is built and before ``resume_or_load()``::
+
+        trainer = DefaultTrainer(cfg)
+        trainer.register_hooks([DistillHook(load_teacher("teacher.yaml"), {"dpk": {}})])
+        trainer.resume_or_load(resume=args.resume)
+        trainer.train()
+
+    It attaches when it is registered, so that checkpoints find a place for the distiller's weights
+    and their optimizer's state. The trainer's own ``build_optimizer`` and ``build_lr_scheduler``
+    say how these weights learn. Pairs of levels, the distiller's size and what was inherited are
+    logged (:func:`~dpk_det.news.tell`). After training, finished or not, model and optimizer are
+    the plain ones again; checkpoints written until then hold ``distiller.*`` besides.
+
+    Args:
+        teacher: from :func:`~dpk_det.pairing.teacher.load_teacher`.
+        methods, levels: as :func:`~dpk_det.pairing.attach.distil` takes.
+        inherit: start neck and heads from the teacher's, as ``DISTILL.INHERIT`` does: after other
+            weights are loaded, and not when a training is resumed.
+        warmup_iters: as :func:`~dpk_det.pairing.attach.distil` takes.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        methods: Mapping[str, Mapping[str, Any]],
+        levels: Sequence[str] = (),
+        inherit: bool = False,
+        warmup_iters: int = 0,
+    ) -> None:
+        self.teacher, self.methods, self.levels = teacher, methods, levels
+        self.inherit, self.warmup_iters = inherit, warmup_iters
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> "DistillHook":
+        """What ``cfg.DISTILL`` describes, for a config with a plain ``META_ARCHITECTURE``.
+
+        Raises:
+            UserError: when the config has no such node, or the teacher cannot be built.
+        """
+        if "DISTILL" not in cfg:
+            raise UserError(
+                "This config has no DISTILL node: call dpk_det.add_dpk_config(cfg) before files "
+                "are merged into it."
+            )
+        cfg = scale_to_processes(cfg)  # as the trainer does with all but the warm-up
+        node = cfg.DISTILL
+        return cls(
+            build_teacher(cfg),
+            method_arguments(cfg),
+            node.LEVELS,
+            node.INHERIT,
+            node.WARMUP_ITERS,
+        )
+
+    @property
+    def trainer(self) -> Any:
+        """The trainer, set when the hook is registered: that attaches the distiller to its model.
+
+        Raises:
+            UserError: when it is no DefaultTrainer or has resumed already, the teacher was told
+                another channel order than ``INPUT.FORMAT``, and as :func:`~.attach.distil` does.
+        """
+        return self._trainer
+
+    @trainer.setter
+    def trainer(self, trainer: Any) -> None:
+        if not hasattr(trainer, "build_lr_scheduler"):
+            raise UserError(
+                "DistillHook is for Detectron2's DefaultTrainer: with another trainer, or none, "
+                "call dpk_det.distil(model, ...) before the optimizer is built."
+            )
+        if trainer.start_iter or trainer.iter:
+            raise UserError(
+                f"DistillHook was registered at iteration {trainer.start_iter or trainer.iter}: "
+                "register it before resume_or_load(), which else finds no place for its weights."
+            )
+        check_format(self.teacher, trainer.cfg.INPUT.FORMAT)
+        self._trainer = trainer
+        model = distil(
+            unwrap(trainer.model),
+            self.teacher,
+            self.methods,
+            self.levels,
+            trainer.max_iter,
+            self.warmup_iters,
+        )
+        self._optimise(model.distiller)
+        trainer.model = rewrap(trainer.model)
+
+    def before_train(self) -> None:
+        """Inherit, where that is asked for."""
+        model = unwrap(self.trainer.model)
+        if not hasattr(model, "distillation"):
+            raise UserError(
+                "This DistillHook has let its model go after a first train(): build a new trainer "
+                "and register a new hook."
+            )
+        if self.inherit and self.trainer.start_iter == 0:
+            inherit_weights(model, self.teacher.model)
+
+    def after_train(self) -> None:
+        """Leave the plain model, in its wrapper, and its optimizer."""
+        trainer, model = self.trainer, unwrap(self.trainer.model)
+        if not hasattr(model, "distillation"):
+            return
+        self._forget(model.distiller)
+        model.distillation.remove()
+        # to wrap takes all processes, and after an exception the others may be elsewhere
+        finished = trainer.iter >= trainer.max_iter
+        trainer.model = rewrap(trainer.model) if finished else model
+
+    def _optimise(self, distiller: nn.Module) -> None:
+        trainer, optimizer = self.trainer, self.trainer.optimizer
+        self._num_groups = len(optimizer.param_groups)
+        if not any(p.requires_grad for p in distiller.parameters()):
+            return  # there are methods with nothing to learn
+        # as for the student, norm layers and biases may have a decay and rate of their own
+        for group in trainer.build_optimizer(trainer.cfg, distiller).param_groups:
+            optimizer.add_param_group(group)
+        # a scheduler keeps lists with an entry a group, and has set the rates of the first step
+        for group in optimizer.param_groups:
+            group["lr"] = group.pop("initial_lr", group["lr"])
+        scheduler = trainer.build_lr_scheduler(trainer.cfg, optimizer)
+        vars(trainer.scheduler).update(vars(scheduler))  # in place: other hooks may hold it
+
+    def _forget(self, distiller: nn.Module) -> None:
+        optimizer = self.trainer.optimizer
+        for parameter in distiller.parameters():
+            optimizer.state.pop(parameter, None)
+        del optimizer.param_groups[self._num_groups :]
+        del getattr(self.trainer.scheduler, "base_lrs", [])[self._num_groups :]

@@ -1,0 +1,291 @@
+"""The frozen teacher: its own config, its own normalisation, and every weight matched."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, LazyConfig, instantiate
+from detectron2.structures import ImageList
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from dpk_det.architectures import build, plain_architecture
+from dpk_det.checkpoint.loading import load_weights_strictly
+from dpk_det.config.loading import check_pairs, load_config
+from dpk_det.distill import Features
+from dpk_det.errors import UserError, find, mistakes
+from dpk_det.pairing.batches import Batch, flip_channels, image_sizes
+
+PRECISIONS = {"": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+WEIGHTS_KEY = "DISTILL.TEACHER.WEIGHTS"
+ZOO_EXAMPLE = "COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml"
+
+
+class Teacher:
+    """A detector or classifier that only looks: in eval mode, without gradients.
+
+    No ``nn.Module``, so that a student that holds it does not adopt its weights.
+
+    Args:
+        model: a Detectron2 model with a ``backbone``, and ``preprocess_image`` or at least
+            ``pixel_mean`` and ``pixel_std``; frozen in place.
+        image_format: channel order it was trained with, "BGR" or "RGB".
+        student_format: channel order of the images that it will be shown.
+        precision: the backbone runs in: "bf16" or "fp16" (autocast); "": as the student's does.
+        channels_last: keep the backbone's weights and maps with their channels innermost in memory.
+        compiled: run the backbone through ``torch.compile``.
+
+    Attributes:
+        model, student_format: as given. flip_channels: whether the two orders differ.
+
+    Raises:
+        UserError: for an unknown precision.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        image_format: str,
+        student_format: str,
+        *,
+        precision: str = "",
+        channels_last: bool = False,
+        compiled: bool = False,
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.student_format = student_format
+        self.flip_channels = image_format != student_format
+        self._dtype = find(PRECISIONS, precision, "precision (DISTILL.TEACHER.PRECISION)")
+        self._layout = torch.channels_last if channels_last else torch.preserve_format
+        if channels_last:
+            model.backbone.to(memory_format=torch.channels_last)
+        # images may have any size
+        self._look = torch.compile(model.backbone, dynamic=True) if compiled else model.backbone
+
+    def move(self, device: torch.device) -> None:
+        """Go to a device; one that is there already stays."""
+        if next(self.model.parameters()).device != device:
+            self.model.to(device)
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, images: Tensor | None = None) -> Features:
+        """Look at a batch, normalised and padded the teacher's own way; only its backbone runs.
+
+        Args:
+            batch: Detectron2's list of dicts, or a classifier's dict of tensors; images in the
+                student's format.
+            images: what the teacher would make of the batch, (B, 3, H, W), if somebody has made it
+                already; see :func:`prepare_alike`.
+        """
+        if images is None:
+            images = preprocess(
+                self.model, flip_channels(batch) if self.flip_channels else batch
+            ).tensor
+        images = images.to(memory_format=self._layout)
+        if self._dtype is None:
+            maps = self._look(images)
+        else:
+            with torch.autocast(images.device.type, self._dtype):
+                maps = self._look(images)
+            maps = {name: x.float() for name, x in maps.items()}  # the student's heads may be asked
+        return Features(maps, feature_strides(self.model.backbone), image_sizes(batch))
+
+
+def preprocess(model: nn.Module, batch: Batch) -> ImageList:
+    """Normalise, pad and batch images as a model does.
+
+    Detectron2's ``ProposalNetwork`` and ``SemanticSegmentor`` do so within their forward, and have
+    no ``preprocess_image`` to call; theirs is repeated here.
+
+    Args:
+        model: with ``preprocess_image``, or ``pixel_mean`` and ``pixel_std``.
+        batch: as :class:`Teacher` takes it.
+    """
+    if hasattr(model, "preprocess_image"):
+        return model.preprocess_image(batch)
+    mean, std, backbone = model.pixel_mean, model.pixel_std, model.backbone
+    images = [(x["image"].to(mean.device) - mean) / std for x in batch]
+    # Detectron2 0.6 knows no constraints but the divisor
+    more = (
+        {"padding_constraints": backbone.padding_constraints}
+        if hasattr(backbone, "padding_constraints")
+        else {}
+    )
+    return ImageList.from_tensors(images, backbone.size_divisibility, **more)
+
+
+def prepare_alike(model: nn.Module, other: nn.Module) -> bool:
+    """Whether two models make the same tensor of a batch whose channels have the order of both.
+
+    False where it is not plain to see: where they are prepared by code of different classes.
+    """
+    ways = [getattr(type(m), "preprocess_image", None) for m in (model, other)]
+    if ways[0] is None or ways[0] is not ways[1]:
+        return False
+    for name in ("pixel_mean", "pixel_std"):
+        values = [getattr(m, name, None) for m in (model, other)]
+        if any(value is None for value in values) or not torch.equal(
+            *(value.cpu() for value in values)
+        ):
+            return False
+    return all(
+        getattr(model.backbone, name, None) == getattr(other.backbone, name, None)
+        for name in ("size_divisibility", "padding_constraints")
+    )
+
+
+def feature_strides(backbone: nn.Module) -> dict[str, int]:
+    """Name to pixels a cell of the backbone's maps."""
+    return {name: spec.stride for name, spec in backbone.output_shape().items()}
+
+
+def load_teacher_config(config_file: str, opts: Sequence[Any] = ()) -> CfgNode | DictConfig:
+    """Read a teacher's config from a path or Detectron2's model zoo.
+
+    Args:
+        config_file: YAML, or a LazyConfig's ``.py``, which is run. opts: ``[KEY, VALUE, ...]``.
+
+    Raises:
+        UserError: when it is neither, a LazyConfig without a model, or opts are no pairs.
+    """
+    if not config_file:
+        raise UserError(
+            "DISTILL.TEACHER.CONFIG_FILE is empty: give it a path or a model zoo name "
+            f"such as {ZOO_EXAMPLE}."
+        )
+    path = os.path.expanduser(config_file)
+    if not os.path.isfile(path):  # which takes any text, too long a one and ~nobody/x too
+        try:
+            path = _model_zoo().get_config_file(config_file)
+        except RuntimeError as e:
+            raise UserError(
+                f"The teacher's config {config_file} is neither a file below {Path.cwd()} nor in "
+                f"Detectron2's model zoo: give DISTILL.TEACHER.CONFIG_FILE a path or a name "
+                f"such as {ZOO_EXAMPLE}."
+            ) from e
+    opts = [str(opt) for opt in opts]
+    if not str(path).endswith(".py"):
+        return load_config(str(path), opts)
+    check_pairs(opts)
+    overrides = [f"{key}={value}" for key, value in zip(opts[::2], opts[1::2], strict=True)]
+    cfg = LazyConfig.apply_overrides(LazyConfig.load(str(path)), overrides)
+    if "model" not in cfg:
+        raise UserError(
+            f"The teacher's LazyConfig {config_file} defines no 'model': give "
+            "DISTILL.TEACHER.CONFIG_FILE one that does."
+        )
+    return cfg
+
+
+def _model_zoo() -> ModuleType:
+    # upstream's imports pkg_resources: not at the top, for a teacher with a path needs none of it
+    try:
+        from detectron2 import model_zoo
+    except ModuleNotFoundError as e:
+        raise UserError(
+            f"Detectron2's model zoo cannot be read ({e}): install 'setuptools<82', which has "
+            "pkg_resources, or give DISTILL.TEACHER a config and weights by their paths."
+        ) from e
+    return model_zoo
+
+
+def find_teacher_weights(config_file: str, weights: str, teacher_cfg: CfgNode | DictConfig) -> str:
+    """The weights to load: as given, or the zoo's own, or those that training has left.
+
+    Raises:
+        UserError: when none are given and there are none to be found.
+    """
+    if weights:
+        return weights
+    if not os.path.isfile(os.path.expanduser(config_file)):
+        try:
+            return _model_zoo().get_checkpoint_url(config_file)
+        except RuntimeError as e:
+            raise UserError(
+                f"Detectron2's model zoo has no weights for the teacher {config_file}: name them "
+                "in DISTILL.TEACHER.WEIGHTS."
+            ) from e
+    if isinstance(teacher_cfg, DictConfig):
+        folder = OmegaConf.select(teacher_cfg, "train.output_dir", default=".")
+    else:
+        folder = teacher_cfg.OUTPUT_DIR
+    trained = Path(folder) / "model_final.pth"
+    if trained.is_file():
+        return str(trained)
+    raise UserError(
+        f"The teacher {config_file} has no weights: train it (that leaves {trained}) or name "
+        "them in DISTILL.TEACHER.WEIGHTS."
+    )
+
+
+def load_teacher(
+    config_file: str,
+    weights: str = "",
+    opts: Sequence[Any] = (),
+    device: str | torch.device = "cpu",
+    student_format: str = "BGR",
+    **speed: Any,
+) -> Teacher:
+    """Build a teacher from its own config, every weight matched.
+
+    Args:
+        config_file: a path, or a name of Detectron2's model zoo; YAML or a LazyConfig's ``.py``.
+        weights: a path or URL; "": those that :func:`find_teacher_weights` finds.
+        opts: overrides of its config, ``[KEY, VALUE, ...]``.
+        device: where it is to run; it follows the student if that is elsewhere.
+        student_format: channel order of the images that it will be shown, "BGR" or "RGB".
+        speed: ``precision``, ``channels_last`` and ``compiled`` of :class:`Teacher`.
+
+    Raises:
+        UserError: when config or weights are not found, or a weight does not fit.
+    """
+    cfg = load_teacher_config(config_file, opts)
+    weights = find_teacher_weights(config_file, weights, cfg)
+    model, image_format = build_untrained(cfg, device)
+    load_weights_strictly(model, weights, WEIGHTS_KEY)
+    return Teacher(model, image_format, student_format, **speed)
+
+
+def build_untrained(
+    cfg: CfgNode | DictConfig, device: str | torch.device = "cpu"
+) -> tuple[nn.Module, str]:
+    """A teacher's model with random weights, and the channel order of its images.
+
+    Args:
+        cfg: of :func:`load_teacher_config`. device: where it is to run.
+    """
+    if isinstance(cfg, DictConfig):
+        with mistakes("The teacher's LazyConfig gives no model", "correct its 'model'"):
+            model = instantiate(cfg.model).to(device)
+        # said by the model where the config wraps it, as `distil` does; by neither where the model
+        # has no use for it, as Detectron2's FCOS
+        said = cfg.model.get("input_format") or getattr(model, "input_format", None)
+        return model, said or "BGR"
+    cfg = plain_architecture(cfg)  # a teacher may have been distilled itself
+    cfg.MODEL.DEVICE = str(device)
+    return build(cfg), cfg.INPUT.FORMAT
+
+
+def build_teacher(cfg: CfgNode) -> Teacher:
+    """Build the teacher that ``cfg.DISTILL.TEACHER`` describes, on the student's device.
+
+    Args:
+        cfg: the student's config.
+
+    Raises:
+        UserError: as :func:`load_teacher` does.
+    """
+    node = cfg.DISTILL.TEACHER
+    return load_teacher(
+        node.CONFIG_FILE,
+        node.WEIGHTS,
+        node.OPTS,
+        cfg.MODEL.DEVICE,
+        cfg.INPUT.FORMAT,
+        precision=node.PRECISION,
+        channels_last=node.CHANNELS_LAST,
+        compiled=node.COMPILE,
+    )

@@ -1,0 +1,230 @@
+"""The report's table and sentences, of numbers that are given."""
+
+import pytest
+
+from dpk_det.comparison.report import method_table, metric_label, metric_name, report_text, spread
+
+MACHINE = {
+    "platform": "Linux",
+    "cores": 2,
+    "threads": 1,
+    "gpu": None,
+    "python": "3.11",
+    "torch": "2.14",
+    "detectron2": "0.6",
+}
+
+
+def row(title, values, **other):
+    mean = sum(values.values()) / len(values) if values else None
+    return {
+        "title": title,
+        "values": values,
+        "mean": mean,
+        "sd": 1.25 if len(values) > 1 else None,
+        "secondary_mean": mean and mean + 20,
+        "secondary_sd": 0.5 if len(values) > 1 else None,
+        "iterations": 30,
+        "images_per_step": 4,
+        "parameters": 1234567,
+        "runs": {seed: {} for seed in values},
+    } | other
+
+
+def method(title, values, baseline, gain=None, **other):
+    relative = {"relative_seconds": None, "relative_memory": None}
+    return row(title, values, baseline=baseline, gain=gain, **relative | other)
+
+
+@pytest.fixture
+def summary():
+    gain = {"seeds": [1, 2], "mean": -1.5, "sd": 0.25, "p": 0.0123}
+    return {
+        "title": "A title",
+        "description": "What it is about.",
+        "command": "python tools/compare.py x.yaml",
+        "metric": "bbox/AP",
+        "secondary": "bbox/AP50",
+        "seeds": [1, 2],
+        "baseline": "plain",
+        "trainings": 5,
+        "finished": 5,
+        "failed": [],
+        "machines": [MACHINE],
+        "given_teachers": {},
+        "teachers": {"big": row("the teacher", {1: 50.04}, iterations=90, parameters=7654321)},
+        "methods": {
+            "plain": method(
+                "plain student", {1: 30.0, 2: 32.0}, None, relative_seconds=1, relative_memory=1
+            ),
+            "kd": method(
+                "KD", {1: 29.0, 2: 30.0}, "plain", gain, relative_seconds=1.5, relative_memory=2.1
+            ),
+        },
+    }
+
+
+def cells(table):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+
+
+def test_each_row_has_its_figures_under_their_headers(summary):
+    header, _, teacher, plain, kd = cells(method_table(summary))
+    assert header == [
+        *("", "seeds", "AP", "AP50", "gain", "over", "p", "step time", "memory"),
+        "AP of each seed",
+    ]
+    assert teacher == ["the teacher", "1", "50.0", "70.0", "", "", "", "", "", "50.0"]
+    plain_aps = ["31.0 ± 1.2", "51.0 ± 0.5"]
+    assert plain == ["plain student", "2", *plain_aps, "", "", "", "1.00x", "1.00x", "30.0 32.0"]
+    gain = ["-1.5 ± 0.2", "plain student", "0.012"]
+    times = ["1.50x", "2.10x"]
+    assert kd == ["KD", "2", "29.5 ± 1.2", "49.5 ± 0.5", *gain, *times, "29.0 30.0"]
+
+
+def test_with_one_seed_there_is_neither_deviation_nor_p(summary):
+    summary["seeds"] = [1]
+    summary["methods"] = {
+        "plain": method("plain", {1: 30.0}, None),
+        "kd": method("KD", {1: 33.0}, "plain", {"seeds": [1], "mean": 3.0, "sd": None, "p": None}),
+    }
+    text = report_text(summary, {})
+    header, _, _, _, kd = cells(method_table(summary))
+    assert header == ["", "seeds", "AP", "AP50", "gain", "over", "AP of each seed"]
+    assert kd == ["KD", "1", "33.0", "53.0", "+3.0", "plain", "33.0"]
+    assert "- gain:" in text and "- p:" not in text and "±" not in text
+
+
+def test_an_unfinished_seed_keeps_its_place(summary):
+    summary["methods"]["kd"]["values"] = {2: 30.0}
+    assert cells(method_table(summary))[-1][-1] == "- 30.0"
+    summary["methods"]["kd"] |= {"values": {}, "mean": None, "sd": None, "gain": None}
+    assert cells(method_table(summary))[-1][1:3] == ["0", ""]
+
+
+@pytest.mark.parametrize(("p", "text"), [(0.0004, "<0.001"), (0.001, "0.001"), (1.0, "1.000")])
+def test_a_small_p_is_no_zero(summary, p, text):
+    summary["methods"]["kd"]["gain"]["p"] = p
+    assert text in cells(method_table(summary))[-1]
+
+
+def test_the_text_says_what_was_run_and_where(summary):
+    text = report_text(summary, {"ap.png": "A plot."})
+    assert text.startswith("# A title\n\nWhat it is about.\n\n|")
+    assert "![ap.png](ap.png)\n\nA plot." in text
+    for note in ("AP: COCO's box AP", "±", "gain", "p", "step time", "memory"):
+        assert f"\n- {note}" in text
+    assert "Schedule: 30 steps of 4 images for every student." in text
+    assert "the teacher: 90 steps of 4 images, seed 1." in text
+    assert "Parameters: 1234567 ('plain student', 'KD'); 7654321 ('the teacher')." in text
+    assert "Seeds: 1, 2;" in text
+    assert "memory of the whole process" in text
+    assert "no GPU, 2 CPU cores" in text and "torch 2.14" in text
+    assert "\n    python tools/compare.py x.yaml\n" in text
+    assert "trainings are done" not in text
+
+
+def test_schedules_that_differ_are_told_apart(summary):
+    summary["methods"]["kd"]["iterations"] = 60
+    text = report_text(summary, {})
+    assert (
+        "schedules differ: 30 steps of 4 images ('plain student'); 60 steps of 4 images ('KD')"
+        in text
+    )
+
+
+def test_what_is_unfinished_or_failed_stands_at_the_top(summary):
+    summary |= {"finished": 3, "failed": ["kd-seed1"]}
+    text = report_text(summary, {})
+    assert "**3 of 5 trainings are done; failed: kd-seed1.**" in text.partition("|")[0]
+
+
+def test_memory_of_a_gpu_is_called_so(summary):
+    summary["machines"] = [MACHINE | {"gpu": "Some GPU"}]
+    text = report_text(summary, {})
+    assert "memory: peak GPU memory over that of 'plain student'" in text and "Some GPU" in text
+
+
+def test_teachers_whose_weights_were_given_are_named(summary):
+    summary["given_teachers"] = {"zoo's": "", "mine": "mine.pth"}
+    text = report_text(summary, {})
+    assert "zoo's: neither trained nor evaluated here, weights of the model zoo." in text
+    assert "mine: neither trained nor evaluated here, weights mine.pth." in text
+
+
+def test_a_teacher_whose_weights_were_given_has_its_figures_but_no_seed(summary):
+    results = {"teacher": {"datasets": ["a", "b"]}}
+    given = row("given", {"given": 60.0}, weights="t.pth", iterations=None, runs={"given": results})
+    summary["teachers"]["given"] = given
+    assert cells(method_table(summary))[3] == ["given", "", "60.0", "80.0", *[""] * 6]
+    text = report_text(summary, {})
+    assert "- given: not trained here, weights t.pth, evaluated on a and b.\n" in text
+    given |= {"values": {}, "runs": {}, "weights": ""}
+    text = report_text(summary, {})
+    assert "- given: not trained here, weights of the model zoo.\n" in text
+
+
+def test_what_was_not_resumed_exactly_is_marked(summary):
+    kd = summary["methods"]["kd"]
+    kd["runs"] = {
+        1: {"resumed": [{"step": 20, "exact": True}]},
+        2: {
+            "resumed": [
+                {"step": 10, "exact": False},
+                {"step": 25, "exact": False, "why": "2 processes became 1"},
+            ]
+        },
+    }
+    assert cells(method_table(summary))[-1][-1] == "29.0 30.0†"
+    text = report_text(summary, {})
+    assert "\n- †: resumed, but not as if it had never been interrupted: 'KD' with seed 2" in text
+    assert "seed 2 after step 10 and step 25 (2 processes became 1). " in text
+    kd["runs"].pop(2)
+    assert "†" not in report_text(summary, {})
+
+
+def test_a_title_breaks_neither_table_nor_list(summary):
+    summary["methods"]["plain"]["title"] = "plain | a, b"
+    text = report_text(summary, {})
+    assert "| plain \\| a, b |" in text.replace("  ", "")
+    assert "Parameters: 1234567 ('plain | a, b', 'KD');" in text
+
+
+def test_no_cell_holds_a_comma(summary):
+    assert "," not in method_table(summary)
+
+
+@pytest.mark.parametrize(
+    ("metric", "name"),
+    [
+        ("bbox/AP", "AP"),
+        ("segm/AP50", "mask AP50"),
+        ("keypoints/AP", "keypoint AP"),
+        ("cls/top1", "top-1"),
+        ("cls/top5", "top-5"),
+        ("cls/top1-cat", "top1-cat"),
+        ("classification/top1", "top1"),
+        ("some_val/bbox/AP50", "AP50 on some_val"),
+        ("some_val/cls/top5", "top-5 on some_val"),
+        ("bbox/AP-a/b", "AP-a/b"),
+    ],
+)
+def test_metrics_are_called_what_the_field_calls_them(metric, name):
+    assert metric_name(metric) == name
+
+
+def test_of_classifiers_the_columns_say_percent_once(summary):
+    summary |= {"metric": "cls/top1", "secondary": "cls/top5"}
+    header = cells(method_table(summary))[0]
+    assert header[2:4] == ["top-1, %", "top-5, %"] and header[-1] == "top-1 of each seed"
+    text = report_text(summary, {})
+    assert "\n- top-1: share of images whose class is the likeliest, in percent.\n" in text
+    assert metric_label("cls/top1-cat") == "top1-cat, %" and metric_label("segm/AP") == "mask AP"
+    assert metric_label("x/cls/top1") == "top-1 on x, %"
+
+
+def test_a_spread_shows_what_there_is():
+    assert spread(None, None) == ""
+    assert spread(3.14, None) == "3.1"
+    assert spread(3.14, 0.16) == "3.1 ± 0.2"
+    assert spread(3.14, 0.16, signed=True) == "+3.1 ± 0.2"
