@@ -25,7 +25,7 @@ from dpk_det.distill.registry import DISTILLERS
 from dpk_det.engine import DistillTrainer
 from dpk_det.engine.launch import use_device
 from dpk_det.errors import UserError, find
-from dpk_det.pairing.attach import distil
+from dpk_det.pairing.distil import distil
 from dpk_det.pairing.teacher import Teacher, build_teacher, load_teacher_config
 
 Size = tuple[int, int]

@@ -19,7 +19,8 @@ if find_spec("detectron2") is not None:
     from dpk_det.config.keys import add_dpk_config
     from dpk_det.config.loading import load_config
     from dpk_det.modeling import register_distilled
-    from dpk_det.pairing.attach import attach_distiller, attach_from_config, distil
+    from dpk_det.pairing.attach import attach_distiller
+    from dpk_det.pairing.distil import attach_from_config, distil
     from dpk_det.pairing.hook import DistillHook
     from dpk_det.pairing.inherit import inherit_weights
     from dpk_det.pairing.teacher import build_teacher, load_teacher

@@ -15,7 +15,7 @@ from detectron2.utils.events import EventStorage
 
 from dpk_det.config.loading import load_config
 from dpk_det.data import made_up_batch
-from dpk_det.pairing.attach import distil
+from dpk_det.pairing.distil import distil
 from dpk_det.pairing.teacher import Teacher
 
 ZOO = Path(detectron2.__file__).parent / "model_zoo" / "configs"

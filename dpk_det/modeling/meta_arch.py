@@ -10,7 +10,7 @@ from torch import nn
 
 from dpk_det.architectures import distilling_names
 from dpk_det.errors import UserError, find
-from dpk_det.pairing.attach import attach_from_config
+from dpk_det.pairing.distil import attach_from_config
 
 
 def register_distilled(plain_name: str, name: str | None = None) -> str:

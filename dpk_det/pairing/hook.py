@@ -9,8 +9,9 @@ from torch import nn
 
 from dpk_det.config.methods import method_arguments
 from dpk_det.errors import UserError
-from dpk_det.pairing.attach import check_format, distil
+from dpk_det.pairing.attach import check_format
 from dpk_det.pairing.ddp import rewrap, unwrap
+from dpk_det.pairing.distil import distil
 from dpk_det.pairing.inherit import inherit_weights
 from dpk_det.pairing.scaling import scale_to_processes
 from dpk_det.pairing.teacher import Teacher, build_teacher
@@ -34,10 +35,10 @@ class DistillHook(HookBase):
 
     Args:
         teacher: from :func:`~dpk_det.pairing.teacher.load_teacher`.
-        methods, levels: as :func:`~dpk_det.pairing.attach.distil` takes.
+        methods, levels: as :func:`~dpk_det.pairing.distil.distil` takes.
         inherit: start neck and heads from the teacher's, as ``DISTILL.INHERIT`` does: after other
             weights are loaded, and not when a training is resumed.
-        warmup_iters: as :func:`~dpk_det.pairing.attach.distil` takes.
+        warmup_iters: as :func:`~dpk_det.pairing.distil.distil` takes.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class DistillHook(HookBase):
 
         Raises:
             UserError: when it is no DefaultTrainer or has resumed already, the teacher was told
-                another channel order than ``INPUT.FORMAT``, and as :func:`~.attach.distil` does.
+                another channel order than ``INPUT.FORMAT``, and as :func:`~.distil.distil` does.
         """
         return self._trainer
 
@@ -141,8 +142,7 @@ class DistillHook(HookBase):
         # a scheduler keeps lists with an entry a group, and has set the rates of the first step
         for group in optimizer.param_groups:
             group["lr"] = group.pop("initial_lr", group["lr"])
-        scheduler = trainer.build_lr_scheduler(trainer.cfg, optimizer)
-        vars(trainer.scheduler).update(vars(scheduler))  # in place: other hooks may hold it
+        trainer.scheduler = trainer.build_lr_scheduler(trainer.cfg, optimizer)
 
     def _forget(self, distiller: nn.Module) -> None:
         optimizer = self.trainer.optimizer

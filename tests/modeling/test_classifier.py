@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from dpk_det.distill import Distiller
 from dpk_det.errors import UserError
 from dpk_det.modeling import ImageClassifier
-from dpk_det.pairing.attach import attach_distiller, distil
+from dpk_det.pairing.attach import attach_distiller
+from dpk_det.pairing.distil import distil
 from dpk_det.pairing.inherit import inherit_weights
 from dpk_det.pairing.teacher import Teacher, build_teacher
 

@@ -14,7 +14,8 @@ from torch.optim.swa_utils import AveragedModel
 from dpk_det.distill import DISTILLERS, Distiller, build_distiller
 from dpk_det.distill.late import Late
 from dpk_det.errors import UserError
-from dpk_det.pairing.attach import attach_distiller, attach_from_config, distil
+from dpk_det.pairing.attach import attach_distiller
+from dpk_det.pairing.distil import attach_from_config, distil
 from dpk_det.pairing.levels import pair_levels
 from dpk_det.pairing.teacher import build_teacher, load_teacher
 

@@ -1,0 +1,101 @@
+"""Makes a model distil in one call: pairs its levels, builds the distiller, attaches it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+from torch import nn
+
+from dpk_det.config.methods import method_arguments
+from dpk_det.distill import Level, build_distiller
+from dpk_det.news import tell
+from dpk_det.pairing.attach import attach_distiller, check_backbone
+from dpk_det.pairing.levels import pair_levels
+from dpk_det.pairing.teacher import Teacher, build_teacher
+
+
+def distil(
+    model: nn.Module,
+    teacher: Teacher,
+    methods: Mapping[str, Mapping[str, Any]],
+    levels: Sequence[str] = (),
+    max_iter: int | None = None,
+    warmup_iters: int = 0,
+) -> nn.Module:
+    """Pair a model's levels with its teacher's, build the distiller, attach it, and log all three.
+
+    Args:
+        model: as :func:`~.attach.attach_distiller` takes.
+        teacher: from :func:`~dpk_det.pairing.teacher.load_teacher`.
+        methods: name of each method to its arguments, ``{"dpk": {"weight": 12.0}, "dkd": {}}``.
+            A method may name its own ``levels`` among them.
+        levels: the model's feature maps that learn, by name; none: all that pair by stride.
+        max_iter, warmup_iters: as :func:`~.attach.attach_distiller` takes.
+
+    Returns:
+        The model itself, so that ``LazyCall(distil)(model=..., teacher=..., methods=...)`` can
+        stand where a model does.
+
+    Raises:
+        UserError: as pairing the levels, building the distiller and attaching it do.
+    """
+    check_backbone(model)
+    pairs = _pair_each(model, teacher, methods, levels)
+    distiller = build_distiller(methods, pairs)
+    attach_distiller(model, teacher, distiller, max_iter, warmup_iters)
+    tell(
+        "%s learns by %s from a %s teacher: %s. The distiller has %s parameters.",
+        type(model).__name__,
+        ", ".join(methods),
+        type(teacher.model).__name__,
+        _describe(pairs),
+        f"{sum(p.numel() for p in distiller.parameters()):,}",
+    )
+    return model
+
+
+def _pair_each(
+    model: nn.Module, teacher: Teacher, methods: Any, levels: Sequence[str]
+) -> dict[str, list[Level]]:
+    """The pairs that each method learns from."""
+    own, other = (x.backbone.output_shape() for x in (model, teacher.model))
+    common = pair_levels(own, other, levels)
+    if not isinstance(methods, Mapping):  # said by build_distiller
+        return {}
+    pairs = dict.fromkeys(methods, common)
+    for name, arguments in methods.items():
+        if isinstance(arguments, Mapping) and arguments.get("levels"):
+            key = f"DISTILL.{name.upper()}.LEVELS"
+            pairs[name] = pair_levels(own, other, arguments["levels"], key)
+    return pairs
+
+
+def _describe(pairs: Mapping[str, Sequence[Level]]) -> str:
+    lines = {
+        method: "; ".join(
+            f"{x.student} from {x.teacher} (stride {x.stride}, {x.student_channels} channels from "
+            f"{x.teacher_channels})"
+            for x in levels
+        )
+        for method, levels in pairs.items()
+    }
+    if len({*lines.values()}) == 1:
+        return next(iter(lines.values()))
+    return ". ".join(f"{method}: {line}" for method, line in lines.items())
+
+
+def attach_from_config(model: nn.Module, cfg: CfgNode) -> nn.Module:
+    """Attach what ``cfg.DISTILL`` describes to a model and return that model.
+
+    Raises:
+        UserError: as building the teacher and :func:`distil` do.
+    """
+    node = cfg.DISTILL
+    return distil(
+        model,
+        build_teacher(cfg),
+        method_arguments(cfg),
+        node.LEVELS,
+        cfg.SOLVER.MAX_ITER,
+        node.WARMUP_ITERS,
+    )
