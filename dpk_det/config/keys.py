@@ -4,7 +4,7 @@ Those of the methods, ``DISTILL.<NAME>``, come from the methods themselves.
 """
 
 import copy
-import textwrap
+import inspect
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -247,18 +247,28 @@ def add_dpk_config(cfg: CfgNode) -> None:
         node[last] = CfgNode(new_allowed=True) if is_node else copy.deepcopy(default)
 
 
+_PAGE = """# Config keys
+
+Every key that dpk_det adds to Detectron2's, with its default. This page is the output of
+`python tools/list_keys.py`, which with `--imports my_project` lists the keys of your methods too.
+Set keys in a file (`DISTILL: {DPK: {WEIGHT: 6.0}}`) or on the command line (`DISTILL.DPK.WEIGHT
+6.0`).
+"""
+
+
 def describe_keys() -> str:
-    """All keys as Markdown: a table for each node, with default and meaning."""
+    """All keys as a page of Markdown: a table for each node, with default and meaning."""
     tables: dict[str, list[str]] = {}
     for name, default, meaning in all_keys():
         node, _, key = name.rpartition(".")
         value = '""' if default == "" else str(default)
         meaning = meaning.replace("|", "\\|")
         tables.setdefault(node, []).append(f"| `{key}` | `{value}` | {meaning} |")
-    parts = []
+    parts = [_PAGE.rstrip()]
     for node, rows in tables.items():
+        parts.append(f"## {node or 'Top level'}")
         method = DISTILLERS.get(node.removeprefix("DISTILL.").lower())
-        first = textwrap.dedent((method.__doc__ or "") if method else "").partition("\n\n")[0]
-        parts += [f"## {node or 'Top level'}", *filter(None, [" ".join(first.split())])]
+        if method:
+            parts.append((inspect.getdoc(method) or "").partition("\n\n")[0])
         parts.append("\n".join(["| key | default | meaning |", "|---|---|---|", *rows]))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"

@@ -4,6 +4,7 @@ import ast
 import inspect
 import textwrap
 from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import Annotated, get_type_hints
 
 import pytest
@@ -131,3 +132,8 @@ def test_the_description_has_a_line_for_every_key():
         node, _, name = key.name.rpartition(".")
         section = page.split(f"## {node or 'Top level'}\n", 1)[1].split("\n## ")[0]
         assert f"| `{name}` |" in section, key.name
+
+
+def test_the_page_is_what_the_command_prints():
+    page = Path(__file__).parents[2] / "docs/configs.md"
+    assert page.read_text() == describe_keys(), "python tools/list_keys.py > docs/configs.md"

@@ -1,14 +1,17 @@
 """The snippets of docs/extending.md do what the page says."""
 
 import argparse
+import json
+import os
 import re
-import runpy
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from detectron2.config import CfgNode, LazyConfig, instantiate
+from detectron2.config import LazyConfig, instantiate
 from detectron2.engine import DefaultTrainer
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
@@ -18,7 +21,8 @@ from dpk_det.architectures import plain_architecture
 from dpk_det.distill import DISTILLERS
 from dpk_det.errors import UserError
 
-PAGE = Path(__file__).parents[2] / "docs/extending.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs/extending.md"
 PLAIN = ("MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "DATASETS.TEST", "()")
 
 
@@ -124,29 +128,88 @@ def test_a_method_of_ones_own(snippet, tiny, batch):
 
 def test_a_method_of_ones_own_in_a_config(snippet, tiny, batch):
     exec(snippet("A method of one's own"), {})
-    cfg = tiny.cfg("dpk", "DISTILL.METHODS", "['attention', 'pkd']")
-    cfg.DISTILL.ATTENTION = CfgNode({"WEIGHT": 7.0})
-    model = attach_from_config(tiny.build("plain"), cfg)
+    opts = ("DISTILL.METHODS", "['attention', 'pkd']", "DISTILL.ATTENTION.WEIGHT", 7)
+    model = attach_from_config(tiny.build("plain"), tiny.cfg("dpk", *opts))
     assert model.distiller.methods["attention"].weight == 7
     assert {"loss_attention", "loss_pkd"} <= train_step(model, batch).keys()
 
 
-def test_a_method_of_ones_own_by_the_training_command(
-    snippet, tiny, tmp_path, command, monkeypatch, capsys
-):
-    for n, name in enumerate(("my_method", "my_train")):
-        (tmp_path / f"{name}.py").write_text(snippet("A method of one's own", n))
-    monkeypatch.syspath_prepend(tmp_path)  # as `python my_train.py` does
-    config = tmp_path / "my.yaml"
-    config.write_text(f'_BASE_: "{tiny.dpk}"\nDISTILL: {{METHODS: ["attention"]}}\n')
-    argv = ["--config-file", str(config), "--check"]
-    with pytest.raises(SystemExit):
-        command(*argv)
-    assert "no distiller named 'attention'" in capsys.readouterr().err
-    monkeypatch.setattr(sys, "argv", ["my_train.py", *argv])
-    runpy.run_path(str(tmp_path / "my_train.py"), run_name="__main__")
-    report = capsys.readouterr().out
-    assert "loss_attention" in report and "The job is ready to run." in report
+@pytest.fixture(scope="module")
+def outside(tiny, tmp_path_factory):
+    """A folder outside the repository with the page's files, upon the tiny configs."""
+    folder = tmp_path_factory.mktemp("outside")
+    places = {
+        "configs/shapes/dpk.yaml": str(tiny.dpk),
+        "configs/shapes/plain.yaml": str(tiny.plain),
+        'teacher: {config: "configs/shapes/teacher.yaml"}': (
+            f"teacher: {{config: {tiny.teacher}, weights: {tiny.weights}}}"
+        ),
+    }
+    for name, text in re.findall(
+        r"```(?:python|yaml)\n# (my_\w+\.\w+)\n(.*?)```", PAGE.read_text(), re.S
+    ):
+        for old, new in places.items():
+            text = text.replace(old, new)
+        (folder / name).write_text(text)
+    (folder / "photos").symlink_to(tiny.plain.with_name("images"))
+    return folder
+
+
+def test_every_command_knows_a_method_that_a_config_imports(outside, tiny):
+    """The commands of the page, from the shell."""
+    (commands,) = re.findall(r"```sh\n(.*?my_attention.*?)```", PAGE.read_text(), re.S)
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    said = {}
+    for line in commands.splitlines():
+        _, script, *argv = shlex.split(line)
+        argv += ["--repeats", "1"] if script == "benchmarks/step.py" else []
+        done = subprocess.run(
+            [sys.executable, str(ROOT / script), *argv],
+            cwd=outside,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        said[Path(script).stem, "--check" in argv] = done.stdout + done.stderr
+    assert "loss_attention" in said["train_net", True]
+    assert "The job is ready to run." in said["train_net", True]
+    lines = (outside / "output/my_attention/metrics.json").read_text().splitlines()
+    assert "attention/loss_p3" in json.loads(lines[0]) and "attention/loss_p2" not in lines[0]
+    assert "attention" in said["step", False]
+    assert "detections in 8 images" in said["predict", False]
+    exported = torch.load(outside / "student.pth")["model"]
+    assert exported.keys() == tiny.build("plain").state_dict().keys()
+    report = json.loads((outside / "output/my_attention_suite/results.json").read_text())
+    assert "attention" in json.dumps(report)
+    assert "IMPORTS" not in (outside / "student.yaml").read_text()
+
+
+def test_a_module_of_ones_own_may_bring_an_architecture_and_its_keys(outside, tiny):
+    """In a process of its own, where nothing else is registered."""
+    config = outside / "mine.yaml"
+    config.write_text(
+        f"_BASE_: {tiny.dpk}\nIMPORTS: [my_project]\n"
+        "MODEL: {META_ARCHITECTURE: DistillMyDetector, MY_DETECTOR: {DEPTH: 2}}\n"
+    )
+    source = """
+from dpk_det.engine.train import parse_args, setup
+cfg = setup(parse_args(["--config-file", "mine.yaml"]))
+print(cfg.MODEL.MY_DETECTOR.DEPTH)
+from detectron2.modeling import build_model
+from dpk_det import plain_architecture
+print(type(build_model(cfg)).__name__, plain_architecture(cfg).MODEL.META_ARCHITECTURE)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", source],
+        cwd=outside,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.split() == ["2", "MyDetector", "MyDetector"], done.stderr[-2000:]
 
 
 def test_evaluating_needs_no_method_of_ones_own(tiny):
