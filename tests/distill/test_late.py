@@ -28,6 +28,7 @@ def test_it_is_copied_and_pickled_as_what_it_reads():
             raise TypeError
 
     late = Late(torch.ones(2))
+    # there is no GPU here: what a copy from one waits for is put in by hand
     late._arrived = event = Event()
     for twin in (copy.deepcopy(late), pickle.loads(pickle.dumps(late))):
         assert twin.read().tolist() == [1, 1] and twin.read() is not late.read()

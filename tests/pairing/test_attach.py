@@ -25,13 +25,8 @@ def parties(tiny):
     """A plain model, a teacher, and a distiller for the two."""
     model, teacher = tiny.build("plain"), build_teacher(tiny.cfg("dpk"))
     levels = pair_levels(model.backbone.output_shape(), teacher.model.backbone.output_shape())
-    return (
-        model,
-        teacher,
-        build_distiller({"dpk": {"dim": 16, "heads": 2, "token_stride": 16}}, levels).methods[
-            "dpk"
-        ],
-    )
+    arguments = {"dim": 16, "heads": 2, "token_stride": 16}
+    return model, teacher, build_distiller({"dpk": arguments}, levels).methods["dpk"]
 
 
 def detect(model, batch):
@@ -237,13 +232,14 @@ def test_the_distiller_sees_the_maps_the_heads_see_and_the_sizes_before_padding(
     assert "loss_spy" in losses and "loss_rpn_cls" in losses
 
 
-def test_nothing_of_a_step_is_kept(parties, batch):
+def test_nothing_of_a_step_is_kept(parties, batch, watch_tensors, kept):
     # a kept map would hold the whole graph, and its memory, until the next step
-    bond = attach_distiller(*parties)
+    attach_distiller(*parties)
+    made = watch_tensors(parties[0].backbone)
     train_step(parties[0], batch)
-    assert bond._maps is None
+    assert kept(made) == 0
     detect(parties[0], batch)
-    assert bond._maps is None
+    assert kept(made) == 0
 
 
 def test_every_weight_of_student_and_distiller_has_a_gradient(parties, batch):
@@ -301,7 +297,9 @@ def broken(*args, **kwargs):
 
 
 @pytest.mark.parametrize("where", ["losses", "teacher", "distiller"])
-def test_nothing_is_kept_of_a_step_that_was_broken_off(tiny, batch, monkeypatch, where):
+def test_nothing_is_kept_of_a_step_that_was_broken_off(
+    tiny, batch, monkeypatch, where, watch_tensors, kept
+):
     model = attach_from_config(tiny.build("plain"), tiny.cfg("dpk", *LOGITS))
     bond = model.distillation
     part, name = {
@@ -309,10 +307,11 @@ def test_nothing_is_kept_of_a_step_that_was_broken_off(tiny, batch, monkeypatch,
         "teacher": (bond.teacher.model.backbone, "forward"),
         "distiller": (bond.distiller, "forward"),
     }[where]
+    made = watch_tensors(model.backbone, model.proposal_generator.rpn_head, model.roi_heads)
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
         patch.setattr(part, name, broken)
         train_step(model, batch)
-    assert bond._maps is None and bond._images is None and not bond._heads._seen
+    assert kept(made) == 0
     assert "loss_dpk" in train_step(model, batch)
 
 
@@ -372,7 +371,7 @@ def test_a_copy_distils_by_itself(tiny, batch, duplicate):
     sum(train_step(twin, batch).values()).backward()
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
     assert set(gradients(model).values()) == {None} and None not in gradients(twin).values()
-    assert bond.distiller.metrics == metrics and not bond._heads._seen
+    assert bond.distiller.metrics == metrics
     # and to take it off the copy leaves the original distilling
     twin.distillation.remove()
     assert "loss_dpk" not in train_step(twin, batch)
@@ -380,23 +379,22 @@ def test_a_copy_distils_by_itself(tiny, batch, duplicate):
     assert "loss_dpk" in train_step(model, batch)
 
 
-def test_copies_share_the_teacher_which_nothing_changes(tiny):
+def test_copies_share_the_teacher_which_nothing_changes(tiny, batch, watch_tensors):
     model = attach_from_config(tiny.build("plain"), tiny.cfg("dpk", *LOGITS))
-    bond, twin = model.distillation, copy.deepcopy(model).distillation
-    assert twin.teacher is bond.teacher
-    for name in ("box", "dense"):
-        (own, asked), (mine, shared) = getattr(twin._heads, name), getattr(bond._heads, name)
-        modules = ("features", "predictor") if name == "box" else ("module",)
-        for module in modules:
-            assert getattr(asked, module) is getattr(shared, module)
-            assert getattr(own, module) is not getattr(mine, module)
+    twin = copy.deepcopy(model)
+    assert twin.distillation.teacher is model.distillation.teacher
+    heads = model.distillation.teacher.model
+    made = watch_tensors(heads.roi_heads.box_predictor, heads.proposal_generator.rpn_head)
+    own = watch_tensors(model.roi_heads.box_predictor, model.proposal_generator.rpn_head)
+    train_step(twin, batch)
+    assert len(made) > 2 and not own  # the one teacher's heads were asked, the copy's own watched
 
 
 def test_a_model_whose_step_was_broken_off_can_be_copied(tiny, batch):
     model = attach_from_config(tiny.build("plain"), tiny.cfg("dpk", *LOGITS))
-    # a graph is left by who runs a part of the model alone
+    # a graph, which cannot be copied, is left by who runs a part of the model alone
     maps = model.train().backbone(model.preprocess_image(batch).tensor)
-    assert model.distillation._maps is maps
+    assert maps["p3"].requires_grad
     assert_equal_steps(copy.deepcopy(model), model, batch)
 
 

@@ -242,7 +242,6 @@ def test_removing_takes_all_hooks_off(tiny, batch):
     bond.remove()
     assert hooks(model, teacher.model) == before
     train_step(model, batch)
-    assert bond._heads._seen == {}
 
 
 def test_a_pair_that_is_refused_leaves_no_hook_behind(tiny):
@@ -259,27 +258,26 @@ def test_methods_without_logits_watch_no_heads(tiny):
     model, teacher = tiny.build("plain"), build_teacher(tiny.cfg("dpk"))
     before = hooks(model.roi_heads, model.proposal_generator, teacher.model)
     attach_distiller(model, teacher, Distiller([]))
-    assert model.distillation._heads is None
     assert hooks(model.roi_heads, model.proposal_generator, teacher.model) == before
 
 
-def test_nothing_is_seen_in_evaluation_or_without_gradients(attach, batch):
+def test_nothing_is_seen_in_evaluation_or_without_gradients(attach, batch, watch_tensors, kept):
     model, _, spy = attach()
-    heads = model.distillation._heads
+    made = watch_tensors(model.roi_heads.box_predictor, model.proposal_generator.rpn_head)
     with torch.no_grad():
         model.eval()(batch)
-        assert heads._seen == {}
         train_step(model, batch)
-        assert heads._seen == {}
     model.eval()(batch)
-    assert heads._seen == {} and not hasattr(spy, "seen")
+    assert made and kept(made) == 0 and not hasattr(spy, "seen")
 
 
-def test_nothing_of_a_step_is_kept(attach, batch):
+def test_nothing_of_a_step_is_kept(attach, batch, watch_tensors, kept):
     # the graph, and its memory, must not outlive the step
-    model, _, _ = attach()
+    model, _, spy = attach()
+    made = watch_tensors(model.roi_heads.box_predictor, model.proposal_generator.rpn_head)
     train_step(model, batch)
-    assert model.distillation._heads._seen == {}
+    del spy.seen  # which the method itself keeps
+    assert made and kept(made) == 0
 
 
 def test_the_teachers_heads_stay_as_they_are(attach, batch):
@@ -396,7 +394,6 @@ def test_a_step_that_was_broken_off_leaves_nothing_to_the_next(attach, batch, mo
     train_step(model, batch)
     student, teacher = spy.seen
     assert len(student.logits["roi"].values) == len(teacher.logits["roi"].values)
-    assert model.distillation._maps is None
 
 
 def test_dense_heads_of_other_classes_are_an_error_when_attached(attach):
