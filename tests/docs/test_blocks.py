@@ -211,7 +211,7 @@ def check_pip(argv):
 
 
 def check_command(text, monkeypatch):
-    words = shlex.split(text, comments=True)
+    words = shlex.split(text.partition(" > ")[0], comments=True)
     environment = []
     while words and re.match(r"[A-Z]\w*=", words[0]):
         environment.append(words.pop(0))
