@@ -336,6 +336,38 @@ def test_what_was_attached_is_logged_once_and_for_every_way(tiny, caplog, monkey
     assert len(said(caplog)) == 2
 
 
+def test_methods_may_learn_from_different_levels(tiny, batch, caplog):
+    caplog.set_level("INFO", "dpk_det")
+    opts = ("DISTILL.METHODS", "['pkd', 'fitnets', 'kd']", "DISTILL.LEVELS", "['p3']")
+    cfg = tiny.cfg("dpk", *opts, "DISTILL.FITNETS.LEVELS", "['p4', 'p2']")
+    model = attach_from_config(tiny.build("plain"), cfg)
+    methods = model.distiller.methods
+    assert [level.student for level in methods["pkd"].levels] == ["p3"]
+    assert [level.student for level in methods["fitnets"].levels] == ["p2", "p4"]  # finest first
+    assert "pkd: p3 from p3 (stride 8" in said(caplog)[0]
+    assert "fitnets: p2 from p2 (stride 4" in said(caplog)[0]
+    losses = train_step(model, batch)
+    assert {"loss_pkd", "loss_fitnets", "loss_kd_roi"} <= losses.keys()
+    alone = attach_from_config(
+        tiny.build("plain"),
+        tiny.cfg("dpk", "DISTILL.METHODS", "['fitnets']", "DISTILL.LEVELS", "['p2', 'p4']"),
+    )
+    assert torch.equal(train_step(alone, batch)["loss_fitnets"], losses["loss_fitnets"])
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [
+        ("['p9']", r"^DISTILL\.PKD\.LEVELS names 'p9', which the student lacks: choose from p2"),
+        ("['p3', 'p3']", r"^DISTILL\.PKD\.LEVELS names p3 twice"),
+    ],
+)
+def test_levels_of_a_method_that_do_not_pair_are_refused_by_their_key(tiny, levels, message):
+    cfg = tiny.cfg("dpk", "DISTILL.METHODS", "['pkd']", "DISTILL.PKD.LEVELS", levels)
+    with pytest.raises(UserError, match=message):
+        attach_from_config(tiny.build("plain"), cfg)
+
+
 # ------------------------------------------------------------------ copies
 
 
