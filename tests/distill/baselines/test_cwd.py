@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dpk_det.distill.baselines import CWD
+from dpk_det.distill.baselines.cwd import CWD
 
 
 def slow(distiller, scene, adapt):

@@ -7,8 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from dpk_det.distill import Logits
-from dpk_det.distill.baselines import DKD
-from dpk_det.distill.baselines.dkd import decouple
+from dpk_det.distill.baselines.dkd import DKD, decouple
 from dpk_det.distill.baselines.kd import softened_kl
 
 

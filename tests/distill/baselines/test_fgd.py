@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from dpk_det.distill import Targets
-from dpk_det.distill.baselines import FGD
-from dpk_det.distill.baselines.fgd import GlobalContext, attention, box_shares
+from dpk_det.distill.baselines.fgd import FGD, GlobalContext, attention, box_shares
 from dpk_det.errors import UserError
 
 WEIGHTS = {"alpha": 0.5, "beta": 0.3, "gamma": 0.2, "lambda_": 0.7, "temperature": 0.8}

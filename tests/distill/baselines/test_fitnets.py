@@ -2,7 +2,7 @@
 
 import pytest
 
-from dpk_det.distill.baselines import FitNets
+from dpk_det.distill.baselines.fitnets import FitNets
 from dpk_det.errors import UserError
 
 

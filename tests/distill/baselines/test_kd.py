@@ -6,8 +6,7 @@ from torch.distributions import Bernoulli, Categorical, kl_divergence
 from torch.nn import functional as F
 
 from dpk_det.distill import Logits
-from dpk_det.distill.baselines import KD
-from dpk_det.distill.baselines.kd import binary_kl, expected_objects, softened_kl
+from dpk_det.distill.baselines.kd import KD, binary_kl, expected_objects, softened_kl
 
 
 def slow_softmax(student, teacher, temperature):

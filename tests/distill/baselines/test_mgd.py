@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dpk_det.distill.baselines import MGD
+from dpk_det.distill.baselines.mgd import MGD
 
 
 def convolve(conv, x):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpk_det.distill.baselines import PKD
+from dpk_det.distill.baselines.pkd import PKD
 
 
 def slow(distiller, scene, adapt):

@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 from dpk_det.distill import Features, Level
-from dpk_det.distill.baselines import ReviewKD
-from dpk_det.distill.baselines.reviewkd import Fusion, context_loss
+from dpk_det.distill.baselines.reviewkd import Fusion, ReviewKD, context_loss
 
 
 def pool(x, side):
