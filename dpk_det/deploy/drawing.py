@@ -134,10 +134,5 @@ def _closed(video: cv2.VideoWriter, path: Path) -> Iterator[None]:
         yield
     finally:
         video.release()
-    # OpenCV says nothing of a disk that is full
-    written = cv2.VideoCapture(str(path))
-    try:
-        if not written.isOpened():
-            raise OSError(errno.ENOSPC, "OpenCV left no whole video, perhaps for want of space")
-    finally:
-        written.release()
+    if not cv2.VideoCapture(str(path)).isOpened():  # OpenCV says nothing of a disk that is full
+        raise OSError(errno.ENOSPC, "OpenCV left no whole video, perhaps for want of space")

@@ -1,5 +1,7 @@
 """Plain models that look at one image after another: detectors and classifiers, in one shape.
 
+Each is made of the plain model's config, a checkpoint that must fit whole, the classes (category id
+-> name, in the model's order) and the score from which a finding counts (None: a default).
 ``find`` gives what a model says of an image (H, W, 3) BGR, ``annotations`` the same in COCO's
 format with the class's number as ``category_id``, and ``painter`` what draws it.
 """
@@ -15,7 +17,7 @@ from detectron2.engine import DefaultPredictor
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from pycocotools import mask as mask_util
 
-from dpk_det.architectures import build, classifies
+from dpk_det.architectures import build
 from dpk_det.checkpoint.loading import load_weights_strictly
 from dpk_det.data import fit_for_evaluation
 from dpk_det.deploy.drawing import Painter, detection_painter, paint_classes
@@ -103,24 +105,3 @@ class Classifying:
         return lambda image, found: paint_classes(
             image, [f"{self._names[number]} {score:.0%}" for number, score in found]
         )
-
-
-def build_finder(
-    cfg: CfgNode, weights: str, names: dict[int, str], threshold: float | None
-) -> Detecting | Classifying:
-    """The plain model of a config with its weights.
-
-    Args:
-        names: category id -> name, in the order of the model's classes. threshold: score from which
-            a detection or class counts, None: 0.5 and 0.
-
-    Raises:
-        UserError: when the model takes no colours or cannot be built, or the weights do not fit
-            whole.
-    """
-    if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
-        raise UserError(
-            f"INPUT.FORMAT is {cfg.INPUT.FORMAT}, but Detectron2's predictor makes images BGR or "
-            "RGB: evaluate such a model by tools/train_net.py --eval-only."
-        )
-    return (Classifying if classifies(cfg) else Detecting)(cfg, weights, names, threshold)

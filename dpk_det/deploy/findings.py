@@ -33,12 +33,10 @@ class Findings:
     def __init__(self, categories: dict[int, str], root: Path, **info: Any) -> None:
         self._ids, self._root = list(categories), root
         self._failed: dict[str, str] = {}
-        self._images: list[dict[str, Any]] = []
-        self._annotations: list[dict[str, Any]] = []
-        self._content = {
+        self._content: dict[str, Any] = {
             "info": {**info, "images": str(root), "failed": self._failed},
-            "images": self._images,
-            "annotations": self._annotations,
+            "images": [],
+            "annotations": [],
             "categories": [{"id": id_, "name": name} for id_, name in categories.items()],
         }
 
@@ -51,27 +49,25 @@ class Findings:
             found: annotations, whose ``category_id`` is still the class's number and whose ids are
                 given here. extra: more fields of the image.
         """
-        image_id = len(self._images) + 1
+        images, annotations = self._content["images"], self._content["annotations"]
+        image_id = len(images) + 1
         size = {"height": image.shape[0], "width": image.shape[1]}
-        self._images.append({"id": image_id, "file_name": self._name(file), **size, **extra})
+        images.append({"id": image_id, "file_name": self._name(file), **size, **extra})
         for x in found:
             ids = {"image_id": image_id, "category_id": self._ids[x["category_id"]]}
-            self._annotations.append({"id": len(self._annotations) + 1, **x, **ids})
+            annotations.append({"id": len(annotations) + 1, **x, **ids})
 
     def add_failure(self, file: Path, reason: Exception) -> None:
         """Note a file that was passed over."""
         self._failed[self._name(file)] = " ".join(str(reason).split())
 
-    def write(self, path: Path) -> None:
-        """Write the JSON file, whole."""
+    def write(self, path: Path) -> tuple[int, int]:
+        """Write the JSON file, whole; gives how many annotations it has, and how many images."""
         write_whole(path, json.dumps(self._content))
-
-    def count(self, what: str) -> str:
-        """How many annotations, which are called so, there are in how many images."""
-        return f"{len(self._annotations)} {what} in {len(self._images)} images"
+        return len(self._content["annotations"]), len(self._content["images"])
 
     def check_failures(self, total: int, done: str) -> None:
-        """Say which of the files failed, and then what was done.
+        """See that none of so many files failed, else name them, and then say what was done.
 
         Raises:
             UserError: when any failed.

@@ -128,30 +128,23 @@ def scale_to_8_bits(values: np.ndarray) -> np.ndarray:
 
 def frames_per_second(file: Path) -> float:
     """What a video says of itself; 25 where that is nothing or no rate of a video."""
-    capture = cv2.VideoCapture(str(file))
-    try:
-        fps = capture.get(cv2.CAP_PROP_FPS)
-    finally:
-        capture.release()
+    fps = cv2.VideoCapture(str(file)).get(cv2.CAP_PROP_FPS)
     return fps if 0 < fps <= 1000 else 25.0
 
 
 def _frames(file: Path) -> Iterator[np.ndarray]:
     capture = cv2.VideoCapture(str(file))
     count = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)  # a guess, negative for none
-    try:
-        with tqdm(total=count or None, desc=file.name, unit="frame", leave=False) as progress:
-            while True:
-                there, frame = capture.read()
-                if not there:
-                    break
-                yield frame
-                progress.update()
-        if not progress.n:
-            raise FileError("no readable video")
-        if progress.n < 0.9 * count:
-            logging.getLogger(__name__).warning(
-                "%s ends after %d of about %d frames", file, progress.n, count
-            )
-    finally:
-        capture.release()
+    with tqdm(total=count or None, desc=file.name, unit="frame", leave=False) as progress:
+        while True:
+            there, frame = capture.read()
+            if not there:
+                break
+            yield frame
+            progress.update()
+    if not progress.n:
+        raise FileError("no readable video")
+    if progress.n < 0.9 * count:
+        logging.getLogger(__name__).warning(
+            "%s ends after %d of about %d frames", file, progress.n, count
+        )

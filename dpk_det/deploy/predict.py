@@ -11,11 +11,11 @@ from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from tqdm import tqdm
 
-from dpk_det.architectures import plain_architecture
+from dpk_det.architectures import classifies, plain_architecture
 from dpk_det.config.loading import load_config
 from dpk_det.data import categories, register_image_datasets, register_json_datasets
 from dpk_det.deploy.drawing import Drawing, drawing_paths
-from dpk_det.deploy.finders import Classifying, Detecting, build_finder
+from dpk_det.deploy.finders import Classifying, Detecting
 from dpk_det.deploy.findings import Findings
 from dpk_det.deploy.inputs import FileError, find_inputs, frames, frames_per_second, is_video
 from dpk_det.engine.launch import exit_on_user_error, use_device
@@ -52,19 +52,22 @@ def predict(
         A line that says what was written.
 
     Raises:
-        UserError: when the threshold is no share, the weights do not fit, the model takes no
-            colours, classes are not known or it finds nothing of a kind that is known here, the
-            drawings would replace inputs, ``output`` cannot be written to; after all others, for
-            files that failed.
+        UserError: when config, weights, threshold or output will not do, the model takes no
+            colours, or the drawings would replace inputs; after all others, for files that failed.
     """
     if threshold is not None and not 0 <= threshold <= 1:  # nor NaN
         raise UserError(f"The threshold {threshold} is no score: give --threshold one of 0 to 1.")
     cfg = plain_architecture(cfg)
     use_device(cfg)
     names = categories(cfg)
+    if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
+        raise UserError(
+            f"INPUT.FORMAT is {cfg.INPUT.FORMAT}, but Detectron2's predictor makes images BGR or "
+            "RGB: evaluate such a model by tools/train_net.py --eval-only."
+        )
     root = Path(os.path.commonpath([file.parent for file in files]))
     targets = drawing_paths(files, root, output / DRAWINGS) if drawings else [None] * len(files)
-    finder = build_finder(cfg, weights, names, threshold)
+    finder = (Classifying if classifies(cfg) else Detecting)(cfg, weights, names, threshold)
     _make_writable(output)
 
     what, path = finder.what, output / PREDICTIONS
@@ -76,9 +79,9 @@ def predict(
             except FileError as e:
                 found.add_failure(file, e)
     finally:  # what is found is kept, whatever stops the rest
-        found.write(path)
+        annotations, images = found.write(path)
     drawn = f", drawn below {output / DRAWINGS}" if drawings else ""
-    line = f"Wrote {path}: {found.count(what)}{drawn}."
+    line = f"Wrote {path}: {annotations} {what} in {images} images{drawn}."
     found.check_failures(len(files), line)
     return line
 

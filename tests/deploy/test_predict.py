@@ -391,6 +391,13 @@ def test_mistakes_end_in_a_sentence(tiny, trained, images, tmp_path, capsys, opt
     assert not (tmp_path / "out").exists()
 
 
+def test_a_model_of_grey_images_is_refused(tiny, images, tmp_path):
+    cfg = tiny.cfg("plain", "INPUT.FORMAT", "L")
+    files = find_inputs([str(images / "0.png")])
+    with pytest.raises(UserError, match=r"INPUT.FORMAT is L, but .* BGR or RGB: evaluate"):
+        predict(cfg, "unread.pth", files, tmp_path / "out")
+
+
 # ------------------------------------------------------------------ classifiers
 
 
