@@ -51,7 +51,7 @@ class Checkpointer(DetectionCheckpointer):
         self.prefixes = [f"{part}." for part in parts]
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        if filename.endswith(".safetensors"):
+        if filename.endswith(".safetensors"):  # which only newer versions of torch.load() read
             loaded = {"model": load_file(filename)}
         else:
             loaded = _read(filename) if filename.endswith(".pkl") else super()._load_file(filename)

@@ -198,7 +198,7 @@ def _make_traceable(model: nn.Module) -> None:
         limit, model.test_topk_candidates = model.test_topk_candidates, sys.maxsize
         model._decode_per_level_predictions = lambda *args: decode(*args)[:limit]
     for module in model.modules():
-        if isinstance(module, CascadeROIHeads):
+        if getattr(type(module), "_run_stage", None) is CascadeROIHeads._run_stage:
             module._run_stage = partial(_run_cascade_stage, module)
         if isinstance(module, nn.ChannelShuffle):
             module.forward = partial(_shuffle, module.groups)
@@ -207,7 +207,7 @@ def _make_traceable(model: nn.Module) -> None:
 def _run_cascade_stage(
     heads: CascadeROIHeads, features: list[Tensor], proposals: list[Instances], stage: int
 ) -> Any:
-    # without the scaling of gradients, which is no operator
+    # Detectron2's, without the scaling of gradients, which is no operator
     pooled = heads.box_pooler(features, [x.proposal_boxes for x in proposals])
     return heads.box_predictor[stage](heads.box_head[stage](pooled))
 

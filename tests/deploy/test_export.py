@@ -1,4 +1,4 @@
-"""Exporting: the plain student and nothing else, in each form the same detections."""
+"""Exporting: the plain student and nothing else, as weights; files whole or absent."""
 
 import importlib.util
 import json
