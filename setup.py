@@ -32,6 +32,7 @@ setup(
         "tabulate",
         "scipy>=1.13",
         "timm>=1.0.15,<2",
+        "safetensors>=0.4",
         "yacs>=0.1.8",
         "PyYAML",
         "msgspec>=0.19",

@@ -25,21 +25,19 @@ from torch import nn
 
 from dpk_det.errors import find, mistakes
 
-_REGISTRIES = {
-    registry._name: (registry, key)
-    for registry, key in (
-        (ANCHOR_GENERATOR_REGISTRY, "MODEL.ANCHOR_GENERATOR.NAME"),
-        (BACKBONE_REGISTRY, "MODEL.BACKBONE.NAME"),
-        (META_ARCH_REGISTRY, "MODEL.META_ARCHITECTURE"),
-        (PROPOSAL_GENERATOR_REGISTRY, "MODEL.PROPOSAL_GENERATOR.NAME"),
-        (ROI_BOX_HEAD_REGISTRY, "MODEL.ROI_BOX_HEAD.NAME"),
-        (ROI_HEADS_REGISTRY, "MODEL.ROI_HEADS.NAME"),
-        (ROI_KEYPOINT_HEAD_REGISTRY, "MODEL.ROI_KEYPOINT_HEAD.NAME"),
-        (ROI_MASK_HEAD_REGISTRY, "MODEL.ROI_MASK_HEAD.NAME"),
-        (RPN_HEAD_REGISTRY, "MODEL.RPN.HEAD_NAME"),
-        (SEM_SEG_HEADS_REGISTRY, "MODEL.SEM_SEG_HEAD.NAME"),
-    )
+REGISTRIES = {
+    "MODEL.ANCHOR_GENERATOR.NAME": ANCHOR_GENERATOR_REGISTRY,
+    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
+    "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
+    "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
+    "MODEL.ROI_BOX_HEAD.NAME": ROI_BOX_HEAD_REGISTRY,
+    "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
+    "MODEL.ROI_KEYPOINT_HEAD.NAME": ROI_KEYPOINT_HEAD_REGISTRY,
+    "MODEL.ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
+    "MODEL.RPN.HEAD_NAME": RPN_HEAD_REGISTRY,
+    "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
 }
+"""Key of a config that names a part of the model -> registry of such parts."""
 
 
 def build(cfg: CfgNode) -> nn.Module:
@@ -54,9 +52,9 @@ def build(cfg: CfgNode) -> nn.Module:
             return build_model(cfg)
         except KeyError as e:
             unknown = re.search(r"No object named '(.*)' found in '(\w+)' registry", str(e))
-            if unknown and unknown[2] in _REGISTRIES:
-                registry, key = _REGISTRIES[unknown[2]]
-                find(dict(registry), unknown[1], key)
+            for key, registry in REGISTRIES.items():
+                if unknown and registry._name == unknown[2]:
+                    find(dict(registry), unknown[1], key)
             raise
 
 

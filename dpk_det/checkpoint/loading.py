@@ -1,6 +1,7 @@
 """Loading weights: what Detectron2's checkpointer takes, and ImageNet files of torchvision's.
 
-No file runs code: a pickle may hold arrays alone, and torch's files are read as weights only.
+No file runs code: a pickle may hold arrays alone, torch's files are read as weights only, and
+``.safetensors`` files hold nothing else.
 
 A path ``torchvision://ResNet18_Weights.IMAGENET1K_V1`` names weights of torchvision, downloaded
 once. Its ResNets, whose layout timm shares, and its MobileNetV2 are recognised by their keys; they
@@ -16,6 +17,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.utils.file_io import PathManager
+from safetensors.torch import load_file
 from torch import nn
 
 from dpk_det.checkpoint.arrays import load_arrays
@@ -38,21 +40,21 @@ class Checkpointer(DetectionCheckpointer):
             none of them is taken whole.
 
     Attributes:
-        incompatible: fvcore's ``missing_keys``, ``unexpected_keys`` and ``incorrect_shapes`` of the
-            last load.
+        incompatible: what :func:`load_weights` returns, of the last load.
         from_imagenet: whether the last load's file was recognised as one of torchvision's.
     """
 
     from_imagenet = False
 
-    def __init__(
-        self, model: nn.Module, *args: Any, parts: Sequence[str] = (), **kwargs: Any
-    ) -> None:
-        super().__init__(model, *args, **kwargs)
+    def __init__(self, model: nn.Module, parts: Sequence[str] = ()) -> None:
+        super().__init__(model)
         self.prefixes = [f"{part}." for part in parts]
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        loaded = _read(filename) if filename.endswith(".pkl") else super()._load_file(filename)
+        if filename.endswith(".safetensors"):  # which only newer versions of torch.load() read
+            loaded = {"model": load_file(filename)}
+        else:
+            loaded = _read(filename) if filename.endswith(".pkl") else super()._load_file(filename)
         check_finite(loaded["model"], filename)
         state = loaded["model"]
         for prefix in self.prefixes:
@@ -77,9 +79,7 @@ class Checkpointer(DetectionCheckpointer):
         return self.incompatible
 
 
-def load_weights(
-    model: nn.Module, path: str, key: str = "MODEL.WEIGHTS", parts: Sequence[str] = ()
-) -> Any:
+def load_weights(model: nn.Module, path: str, key: str = "MODEL.WEIGHTS") -> Any:
     """Load a model's weights as far as they match; Detectron2 logs what does not.
 
     Heads of other classes are left at random, but the backbone's bottom-up network must fit.
@@ -87,16 +87,16 @@ def load_weights(
     Args:
         model: gets the weights in place. path: file or URL; "" loads nothing.
         key: the config key that holds the path, for the error.
-        parts: as for :class:`Checkpointer`.
 
     Returns:
-        :attr:`Checkpointer.incompatible`, or None for no path.
+        fvcore's ``missing_keys``, ``unexpected_keys`` and ``incorrect_shapes``, or None for no
+        path.
 
     Raises:
         UserError: when there is no file, it cannot be fetched, it is no checkpoint, or one of
             another network.
     """
-    found = _load(model, path, key, parts)
+    found = _load(model, path, key)
     if found and hasattr(model, "backbone"):
         has_neck = hasattr(model.backbone, "bottom_up")
         _check_network(model, "backbone.bottom_up." if has_neck else "backbone.", found, path, key)
@@ -107,7 +107,7 @@ def _load(model: nn.Module, path: str, key: str, parts: Sequence[str] = ()) -> A
     if not path:
         return None
     find_weights(path, key)
-    checkpointer = Checkpointer(model, parts=parts)
+    checkpointer = Checkpointer(model, parts)
     try:
         checkpointer.load(path, checkpointables=[])
     except UserError:
@@ -231,8 +231,7 @@ def load_backbone_weights(model: nn.Module, path: str) -> Any:
     Raises:
         UserError: as there.
     """
-    has_neck = hasattr(model.backbone, "bottom_up")
-    network = model.backbone.bottom_up if has_neck else model.backbone
+    network = getattr(model.backbone, "bottom_up", model.backbone)
     parts = "backbone.bottom_up", "backbone"  # below a neck, or without one as in a classifier
     key = "MODEL.BACKBONE_WEIGHTS"
     found = _load(network, path, key, parts)

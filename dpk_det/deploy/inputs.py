@@ -1,9 +1,10 @@
-"""Images and videos as files: read as they look, written whole."""
+"""Images and videos as files: found, and read as they look."""
 
-import contextlib
-import errno
+import glob
 import logging
-from collections.abc import Iterator
+import os
+import reprlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import cv2
@@ -12,7 +13,7 @@ from detectron2.data.detection_utils import read_image
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from dpk_det.files import whole_file, write_whole
+from dpk_det.errors import UserError
 
 IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
@@ -23,6 +24,51 @@ _DEEP = ("F", "I", "I;16", "I;16B", "I;16L")
 
 class FileError(Exception):
     """One file cannot be read, drawn or looked at, which is no reason to leave the others."""
+
+
+def find_inputs(inputs: Iterable[str]) -> list[Path]:
+    """The images and videos that names of files, folders and globs stand for, each once.
+
+    Of a folder those directly in it, sorted; ``"folder/**"`` is a glob for those further below.
+
+    Returns:
+        Absolute paths.
+
+    Raises:
+        UserError: when one of the names stands for none.
+    """
+    files: dict[Path, None] = {}
+    for given in inputs:
+        try:
+            candidates = _candidates(given)
+            usable = [
+                Path(os.path.abspath(x))
+                for x in candidates
+                if x.suffix.lower() in IMAGES + VIDEOS and x.is_file()
+            ]
+        except (OSError, ValueError, RuntimeError) as e:  # no access, no such user's home, ...
+            reason = getattr(e, "strerror", None) or e
+            raise UserError(
+                f"The input {reprlib.repr(given)} cannot be looked at ({reason}): correct it."
+            ) from e
+        if not usable:
+            raise UserError(
+                f"The input {given} is no image, video, folder or glob of such: give files that "
+                f"end in {', '.join(IMAGES + VIDEOS)}."
+            )
+        files |= dict.fromkeys(usable)
+    return list(files)
+
+
+def _candidates(given: str) -> list[Path]:
+    if not given:  # an empty variable of a shell's, which would stand for the working directory
+        return []
+    path = Path(given).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        return sorted(path.iterdir())
+    return sorted(map(Path, glob.glob(str(path), recursive=True)))
 
 
 def is_video(file: Path) -> bool:
@@ -82,89 +128,23 @@ def scale_to_8_bits(values: np.ndarray) -> np.ndarray:
 
 def frames_per_second(file: Path) -> float:
     """What a video says of itself; 25 where that is nothing or no rate of a video."""
-    capture = cv2.VideoCapture(str(file))
-    try:
-        fps = capture.get(cv2.CAP_PROP_FPS)
-    finally:
-        capture.release()
+    fps = cv2.VideoCapture(str(file)).get(cv2.CAP_PROP_FPS)
     return fps if 0 < fps <= 1000 else 25.0
 
 
 def _frames(file: Path) -> Iterator[np.ndarray]:
     capture = cv2.VideoCapture(str(file))
     count = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)  # a guess, negative for none
-    try:
-        with tqdm(total=count or None, desc=file.name, unit="frame", leave=False) as progress:
-            while True:
-                there, frame = capture.read()
-                if not there:
-                    break
-                yield frame
-                progress.update()
-        if not progress.n:
-            raise FileError("no readable video")
-        if progress.n < 0.9 * count:
-            logging.getLogger(__name__).warning(
-                "%s ends after %d of about %d frames", file, progress.n, count
-            )
-    finally:
-        capture.release()
-
-
-class Drawing(contextlib.ExitStack):
-    """A file of one image or, where frames a second are given, a video of all that is written.
-
-    A context; the file is complete at its end, or absent where that is an exception.
-
-    Args:
-        path: of an image, or of a video that ends in .mp4.
-    """
-
-    def __init__(self, path: Path, fps: float | None) -> None:
-        super().__init__()
-        self.path, self.fps = path, fps
-        self._video: cv2.VideoWriter | None = None
-
-    def write(self, image: np.ndarray) -> None:
-        """Add an image (H, W, 3) BGR.
-
-        Raises:
-            FileError: when OpenCV cannot write such an image or video.
-            UserError: when the disk is full or the folder not to be written to.
-        """
-        try:
-            written = self._write_image(image) if self.fps is None else self._write_frame(image)
-        except cv2.error:
-            written = False
-        if not written:
-            raise FileError(f"OpenCV cannot write its drawing {self.path}; try --no-drawings")
-
-    def _write_image(self, image: np.ndarray) -> bool:
-        done, data = cv2.imencode(self.path.suffix, image)
-        if done:
-            write_whole(self.path, data.tobytes())
-        return done
-
-    def _write_frame(self, image: np.ndarray) -> bool:
-        if self._video is None:
-            partial = self.enter_context(whole_file(self.path))
-            codec = cv2.VideoWriter_fourcc(*"mp4v")
-            self._video = cv2.VideoWriter(str(partial), codec, self.fps, image.shape[1::-1])
-            self.enter_context(_closed(self._video, partial))
-        self._video.write(image)
-        return self._video.isOpened()
-
-
-@contextlib.contextmanager
-def _closed(video: cv2.VideoWriter, path: Path) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        video.release()
-    # OpenCV says nothing of a disk that is full
-    written = cv2.VideoCapture(str(path))
-    try:
-        if not written.isOpened():
-            raise OSError(errno.ENOSPC, "OpenCV left no whole video, perhaps for want of space")
-    finally:
-        written.release()
+    with tqdm(total=count or None, desc=file.name, unit="frame", leave=False) as progress:
+        while True:
+            there, frame = capture.read()
+            if not there:
+                break
+            yield frame
+            progress.update()
+    if not progress.n:
+        raise FileError("no readable video")
+    if progress.n < 0.9 * count:
+        logging.getLogger(__name__).warning(
+            "%s ends after %d of about %d frames", file, progress.n, count
+        )

@@ -4,33 +4,9 @@ from typing import Any
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.modeling import (
-    ANCHOR_GENERATOR_REGISTRY,
-    BACKBONE_REGISTRY,
-    META_ARCH_REGISTRY,
-    PROPOSAL_GENERATOR_REGISTRY,
-    ROI_BOX_HEAD_REGISTRY,
-    ROI_HEADS_REGISTRY,
-    ROI_KEYPOINT_HEAD_REGISTRY,
-    ROI_MASK_HEAD_REGISTRY,
-    RPN_HEAD_REGISTRY,
-    SEM_SEG_HEADS_REGISTRY,
-)
 
+from dpk_det.architectures import REGISTRIES
 from dpk_det.config.keys import add_dpk_config
-
-_REGISTRIES = {
-    "ANCHOR_GENERATOR.NAME": ANCHOR_GENERATOR_REGISTRY,
-    "BACKBONE.NAME": BACKBONE_REGISTRY,
-    "META_ARCHITECTURE": META_ARCH_REGISTRY,
-    "PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
-    "ROI_BOX_HEAD.NAME": ROI_BOX_HEAD_REGISTRY,
-    "ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
-    "ROI_KEYPOINT_HEAD.NAME": ROI_KEYPOINT_HEAD_REGISTRY,
-    "ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
-    "RPN.HEAD_NAME": RPN_HEAD_REGISTRY,
-    "SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
-}
 
 
 def describe_plain_config(cfg: CfgNode, weights: str) -> tuple[str, str]:
@@ -64,7 +40,7 @@ def describe_plain_config(cfg: CfgNode, weights: str) -> tuple[str, str]:
     different = _difference(content, common, with_new=bool(needed))
     different["VERSION"] = cfg.VERSION  # else Detectron2 guesses it
     different["MODEL"]["META_ARCHITECTURE"] = cfg.MODEL.META_ARCHITECTURE  # for the reader
-    lines = [f"# The plain {cfg.MODEL.META_ARCHITECTURE} of {weights}, for Detectron2."]
+    text = f"# The plain {cfg.MODEL.META_ARCHITECTURE} of {weights}, for Detectron2.\n"
     sentence = ""
     if needed:
         parts = ", ".join(f"{name} ({module})" for name, module in needed.items())
@@ -72,17 +48,17 @@ def describe_plain_config(cfg: CfgNode, weights: str) -> tuple[str, str]:
             f"Detectron2 has no {parts}: import {', '.join(sorted({*needed.values()}))} first, and "
             "add its keys to the config (dpk_det.add_dpk_config)."
         )
-        lines.append(f"# {sentence}")
-    return "\n".join(lines) + "\n" + yaml.safe_dump(different, sort_keys=True), sentence
+        text += f"# {sentence}\n"
+    return text + yaml.safe_dump(different, sort_keys=True), sentence
 
 
 def _other_projects(cfg: CfgNode) -> dict[str, str]:
     """Parts of the model that other packages than Detectron2 register: name -> package."""
     found = {}
-    for path, registry in _REGISTRIES.items():
-        node: Any = cfg.MODEL
-        for key in path.split("."):
-            node = node[key]
+    for key, registry in REGISTRIES.items():
+        node: Any = cfg
+        for part in key.split("."):
+            node = node[part]
         if node in registry:
             package = registry.get(node).__module__.partition(".")[0]
             if package != "detectron2":

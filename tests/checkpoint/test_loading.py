@@ -2,6 +2,7 @@
 
 import argparse
 import pickle
+import shutil
 
 import iopath.common.file_io
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 import torchvision
 from detectron2.modeling import build_backbone, build_model
 from detectron2.modeling.backbone.resnet import BasicStem
+from safetensors.torch import save
 from torch import nn
 
 from dpk_det.checkpoint.loading import load_backbone_weights, load_weights, load_weights_strictly
@@ -65,18 +67,22 @@ def uninitialized(cfg):
 
 @pytest.fixture
 def http(monkeypatch, tmp_path):
-    """Addresses asked for; what any of them gives lies in ``http.file``."""
+    """Addresses asked for; what any of them gives lies in ``http.file``.
+
+    A fake, because tests have no network.
+    """
 
     class Http(list):
         file = tmp_path / "downloaded.pth"
 
     asked = Http()
 
-    def download(self, path, **kwargs):
-        asked.append(path)
-        return str(asked.file)
+    def download(url, folder, filename):
+        asked.append(url)
+        return shutil.copy(asked.file, f"{folder}/{filename}")
 
-    monkeypatch.setattr(iopath.common.file_io.HTTPURLHandler, "_get_local_path", download)
+    monkeypatch.setattr(iopath.common.file_io, "download", download)
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
     return asked
 
 
@@ -401,6 +407,32 @@ def test_the_model_zoos_pickles_of_numpy_arrays_load_strictly(tiny, tmp_path):
     assert all(torch.equal(x, state[name]) for name, x in model.state_dict().items())
 
 
+@pytest.mark.parametrize("load", [load_weights, load_weights_strictly])
+def test_safetensors_load_as_a_checkpoint_does(tmp_path, load, monkeypatch):
+    # a fake: older versions of torch, which read no such file, are not there
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("torch.load"))
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(save({"weight": torch.full((1, 1), 2.0), "bias": torch.full((1,), 3.0)}))
+    model = nn.Linear(1, 1)
+    load(model, str(path), "KEY")
+    assert (model.weight.item(), model.bias.item()) == (2, 3)
+    path.write_bytes(save({"weight": torch.ones(1, 1), "bias": torch.full((1,), torch.nan)}))
+    with pytest.raises(
+        UserError, match=r"The weight bias in .*w\.safetensors holds infinity or NaN"
+    ):
+        load(model, str(path), "KEY")
+
+
+def test_safetensors_with_timms_names_start_a_backbone(tmp_path):
+    state = resnet(18).state_dict()  # timm's names are the same
+    (tmp_path / "w.safetensors").write_bytes(save(state))
+    detector = build_model(resnet_config(18))
+    found = load_backbone_weights(detector, str(tmp_path / "w.safetensors"))
+    assert not found.missing_keys and not found.incorrect_shapes
+    loaded = detector.backbone.bottom_up.res4[1].conv2.weight
+    assert torch.equal(loaded, state["layer3.1.conv2.weight"])
+
+
 def test_caffe2s_pickles_load_by_their_names_and_leave_momenta_alone(tmp_path):
     path = tmp_path / "R-18.pkl"
     blobs = {"conv1_w": np.full((4, 3, 7, 7), 2, np.float32)}
@@ -415,13 +447,25 @@ def test_caffe2s_pickles_load_by_their_names_and_leave_momenta_alone(tmp_path):
 # ------------------------------------------------------------------ what is no file of weights
 
 
-@pytest.mark.parametrize("suffix", ["pkl", "pth"])
+@pytest.mark.parametrize("suffix", ["pkl", "pth", "safetensors"])
 @pytest.mark.parametrize("content", [b"", b"\0" * 200, b"text" * 99, b"\x80\x04."])
 def test_a_file_that_holds_no_weights_is_refused_in_a_sentence(tmp_path, suffix, content):
     path = tmp_path / f"w.{suffix}"
     path.write_bytes(content)
     with pytest.raises(UserError, match=rf"w\.{suffix} is no checkpoint \(.*\): check KEY"):
         load_weights(nn.Linear(1, 1), str(path), "KEY")
+
+
+def test_safetensors_that_are_cut_off_or_spoilt_are_refused_in_a_sentence(tmp_path):
+    path = tmp_path / "w.safetensors"
+    whole = save({"weight": torch.ones(1, 1), "bias": torch.ones(1)})
+    for data in (whole[:-1], whole[:60], whole[:7], b"\xff" * 8 + whole[8:], whole + b"more"):
+        path.write_bytes(data)
+        with pytest.raises(
+            UserError, match=r"w\.safetensors is no checkpoint \(.+\): check KEY"
+        ) as e:
+            load_weights_strictly(nn.Linear(1, 1), str(path), "KEY")
+        assert "\n" not in str(e.value)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,12 @@
-"""Images are read as they look, drawings are whole or absent."""
-
-import os
+"""Inputs are found, and images read as they look."""
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from dpk_det.deploy.inputs import Drawing, FileError, frames_per_second, read, scale_to_8_bits
+from dpk_det.deploy.inputs import FileError, find_inputs, frames_per_second, read, scale_to_8_bits
+from dpk_det.errors import UserError
 
 RAMP = np.linspace(0, 1, 64).reshape(8, 8)
 GREY = np.round(255 * RAMP).astype(np.uint8)
@@ -82,26 +81,23 @@ def test_a_video_without_a_rate_has_25_frames_a_second(tmp_path):
     assert frames_per_second(tmp_path / "a.mp4") == 25
 
 
-@pytest.mark.parametrize(("name", "fps"), [("a.png", None), ("a.mp4", 5.0)])
-def test_an_exception_leaves_no_drawing(tmp_path, name, fps):
-    image = np.zeros((32, 32, 3), np.uint8)
-    with pytest.raises(KeyboardInterrupt), Drawing(tmp_path / name, fps) as drawing:
-        if fps:
-            drawing.write(image)
-        raise KeyboardInterrupt
-    assert os.listdir(tmp_path) == []
-    with Drawing(tmp_path / name, fps) as drawing:
-        drawing.write(image)
-    assert os.listdir(tmp_path) == [name]
+def test_inputs_are_files_folders_and_globs_each_file_once(tmp_path):
+    for name in ("a.png", "b.JPG", "c.mp4", "notes.txt", "deep/d.webp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
 
+    def names(*inputs):
+        return [x.relative_to(tmp_path).as_posix() for x in find_inputs(inputs)]
 
-def test_what_opencv_cannot_write_is_an_error_of_its_file(tmp_path):
-    with (
-        pytest.raises(FileError, match="OpenCV cannot write"),
-        Drawing(tmp_path / "a.x", None) as x,
-    ):
-        x.write(np.zeros((4, 4, 3), np.uint8))
-    with pytest.raises(FileError, match="OpenCV cannot write"):
-        with Drawing(tmp_path / "a.jpg", None) as x:
-            x.write(np.zeros((1, 70_000, 3), np.uint8))
-    assert os.listdir(tmp_path) == []
+    assert names(str(tmp_path)) == ["a.png", "b.JPG", "c.mp4"]
+    assert names(f"{tmp_path}/*.png", f"{tmp_path}/deep") == ["a.png", "deep/d.webp"]
+    assert names(f"{tmp_path}/c.mp4", str(tmp_path)) == ["c.mp4", "a.png", "b.JPG"]
+    assert names(f"{tmp_path}/**") == ["a.png", "b.JPG", "c.mp4", "deep/d.webp"]
+    for odd in ("", "~nobody/here", "x" * 5000, "a\0b"):
+        with pytest.raises(UserError, match="The input .* (cannot be looked at|is no image)"):
+            find_inputs([odd])
+    for nothing in ("gone.png", "*.gif", "notes.txt", ""):
+        with pytest.raises(UserError, match="is no image, video, folder or glob"):
+            find_inputs([str(tmp_path / "a.png"), str(tmp_path / "empty" / nothing)])
+    with pytest.raises(UserError, match="notes.txt is no image"):
+        find_inputs([str(tmp_path / "notes.txt")])
