@@ -37,7 +37,11 @@ class ImageFile(NamedTuple):
         """The file's bytes."""
         if not (self.archive or os.path.isfile(self.path)) and os.path.exists(self.path):
             raise OSError("it is no file")  # a pipe, say, that one would wait for
-        return _zip(self.archive).open(self.path) if self.archive else open(self.path, "rb")
+        return (
+            _zip(self.archive, os.getpid()).open(self.path)
+            if self.archive
+            else open(self.path, "rb")
+        )
 
     def __str__(self) -> str:
         return f"{self.path} in {self.archive}" if self.archive else self.path
@@ -141,8 +145,10 @@ def _orientation(image: Image.Image) -> int | None:
 
 
 @functools.lru_cache(maxsize=8)
-def _zip(path: str) -> zipfile.ZipFile:
-    return zipfile.ZipFile(path)  # threads may share it
+def _zip(path: str, process: int) -> zipfile.ZipFile:
+    # threads may share it; forked processes, which share the place in the file, would read one
+    # another's bytes
+    return zipfile.ZipFile(path)
 
 
 def _chunks(files: Iterable[ImageFile]) -> Iterator[list[ImageFile]]:

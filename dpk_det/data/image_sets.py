@@ -34,6 +34,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from dpk_det.checkpoint.arrays import load_arrays
 from dpk_det.data.image_files import ImageFile, find_problem
+from dpk_det.data.root import expand
 from dpk_det.errors import UserError
 
 EVALUATOR_TYPE = "classification"
@@ -86,48 +87,25 @@ class _Pixels(ImageSet):
 
 
 class _Files(ImageSet):
-    """Image files, by path."""
+    """Image files, by path, or by name within a zip."""
 
-    def __init__(self, classes: Sequence[str], samples: Sequence[tuple[str, int]]) -> None:
+    def __init__(
+        self, classes: Sequence[str], samples: Sequence[tuple[str, int]], archive: str = ""
+    ) -> None:
         super().__init__(classes, [label for _, label in samples])
-        self.files = [path for path, _ in samples]
+        self.files, self.archive = [path for path, _ in samples], archive
 
     def image_files(self) -> list[ImageFile]:
-        return [ImageFile(path) for path in self.files]
+        return [ImageFile(path, archive=self.archive) for path in self.files]
 
     def _image(self, index: int) -> Tensor:
+        file = ImageFile(self.files[index], archive=self.archive)
         try:
-            with Image.open(self._open(index)) as image:
+            with file.open() as stream, Image.open(io.BytesIO(stream.read())) as image:
                 return pil_to_tensor(image.convert("RGB"))
         # PIL and zip let errors of many kinds through, according to what is damaged
         except Exception as e:
-            raise UserError(find_problem(self.image_files()[index]) or str(e)) from e
-
-    def _open(self, index: int) -> Any:
-        return self.files[index]
-
-
-class _ZippedFiles(_Files):
-    """Image files within a zip."""
-
-    def __init__(
-        self, path: str, classes: Sequence[str], samples: Sequence[tuple[str, int]]
-    ) -> None:
-        super().__init__(classes, samples)
-        self.path = path
-        self._zip: tuple[int, zipfile.ZipFile] | None = None
-
-    def _open(self, index: int) -> Any:
-        # one a process: workers that share a file's position read one another's bytes
-        if self._zip is None or self._zip[0] != os.getpid():
-            self._zip = os.getpid(), zipfile.ZipFile(self.path)
-        return io.BytesIO(self._zip[1].read(self.files[index]))
-
-    def image_files(self) -> list[ImageFile]:
-        return [ImageFile(path, archive=self.path) for path in self.files]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_zip": None}  # to workers that are not forked
+            raise UserError(find_problem(file) or str(e)) from e
 
 
 @lru_cache(maxsize=8)
@@ -190,7 +168,7 @@ def _read_zip(path: str) -> ImageSet:
             f"{path} has no image of class {empty[0]}: add some, or take its folder out."
         )
     numbers = {name: i for i, name in enumerate(classes)}
-    return _ZippedFiles(path, classes, [(str(x), numbers[x.parent.name]) for x in names])
+    return _Files(classes, [(str(x), numbers[x.parent.name]) for x in names], path)
 
 
 def _read_cifar(files: dict[str, bytes], path: str, part: str) -> ImageSet:
@@ -240,20 +218,12 @@ def register_image_datasets(cfg: CfgNode) -> None:
 
 def place_of(entry: Any) -> Place | None:
     """Where an entry of ``DATASETS.IMAGES`` points to; None for one that is no such entry."""
-    pair = (entry, "") if isinstance(entry, str) else entry
-    if not _is_place(pair) or (pair[1] == "") != isinstance(entry, str):
-        return None
-    return os.path.abspath(os.path.expanduser(os.path.expandvars(pair[0]))), pair[1]
-
-
-def _is_place(pair: Any) -> bool:
-    return (
-        isinstance(pair, Sequence)
-        and len(pair) == 2
-        and isinstance(pair[0], str)
-        and pair[0] != ""
-        and pair[1] in ("", *_PARTS)
-    )
+    if isinstance(entry, str):
+        return (expand(entry), "") if entry else None
+    if isinstance(entry, Sequence) and len(entry) == 2 and entry[1] in [*_PARTS]:
+        path, part = entry
+        return (expand(path), part) if path and isinstance(path, str) else None
+    return None
 
 
 def register_all(root: str) -> None:
@@ -269,6 +239,11 @@ def register_all(root: str) -> None:
             )
     for part in ("train", "val"):
         _register(f"imagenet_{part}", (os.path.join(root, "imagenet", part), ""))
+
+
+def is_image_set(name: str) -> bool:
+    """Whether a registered dataset is one of these."""
+    return MetadataCatalog.get(name).get("evaluator_type") == EVALUATOR_TYPE
 
 
 def find_place(name: str) -> Place:

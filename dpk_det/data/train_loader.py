@@ -90,7 +90,7 @@ class TrainLoader:
             _Seeded(self.dataset),
             batch_sampler=self._batches(),
             num_workers=self.num_workers,
-            collate_fn=_as_it_is if self.collate is None else self.collate,
+            collate_fn=as_it_is if self.collate is None else self.collate,
             worker_init_fn=leave_signals_to_parent,
             generator=torch.Generator(),  # else the seed that workers get is drawn from torch's own
         )
@@ -138,7 +138,8 @@ class _Seeded(Dataset):
             return [self.dataset[i] for i in indices]
 
 
-def _as_it_is(batch: Any) -> Any:
+def as_it_is(batch: Any) -> Any:
+    """The batch itself; workers that are not forked could be given no lambda."""
     return batch
 
 
