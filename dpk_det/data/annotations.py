@@ -132,14 +132,7 @@ class _Checks:
             "write iscrowd: 1 instead",
         )
         if self.use.evaluated:
-            self._refuse(
-                "annotation(s) without 'area', to evaluate", lambda x: x.area is None, "add it"
-            )
-            self._refuse(
-                "annotation(s) without 'iscrowd', to evaluate",
-                lambda x: x.iscrowd is UNSET,
-                "add it",
-            )
+            self._require("area", "iscrowd")
 
     def check_boxes(self) -> list[Annotation]:
         """Returns the objects that training keeps."""
@@ -205,11 +198,7 @@ class _Checks:
             self.shown,
         )
         if self.use.evaluated:
-            self._refuse(
-                "annotation(s) without 'num_keypoints', to evaluate",
-                lambda x: x.num_keypoints is None,
-                "add it",
-            )
+            self._require("num_keypoints")
 
     # -------------------------------------------------------------- what is left
 
@@ -246,6 +235,11 @@ class _Checks:
         """Of all annotations, or those given."""
         among = self.annotations if among is None else among
         self._refuse_found(what, [x for x in among if is_wrong(x)], remedy)
+
+    def _require(self, *keys: str) -> None:
+        for key in keys:
+            absent = [x for x in self.annotations if getattr(x, key) in (None, UNSET)]
+            self._refuse_found(f"annotation(s) without {key!r}, to evaluate", absent, "add it")
 
     def _refuse_doubled(self, what: str, entries: Sequence[Struct], key: str) -> None:
         self._refuse_found(f"{what} share their {key}", _doubled(entries, key), "give each its own")

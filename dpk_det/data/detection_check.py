@@ -9,7 +9,7 @@ from dpk_det.data.annotations import Use, check_annotations
 from dpk_det.data.class_names import check_class_count
 from dpk_det.data.coco_format import Coco, read_coco
 from dpk_det.data.coco_json import list_categories
-from dpk_det.data.image_files import ImageFile
+from dpk_det.data.image_files import ImageFile, image_of
 from dpk_det.data.model_classes import segments
 from dpk_det.data.root import datasets_root
 from dpk_det.errors import UserError
@@ -32,7 +32,7 @@ def check_detection(cfg: CfgNode, name: str, all_images: bool = False) -> list[I
     _check_stuff_count(cfg, name, metadata)
     if metadata.get("json_file") is None:
         if all_images:
-            images = [_of_record(x) for x in DatasetCatalog.get(name) if "file_name" in x]
+            images = [image_of(x) for x in DatasetCatalog.get(name) if "file_name" in x]
         return images
     if os.path.exists(metadata.json_file) or not metadata.get("drawn_on_demand", False):
         _check_files(cfg, name, metadata)
@@ -43,7 +43,10 @@ def check_detection(cfg: CfgNode, name: str, all_images: bool = False) -> list[I
             check_annotations(coco, metadata.json_file, _use(cfg, name))
             root = metadata.get("image_root")
             if root and "://" not in root:
-                images = _of_coco(coco, root)
+                images = [
+                    ImageFile(os.path.join(root, x.file_name), (x.width, x.height))
+                    for x in coco.images
+                ]
     check_class_count(cfg, name)
     return images
 
@@ -149,12 +152,3 @@ def _use(cfg: CfgNode, name: str) -> Use:
         keypoints=keypoints,
         keeps_empty=not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
     )
-
-
-def _of_coco(coco: Coco, root: str) -> list[ImageFile]:
-    return [ImageFile(os.path.join(root, x.file_name), (x.width, x.height)) for x in coco.images]
-
-
-def _of_record(record: dict) -> ImageFile:
-    known = "height" in record and "width" in record
-    return ImageFile(record["file_name"], (record["width"], record["height"]) if known else None)

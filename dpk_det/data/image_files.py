@@ -4,9 +4,9 @@ import functools
 import os
 import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.pool import ThreadPool
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
@@ -43,6 +43,12 @@ class ImageFile(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.path} in {self.archive}" if self.archive else self.path
+
+
+def image_of(record: Mapping[str, Any], key: str = "file_name") -> ImageFile:
+    """The image of one of Detectron2's dicts."""
+    known = "width" in record and "height" in record
+    return ImageFile(record[key], (record["width"], record["height"]) if known else None)
 
 
 def check_image_files(

@@ -51,61 +51,47 @@ class ImageSet:
     """Images and the numbers of their classes.
 
     Args:
-        classes: names. labels: of each image.
+        classes: names. labels: of each image. images: (n, 3, H, W), or the files' paths.
+        archive: the zip in which these paths are; "": there is none.
 
     Attributes:
         classes, labels: as given.
     """
 
-    def __init__(self, classes: Sequence[str], labels: Sequence[int]) -> None:
+    def __init__(
+        self,
+        classes: Sequence[str],
+        labels: Sequence[int],
+        images: Tensor | Sequence[str],
+        archive: str = "",
+    ) -> None:
         self.classes, self.labels = list(classes), list(labels)
+        self._images, self._archive = images, archive
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """An image, (3, H, W) uint8 RGB, and its class."""
-        return self._image(index), self.labels[index]
+        image = self._images[index]
+        if isinstance(image, str):
+            image = _decode(ImageFile(image, archive=self._archive))
+        return image, self.labels[index]
 
     def image_files(self) -> list[ImageFile]:
         """Where the images lie, as far as they are files."""
-        return []
-
-    def _image(self, index: int) -> Tensor:
-        raise NotImplementedError
-
-
-class _Pixels(ImageSet):
-    """Images that are there already, (n, 3, H, W)."""
-
-    def __init__(self, classes: Sequence[str], labels: Sequence[int], images: Tensor) -> None:
-        super().__init__(classes, labels)
-        self.images = images
-
-    def _image(self, index: int) -> Tensor:
-        return self.images[index]
+        if isinstance(self._images, Tensor):
+            return []
+        return [ImageFile(path, archive=self._archive) for path in self._images]
 
 
-class _Files(ImageSet):
-    """Image files, by path, or by name within a zip."""
-
-    def __init__(
-        self, classes: Sequence[str], samples: Sequence[tuple[str, int]], archive: str = ""
-    ) -> None:
-        super().__init__(classes, [label for _, label in samples])
-        self.files, self.archive = [path for path, _ in samples], archive
-
-    def image_files(self) -> list[ImageFile]:
-        return [ImageFile(path, archive=self.archive) for path in self.files]
-
-    def _image(self, index: int) -> Tensor:
-        file = ImageFile(self.files[index], archive=self.archive)
-        try:
-            with file.open() as stream, Image.open(io.BytesIO(stream.read())) as image:
-                return pil_to_tensor(image.convert("RGB"))
-        # PIL and zip let errors of many kinds through, according to what is damaged
-        except Exception as e:
-            raise UserError(find_problem(file) or str(e)) from e
+def _decode(file: ImageFile) -> Tensor:
+    try:
+        with file.open() as stream, Image.open(io.BytesIO(stream.read())) as image:
+            return pil_to_tensor(image.convert("RGB"))
+    # PIL and zip let errors of many kinds through, according to what is damaged
+    except Exception as e:
+        raise UserError(find_problem(file) or str(e)) from e
 
 
 @lru_cache(maxsize=8)
@@ -142,7 +128,8 @@ def read_images(path: str, part: str) -> ImageSet:
 
 def _read_folder(path: str) -> ImageSet:
     classes, numbers = find_classes(path)
-    return _Files(classes, make_dataset(path, numbers, IMG_EXTENSIONS))
+    paths, labels = zip(*make_dataset(path, numbers, IMG_EXTENSIONS), strict=True)
+    return ImageSet(classes, labels, paths)
 
 
 def _read_zip(path: str) -> ImageSet:
@@ -168,7 +155,8 @@ def _read_zip(path: str) -> ImageSet:
             f"{path} has no image of class {empty[0]}: add some, or take its folder out."
         )
     numbers = {name: i for i, name in enumerate(classes)}
-    return _Files(classes, [(str(x), numbers[x.parent.name]) for x in names], path)
+    labels = [numbers[x.parent.name] for x in names]
+    return ImageSet(classes, labels, [str(x) for x in names], path)
 
 
 def _read_cifar(files: dict[str, bytes], path: str, part: str) -> ImageSet:
@@ -185,7 +173,7 @@ def _read_cifar(files: dict[str, bytes], path: str, part: str) -> ImageSet:
     images = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
     if len(labels) != len(images) or not {*labels} <= {*range(len(names))}:
         raise ValueError(f"{len(images)} images, {len(labels)} labels, {len(names)} classes")
-    return _Pixels(names, labels, torch.from_numpy(images))
+    return ImageSet(names, labels, torch.from_numpy(images))
 
 
 # ------------------------------------------------------------------ names
@@ -228,15 +216,15 @@ def place_of(entry: Any) -> Place | None:
 
 def register_all(root: str) -> None:
     """Register CIFAR and ImageNet below the folder of all datasets; no file is read."""
-    for name, batches in (("cifar10", "cifar-10-batches-py"), ("cifar100", "cifar-100-python")):
-        archive = f"cifar-{name.removeprefix('cifar')}-python.tar.gz"
+    for name, archive, folder in (
+        ("cifar10", "cifar-10-python.tar.gz", "cifar-10-batches-py"),
+        ("cifar100", "cifar-100-python.tar.gz", "cifar-100-python"),
+    ):
         for part in _PARTS:
-            official = [(x, part) for x in (f"{name}/{archive}", f"{name}/{batches}")]
-            official += [(x, part) for x in (archive, batches)]
-            folders = [(f"{name}/{part}.zip", ""), (f"{name}/{part}", "")]
-            _register(
-                f"{name}_{part}", *((os.path.join(root, x), p) for x, p in official + folders)
-            )
+            official = f"{name}/{archive}", f"{name}/{folder}", archive, folder
+            places = [(x, part) for x in official]
+            places += [(f"{name}/{part}.zip", ""), (f"{name}/{part}", "")]
+            _register(f"{name}_{part}", *((os.path.join(root, x), p) for x, p in places))
     for part in ("train", "val"):
         _register(f"imagenet_{part}", (os.path.join(root, "imagenet", part), ""))
 

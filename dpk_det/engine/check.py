@@ -25,8 +25,9 @@ from torch import nn
 from dpk_det.architectures import build, classifies, distils
 from dpk_det.checkpoint.loading import find_weights
 from dpk_det.data import dataset_sizes
+from dpk_det.engine.results import count_parameters
 from dpk_det.engine.start import Start, load_start
-from dpk_det.engine.trainer import DistillTrainer, count_parameters
+from dpk_det.engine.trainer import DistillTrainer
 from dpk_det.errors import UserError
 from dpk_det.pairing.teacher import (
     WEIGHTS_KEY,
@@ -91,7 +92,7 @@ def _try(cfg: CfgNode, teachers_weights: str) -> str:
     bond = getattr(model, "distillation", None)
     parts = {"student": model}
     if bond:
-        parts = {"student": model, "teacher": bond.teacher.model, "distiller": bond.distiller}
+        parts |= {"teacher": bond.teacher.model, "distiller": bond.distiller}
     counts = {name: count_parameters(part) for name, part in parts.items()}
     counts["student"] -= counts.get("distiller", 0)
 

@@ -39,10 +39,8 @@ def load_start(model: nn.Module, cfg: CfgNode) -> Start:
         check_teachers_classes(cfg)
     weights = load_weights(model, cfg.MODEL.WEIGHTS)
     backbone = load_backbone_weights(model, cfg.MODEL.BACKBONE_WEIGHTS)
-    return Start(weights, backbone, _inherit(model, cfg) if cfg.DISTILL.INHERIT else [])
-
-
-def _inherit(model: nn.Module, cfg: CfgNode) -> list[str]:
-    bond = getattr(model, "distillation", None)
-    taken, _ = inherit_weights(model, (bond.teacher if bond else build_teacher(cfg)).model)
-    return taken
+    inherited: list[str] = []
+    if cfg.DISTILL.INHERIT:
+        teacher = bond.teacher if bond else build_teacher(cfg)
+        inherited, _ = inherit_weights(model, teacher.model)
+    return Start(weights, backbone, inherited)

@@ -190,7 +190,7 @@ def test_datasets_must_suit_the_model(tiny, tiny_images, tmp_path, catalog):
     cfg.DATASETS.IMAGES.absent = str(tmp_path / "nowhere")
     register_image_datasets(cfg)
     cfg.DATASETS.TEST = ("others",)
-    with pytest.raises(UserError, match=r"discs_train and others .*'disc' is number 0 of one and 1"):
+    with pytest.raises(UserError, match=r"discs_train and others .*'disc' is number 0 of one"):
         check_datasets(cfg)
     cfg.DATASETS.TEST = ("absent",)
     with pytest.raises(UserError, match=r"absent is not at .*correct DATASETS.IMAGES.absent"):
