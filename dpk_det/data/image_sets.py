@@ -19,6 +19,7 @@ import os
 import tarfile
 import zipfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -47,42 +48,35 @@ _PARTS = {"train": ("data_batch_", "train"), "test": ("test_batch", "test")}
 _NAMES = {"batches.meta": "label_names", "meta": "fine_label_names"}
 
 
+@dataclass(eq=False, repr=False)
 class ImageSet:
     """Images and the numbers of their classes.
 
     Args:
         classes: names. labels: of each image. images: (n, 3, H, W), or the files' paths.
         archive: the zip in which these paths are; "": there is none.
-
-    Attributes:
-        classes, labels: as given.
     """
 
-    def __init__(
-        self,
-        classes: Sequence[str],
-        labels: Sequence[int],
-        images: Tensor | Sequence[str],
-        archive: str = "",
-    ) -> None:
-        self.classes, self.labels = list(classes), list(labels)
-        self._images, self._archive = images, archive
+    classes: list[str]
+    labels: list[int]
+    images: Tensor | list[str]
+    archive: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """An image, (3, H, W) uint8 RGB, and its class."""
-        image = self._images[index]
+        image = self.images[index]
         if isinstance(image, str):
-            image = _decode(ImageFile(image, archive=self._archive))
+            image = _decode(ImageFile(image, archive=self.archive))
         return image, self.labels[index]
 
     def image_files(self) -> list[ImageFile]:
         """Where the images lie, as far as they are files."""
-        if isinstance(self._images, Tensor):
+        if isinstance(self.images, Tensor):
             return []
-        return [ImageFile(path, archive=self._archive) for path in self._images]
+        return [ImageFile(path, archive=self.archive) for path in self.images]
 
 
 def _decode(file: ImageFile) -> Tensor:
@@ -129,7 +123,7 @@ def read_images(path: str, part: str) -> ImageSet:
 def _read_folder(path: str) -> ImageSet:
     classes, numbers = find_classes(path)
     paths, labels = zip(*make_dataset(path, numbers, IMG_EXTENSIONS), strict=True)
-    return ImageSet(classes, labels, paths)
+    return ImageSet(classes, list(labels), list(paths))
 
 
 def _read_zip(path: str) -> ImageSet:

@@ -14,7 +14,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from dpk_det.architectures import build, distils, plain_architecture
+from dpk_det.architectures import build, plain_architecture
 from dpk_det.checkpoint.loading import load_weights_strictly
 from dpk_det.config.loading import load_config
 from dpk_det.config.methods import check_distillation, unused_keys
@@ -29,11 +29,11 @@ from dpk_det.engine.lock import training_lock
 from dpk_det.engine.resume.checkpoints import last_checkpoint
 from dpk_det.engine.resume.continuity import find_start, is_finished
 from dpk_det.engine.signals import watched
+from dpk_det.engine.start import has_teacher, teacher_weights
 from dpk_det.engine.teacher_accuracy import evaluate_teacher
 from dpk_det.engine.trainer import DistillTrainer
 from dpk_det.errors import UserError, find
 from dpk_det.files import no_room_ends
-from dpk_det.pairing.teacher import find_teacher_weights, load_teacher_config
 
 _CHECKPOINT = r"model_(final|\d+)\.pth"  # what a training writes
 
@@ -198,12 +198,10 @@ def check_teacher_is_kept(cfg: CfgNode) -> None:
     Raises:
         UserError: when they are a checkpoint in the student's OUTPUT_DIR.
     """
-    node = cfg.DISTILL.TEACHER
-    if not (distils(cfg) or cfg.DISTILL.INHERIT):
+    if not has_teacher(cfg):
         return
     try:
-        teacher_cfg = load_teacher_config(node.CONFIG_FILE, node.OPTS)
-        weights = find_teacher_weights(node.CONFIG_FILE, node.WEIGHTS, teacher_cfg)
+        weights = teacher_weights(cfg)
     except UserError:  # there are none yet: said when the teacher is built
         return
     path = Path(weights).expanduser().resolve()

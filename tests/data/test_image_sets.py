@@ -222,7 +222,7 @@ def test_an_image_within_a_zip_that_is_damaged_is_named(archive):
     data[start : start + 500] = bytes(500)
     archive.write_bytes(data)
     images = read_images(str(archive), "")
-    number = images.files.index(info.filename)
+    number = [x.path for x in images.image_files()].index(info.filename)
     with pytest.raises(UserError, match=f"{info.filename} in {archive} cannot be read as an image"):
         images[number]
     (problem,) = filter(None, map(find_problem, images.image_files()))
