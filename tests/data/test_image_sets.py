@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from PIL import Image
 
 from dpk_det.config.loading import load_config
@@ -17,16 +17,6 @@ from dpk_det.data import check_datasets, dataset_sizes, image_sets, register_ima
 from dpk_det.data.image_files import find_problem
 from dpk_det.data.image_sets import find_place, read_images
 from dpk_det.errors import UserError
-
-
-@pytest.fixture
-def catalog():
-    """Datasets that a test registers are gone after it."""
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
 
 
 def draw_archive(folder, hundred):
@@ -122,7 +112,7 @@ def test_what_is_no_dataset_is_refused_by_its_path(tmp_path):
 @pytest.mark.parametrize(
     "layout", ["zip", "folder", "archive", "nested archive", "unpacked", "nested unpacked"]
 )
-def test_cifar_is_found_below_the_folder_of_all_datasets(tmp_path, catalog, monkeypatch, layout):
+def test_cifar_is_found_below_the_folder_of_all_datasets(tmp_path, monkeypatch, layout):
     monkeypatch.setattr(image_sets, "_register", lambda name, *at: found.update({name: at}))
     found = {}
     image_sets.register_all(str(tmp_path))
@@ -141,7 +131,7 @@ def test_cifar_is_found_below_the_folder_of_all_datasets(tmp_path, catalog, monk
     MetadataCatalog.remove("made_up_cifar")
 
 
-def test_entries_are_registered_by_name(tmp_path, catalog, monkeypatch):
+def test_entries_are_registered_by_name(tmp_path, monkeypatch):
     draw_archive(tmp_path, False)
     monkeypatch.setenv("HERE", str(tmp_path))
     cfg = load_config("", ["MODEL.META_ARCHITECTURE", "ImageClassifier"])
@@ -166,7 +156,7 @@ def test_an_entry_that_is_no_place_is_refused(entry):
         register_image_datasets(cfg)
 
 
-def test_datasets_must_suit_the_model(tiny, tiny_images, tmp_path, catalog):
+def test_datasets_must_suit_the_model(tiny, tiny_images, tmp_path):
     check_datasets(tiny_images.cfg("plain"))
     tiny.cfg("plain")  # registers its own
     for config, opts, message in [
@@ -264,7 +254,7 @@ def test_a_batch_of_cifar_that_is_none_is_named(tmp_path, batch):
     assert "\n" not in str(error.value)
 
 
-def test_check_opens_the_images_of_classifiers(tiny_images, tmp_path, archive, catalog):
+def test_check_opens_the_images_of_classifiers(tiny_images, tmp_path, archive):
     with zipfile.ZipFile(archive) as file:
         file.extractall(tmp_path)
     broken = tmp_path / "images" / "disc" / "3.png"
