@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from dpk_det.config.loading import load_config
@@ -172,16 +172,19 @@ def test_datasets_must_suit_the_model(tiny, tiny_images, tmp_path):
     ]:
         with pytest.raises(UserError, match=message):
             check_datasets(config.cfg("plain", *opts))
-    for name in ("disc", "circle", "square"):
-        (tmp_path / name).mkdir()
-        cv2.imwrite(str(tmp_path / name / "0.png"), np.zeros((4, 4), np.uint8))
     cfg = tiny_images.cfg("plain")
-    cfg.DATASETS.IMAGES.others = str(tmp_path)
+    *known, last = DatasetCatalog.get("discs_train").classes
+    for other, classes in {"moved": ["a", *known], "renamed": [*known, f"{last}s"]}.items():
+        for name in classes:
+            (tmp_path / other / name).mkdir(parents=True)
+            cv2.imwrite(str(tmp_path / other / name / "0.png"), np.zeros((4, 4), np.uint8))
+        cfg.DATASETS.IMAGES[other] = str(tmp_path / other)
     cfg.DATASETS.IMAGES.absent = str(tmp_path / "nowhere")
     register_image_datasets(cfg)
-    cfg.DATASETS.TEST = ("others",)
-    with pytest.raises(UserError, match=r"discs_train and others .*'disc' is number 0 of one"):
-        check_datasets(cfg)
+    for other, what in (("moved", "'disc' is number 0 of one"), ("renamed", f"'{last}' and ")):
+        cfg.DATASETS.TEST = (other,)
+        with pytest.raises(UserError, match=f"discs_train and {other} .*{what}"):
+            check_datasets(cfg)
     cfg.DATASETS.TEST = ("absent",)
     with pytest.raises(UserError, match=r"absent is not at .*correct DATASETS.IMAGES.absent"):
         check_datasets(cfg)
