@@ -10,11 +10,11 @@ COCO's JSON format (boxes only), keep its splits, and lay it out so::
 """
 
 import os
+from functools import partial
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
-from dpk_det.data.coco_json import read_classes
+from dpk_det.data.coco_json import read_classes, register_with_classes
 from dpk_det.errors import UserError
 
 CLASSES = ["RBC", "WBC", "Platelets"]
@@ -38,16 +38,8 @@ def register_all(root: str) -> None:
 
 def register(name: str, json_file: str, image_root: str) -> None:
     """Register one split. Loading it raises UserError where its classes are not :data:`CLASSES`."""
-    if name in DatasetCatalog:
-        return
-    DatasetCatalog.register(name, lambda: _load(name, json_file, image_root))
-    MetadataCatalog.get(name).set(
-        json_file=json_file,
-        image_root=image_root,
-        evaluator_type="coco",
-        thing_classes=list(CLASSES),
-        thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(CLASSES))},
-    )
+    load = partial(_load, name, json_file, image_root)
+    register_with_classes(name, load, json_file, image_root, CLASSES)
 
 
 def _load(name: str, json_file: str, image_root: str) -> list[dict]:

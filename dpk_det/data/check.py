@@ -1,25 +1,19 @@
 """Checks of the datasets that a config names, before anything is built."""
 
 import os
-from collections.abc import Iterator
 
 import msgspec
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from dpk_det.architectures import classifies
-from dpk_det.data.class_names import check_class_order
-from dpk_det.data.classification_check import check_classification, image_classes
+from dpk_det.data.class_names import check_class_count, check_class_order, class_names
 from dpk_det.data.coco_format import Categories, read_coco
-from dpk_det.data.detection_check import (
-    check_class_count,
-    check_detection,
-    check_keypoints,
-    is_coco,
-    keep_classes,
-)
-from dpk_det.data.image_sets import EVALUATOR_TYPE
+from dpk_det.data.detection_check import check_detection, check_keypoints, is_coco, keep_classes
+from dpk_det.data.image_files import check_image_files
+from dpk_det.data.image_sets import is_image_set
 from dpk_det.data.model_classes import num_classes
+from dpk_det.data.resizing import fits
 from dpk_det.errors import UserError, nearest
 
 
@@ -39,16 +33,20 @@ def check_datasets(cfg: CfgNode, all_images: bool = False, decode: bool = False)
     Raises:
         UserError: the first thing found wrong.
     """
-    for name in _names(cfg):
-        if name not in DatasetCatalog:
-            raise _unknown(cfg, name)
-        if _is_of_images(MetadataCatalog.get(name)) != classifies(cfg):
-            raise _of_another_kind(cfg, name)
-    check = check_classification if classifies(cfg) else check_detection
-    for name in _names(cfg):
-        check(cfg, name, all_images, decode)
+    names = _names(cfg)
+    for name in names:
+        _check_name(cfg, name)
+    files = {}
+    for name in names:
+        if classifies(cfg):
+            check_class_count(cfg, name)
+            files[name] = DatasetCatalog.get(name).image_files() if all_images else []
+        else:
+            files[name] = check_detection(cfg, name, all_images)
     check_class_order(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
     check_keypoints(cfg)
+    for name in names:  # last, because it may take minutes
+        check_image_files(files[name], name, decode, fits(cfg, name))
 
 
 class _Counted(Categories):
@@ -90,48 +88,38 @@ def categories(cfg: CfgNode) -> dict[int, str]:
             )
         return {i: str(i) for i in range(count)}
     name = cfg.DATASETS.TEST[0]
-    if name not in DatasetCatalog:
-        raise _unknown(cfg, name)
+    _check_name(cfg, name)
     metadata = MetadataCatalog.get(name)
-    if classifies(cfg):
-        if not _is_of_images(metadata):
-            raise _of_another_kind(cfg, name)
-        return dict(enumerate(image_classes(cfg, name)))
-    if metadata.get("thing_classes") is None:
+    if class_names(name) is None:
         if metadata.get("json_file") is None:
             raise UserError(f"Dataset {name} has no class names: take it out of DATASETS.TEST.")
         keep_classes(name, metadata, read_coco(metadata.json_file, Categories))
-    check_class_count(cfg, name, metadata)
-    ids = metadata.get("thing_dataset_id_to_contiguous_id")
-    names = dict(enumerate(metadata.thing_classes))
-    return {id_: names[i] for id_, i in ids.items()} if ids else names
+    check_class_count(cfg, name)
+    names = class_names(name)
+    ids = metadata.get("thing_dataset_id_to_contiguous_id") or {i: i for i in range(len(names))}
+    return {id_: names[i] for id_, i in ids.items()}
 
 
-def _names(cfg: CfgNode) -> Iterator[str]:
+def _names(cfg: CfgNode) -> list[str]:
     """The names in TRAIN and TEST, each once."""
-    return iter(dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)))
+    return list(dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)))
 
 
-def _unknown(cfg: CfgNode, name: str) -> UserError:
-    near = nearest(name, DatasetCatalog.list(), 0.0)
-    hint = f"did you mean '{near}'? " if near else ""
-    entry = f"JSON.{name}: [path/to/annotations.json, path/to/images]"
+def _check_name(cfg: CfgNode, name: str) -> None:
+    """Check that a name is registered, for a dataset of the kind that the model takes."""
+    key, kind = "JSON", "with annotated images"
+    entry = "[path/to/annotations.json, path/to/images]"
     if classifies(cfg):
-        entry = f"IMAGES.{name}: path/to/a/folder/or/zip"
-    return UserError(
-        f"DATASETS names the dataset '{name}', which is not registered: {hint}Correct the name, or "
-        f"add DATASETS.{entry}."
-    )
-
-
-def _is_of_images(metadata: Metadata) -> bool:
-    return metadata.get("evaluator_type") == EVALUATOR_TYPE
-
-
-def _of_another_kind(cfg: CfgNode, name: str) -> UserError:
-    wanted = "of images with a class each" if classifies(cfg) else "with annotated images"
-    key = "DATASETS.IMAGES" if classifies(cfg) else "DATASETS.JSON"
-    return UserError(
-        f"A {cfg.MODEL.META_ARCHITECTURE} has no use for dataset {name}: name one {wanted}, such "
-        f"as an entry of {key}."
-    )
+        key, kind, entry = "IMAGES", "of images with a class each", "path/to/a/folder/or/zip"
+    if name not in DatasetCatalog:
+        near = nearest(name, DatasetCatalog.list(), 0.0)
+        hint = f"did you mean '{near}'? " if near else ""
+        raise UserError(
+            f"DATASETS names the dataset '{name}', which is not registered: {hint}Correct the "
+            f"name, or add DATASETS.{key}.{name}: {entry}."
+        )
+    if is_image_set(name) != classifies(cfg):
+        raise UserError(
+            f"A {cfg.MODEL.META_ARCHITECTURE} has no use for dataset {name}: name one {kind}, such "
+            f"as an entry of DATASETS.{key}."
+        )

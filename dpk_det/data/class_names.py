@@ -9,46 +9,61 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from dpk_det.data.coco_format import Categories, read_coco
-from dpk_det.data.coco_json import expand, list_categories
-from dpk_det.data.image_sets import EVALUATOR_TYPE, place_of, read_images
+from dpk_det.data.coco_json import read_classes
+from dpk_det.data.image_sets import is_image_set, place_of, read_images
+from dpk_det.data.model_classes import class_count_key, num_classes
+from dpk_det.data.root import expand
 from dpk_det.errors import UserError
 from dpk_det.pairing.teacher import load_teacher_config
 
 
 def class_names(name: str) -> list[str] | None:
     """The class names of a registered dataset by number; None where they are not known."""
-    metadata = MetadataCatalog.get(name)
-    if metadata.get("evaluator_type") == EVALUATOR_TYPE:
+    if is_image_set(name):
         return DatasetCatalog.get(name).classes
-    return metadata.get("thing_classes")
+    return MetadataCatalog.get(name).get("thing_classes")
+
+
+def check_class_count(cfg: CfgNode, name: str) -> None:
+    """Check that the model has a dataset's number of classes, where both are known.
+
+    Raises:
+        UserError: when it has another, or a classifier's dataset cannot be read.
+    """
+    expected, classes = num_classes(cfg), class_names(name)
+    if expected is None or classes is None or len(classes) == expected:
+        return
+    found = len(classes)
+    raise UserError(
+        f"MODEL.{class_count_key(cfg)}.NUM_CLASSES is {expected} but dataset {name} has "
+        f"{found} {'class' if found == 1 else 'classes'}: set it to {found}."
+    )
 
 
 def check_class_order(train: Sequence[str], test: Sequence[str]) -> None:
     """Compare the classes of the datasets that a model is trained and evaluated on.
 
     Raises:
-        UserError: when datasets of training have other classes than the first, or one of evaluation
-            has a class of that name under another number.
+        UserError: when datasets of training, or any of a classifier, have other classes than the
+            first, or one of evaluation has a class of that name under another number.
     """
-    named = [(name, class_names(name)) for name in dict.fromkeys((*train, *test))]
-    named = [(name, classes) for name, classes in named if classes]
-    if not named:
-        return
-    (first, own), *others = named
-    for name, classes in others:
-        misplaced = _misplaced(own, classes)
-        if misplaced or (name in train and classes != own):
-            what = misplaced or "other classes"
+    named = {name: class_names(name) for name in (*train, *test)}
+    named = {name: classes for name, classes in named.items() if classes}
+    first = next(iter(named), None)
+    for name, classes in named.items():
+        own = named[first]
+        if classes == own:
+            continue
+        misplaced, strange = _misplaced(own, classes), _strange(own, classes)
+        if misplaced or name in train or is_image_set(name):
             raise UserError(
                 f"Datasets {first} and {name} have not the same classes in the same order "
-                f"({what if misplaced else _strange(own, classes)}): make their categories alike."
+                f"({misplaced or strange}): make their categories alike."
             )
-        if classes != own:
-            logging.getLogger(__name__).warning(
-                "Datasets %s and %s call their classes by different names (%s); the numbers count.",
-                *(first, name, _strange(own, classes)),
-            )
+        logging.getLogger(__name__).warning(
+            "Datasets %s and %s call their classes by different names (%s); the numbers count.",
+            *(first, name, strange),
+        )
 
 
 def check_teachers_classes(cfg: CfgNode) -> None:
@@ -129,7 +144,7 @@ def _read_classes(
 ) -> list[str] | None:
     # not registered: the student's config may give the same name to another dataset
     if name in files:
-        return list(list_categories(read_coco(expand(files[name][0]), Categories)).values())
+        return read_classes(expand(files[name][0]))
     if name in images:
         return read_images(*place_of(images[name])).classes
     return class_names(name) if name in DatasetCatalog else None

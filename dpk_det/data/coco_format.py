@@ -175,8 +175,7 @@ def _locate(data: bytes, error: Exception) -> str:
         return f"{str(error).lower()}: write it anew"
     at = int(place[1])
     near = " ".join(data[max(at - 40, 0) : at + 20].decode(errors="replace").split())
-    if re.match(rb"-?(NaN|Infinity|[Nn]an|inf)", data[max(at, 0) : at + 12]) or re.match(
-        rb"-(Inf|inf|Nan|nan)", data[max(at - 1, 0) : at + 12]
-    ):
+    # the place may be that of the sign or behind it
+    if re.match(rb"(?s).?-?(nan|inf)", data[max(at - 1, 0) : at + 12], re.IGNORECASE):
         return f"NaN or infinity at byte {at}, near {near!r}: write numbers, or leave the field out"
     return f"{error}, near {near!r}: write it anew"

@@ -10,14 +10,15 @@
       TEST: ("pets_val",)
 """
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
 from dpk_det.data.coco_format import Categories, read_coco
+from dpk_det.data.root import expand
 from dpk_det.errors import UserError
 
 
@@ -54,11 +55,31 @@ def list_categories(content: Categories) -> dict[int, str]:
     return {x.id: x.name for x in sorted(content.categories, key=lambda category: category.id)}
 
 
-def expand(path: str) -> str:
-    """A path or address of a config, absolute, ``~`` and environment variables expanded."""
-    path = os.path.expanduser(os.path.expandvars(path))
-    # PathManager also takes addresses such as https://..., which have no working directory.
-    return path if "://" in path else os.path.abspath(path)
+def register_with_classes(
+    name: str,
+    load: Callable[[], list[dict]],
+    json_file: str,
+    image_root: str,
+    classes: Sequence[str],
+    **metadata: Any,
+) -> None:
+    """Register a dataset of known classes; a name that is already registered is left as it is.
+
+    Args:
+        load: gives Detectron2's list of images. json_file, image_root: where the data lie.
+        classes: names of the categories 1, 2, ... in the JSON file. metadata: further ones.
+    """
+    if name in DatasetCatalog:
+        return
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(
+        json_file=json_file,
+        image_root=image_root,
+        evaluator_type="coco",
+        thing_classes=list(classes),
+        thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(classes))},
+        **metadata,
+    )
 
 
 def _is_pair_of_paths(entry: object) -> bool:

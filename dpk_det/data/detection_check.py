@@ -1,16 +1,16 @@
-"""Checks of a dataset of annotated images: its files, its annotations, its classes, its images."""
+"""Checks of a dataset of annotated images: its files, its annotations, its classes."""
 
 import os
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from detectron2.data.transforms import ResizeShortestEdge
 
 from dpk_det.data.annotations import Use, check_annotations
+from dpk_det.data.class_names import check_class_count
 from dpk_det.data.coco_format import Coco, read_coco
 from dpk_det.data.coco_json import list_categories
-from dpk_det.data.image_files import ImageFile, check_image_files
-from dpk_det.data.model_classes import class_count_key, num_classes, segments
+from dpk_det.data.image_files import ImageFile, image_of
+from dpk_det.data.model_classes import segments
 from dpk_det.data.root import datasets_root
 from dpk_det.errors import UserError
 
@@ -18,35 +18,37 @@ COCO_KEYPOINTS = 17
 """What ``TEST.KEYPOINT_OKS_SIGMAS`` left empty stands for."""
 
 
-def check_detection(
-    cfg: CfgNode, name: str, all_images: bool = False, decode: bool = False
-) -> None:
-    """Check one dataset that ``cfg`` names, as :func:`~dpk_det.data.check_datasets` says.
+def check_detection(cfg: CfgNode, name: str, all_images: bool = False) -> list[ImageFile]:
+    """Check one dataset of ``cfg``, but for its images, as :func:`.check_datasets` says.
 
-    Args:
-        cfg, all_images, decode: as there. name: registered.
+    Returns:
+        The images to open.
 
     Raises:
         UserError: the first thing found wrong.
     """
     metadata = MetadataCatalog.get(name)
+    images: list[ImageFile] = []
     _check_stuff_count(cfg, name, metadata)
     if metadata.get("json_file") is None:
         if all_images:
-            records = DatasetCatalog.get(name)
-            _check_images(cfg, name, [_of_record(x) for x in records if "file_name" in x], decode)
-        return
-    if not (metadata.get("drawn_on_demand", False) and not os.path.exists(metadata.json_file)):
+            images = [image_of(x) for x in DatasetCatalog.get(name) if "file_name" in x]
+        return images
+    if os.path.exists(metadata.json_file) or not metadata.get("drawn_on_demand", False):
         _check_files(cfg, name, metadata)
         if is_coco(metadata):
             coco = read_coco(metadata.json_file)
             keep_classes(name, metadata, coco)
-            check_class_count(cfg, name, metadata)
+            check_class_count(cfg, name)
             check_annotations(coco, metadata.json_file, _use(cfg, name))
             root = metadata.get("image_root")
             if root and "://" not in root:
-                _check_images(cfg, name, _of_coco(coco, root), decode)
-    check_class_count(cfg, name, metadata)
+                images = [
+                    ImageFile(os.path.join(root, x.file_name), (x.width, x.height))
+                    for x in coco.images
+                ]
+    check_class_count(cfg, name)
+    return images
 
 
 def is_coco(metadata: Metadata) -> bool:
@@ -75,23 +77,6 @@ def keep_classes(name: str, metadata: Metadata, coco: Coco) -> None:
                 "of its own."
             )
         setattr(metadata, key, value)
-
-
-def check_class_count(cfg: CfgNode, name: str, metadata: Metadata) -> None:
-    """Check that the model has a dataset's number of classes, where both are known.
-
-    Raises:
-        UserError: when it has another.
-    """
-    expected, classes = num_classes(cfg), metadata.get("thing_classes")
-    if expected is None or classes is None:
-        return
-    found = len(classes)
-    if found != expected:
-        raise UserError(
-            f"MODEL.{class_count_key(cfg)}.NUM_CLASSES is {expected} but dataset {name} has "
-            f"{found} {'class' if found == 1 else 'classes'}: set it to {found}."
-        )
 
 
 def check_keypoints(cfg: CfgNode) -> None:
@@ -167,32 +152,3 @@ def _use(cfg: CfgNode, name: str) -> Use:
         keypoints=keypoints,
         keeps_empty=not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
     )
-
-
-# ------------------------------------------------------------------ images
-
-
-def _of_coco(coco: Coco, root: str) -> list[ImageFile]:
-    return [ImageFile(os.path.join(root, x.file_name), (x.width, x.height)) for x in coco.images]
-
-
-def _of_record(record: dict) -> ImageFile:
-    known = "height" in record and "width" in record
-    return ImageFile(record["file_name"], (record["width"], record["height"]) if known else None)
-
-
-def _check_images(cfg: CfgNode, name: str, files: list[ImageFile], decode: bool) -> None:
-    sides = []
-    if name in cfg.DATASETS.TRAIN:
-        sides += [(side, cfg.INPUT.MAX_SIZE_TRAIN) for side in cfg.INPUT.MIN_SIZE_TRAIN]
-    if name in cfg.DATASETS.TEST:
-        sides.append((cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST))
-
-    def fits(width: int, height: int) -> bool:
-        return all(
-            min(ResizeShortestEdge.get_output_shape(height, width, side, longest)) > 0
-            for side, longest in sides
-            if side > 0  # Detectron2 does not resize then
-        )
-
-    check_image_files(files, name, decode, fits)

@@ -4,18 +4,16 @@ import functools
 import os
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from itertools import islice
-from typing import IO, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.pool import ThreadPool
+from typing import IO, Any, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from dpk_det.errors import UserError
 
-_CHUNK = 64
+_CHUNK = 64  # images that a thread takes at a time
 _ORIENTATION = 0x0112  # of EXIF
 _TURNED = (5, 6, 7, 8)  # orientations that swap width and height
 _DEEP = ("I", "F")  # modes of more than 8 bits begin so; Detectron2 cuts them off at 255
@@ -37,10 +35,20 @@ class ImageFile(NamedTuple):
         """The file's bytes."""
         if not (self.archive or os.path.isfile(self.path)) and os.path.exists(self.path):
             raise OSError("it is no file")  # a pipe, say, that one would wait for
-        return _zip(self.archive).open(self.path) if self.archive else open(self.path, "rb")
+        return (
+            _zip(self.archive, os.getpid()).open(self.path)
+            if self.archive
+            else open(self.path, "rb")
+        )
 
     def __str__(self) -> str:
         return f"{self.path} in {self.archive}" if self.archive else self.path
+
+
+def image_of(record: Mapping[str, Any], key: str = "file_name") -> ImageFile:
+    """The image of one of Detectron2's dicts."""
+    known = "width" in record and "height" in record
+    return ImageFile(record[key], (record["width"], record["height"]) if known else None)
 
 
 def check_image_files(
@@ -64,17 +72,11 @@ def check_image_files(
             (EXIF orientation counted, as Detectron2 does) or a size that does not fit.
     """
 
-    def look(chunk: list[ImageFile]) -> list[str]:
-        found = (find_problem(file, decode, fits) for file in chunk)
-        return [problem for problem in found if problem]
-
-    problems = []
-    bar = tqdm(total=len(files), desc=f"Looking at {what}", unit="image", delay=2, disable=None)
-    with warnings.catch_warnings(), closing(bar), ThreadPoolExecutor() as pool:
+    with warnings.catch_warnings(), ThreadPool(min(32, (os.cpu_count() or 1) + 4)) as pool:
         warnings.simplefilter("ignore")  # of EXIF, of large images that are read all the same
-        for chunk, found in _in_order(pool, look, _chunks(files)):
-            problems += found
-            bar.update(len(chunk))
+        found = pool.imap(lambda file: find_problem(file, decode, fits), files, _CHUNK)
+        bar = {"desc": f"Looking at {what}", "unit": "image", "delay": 2, "disable": None}
+        problems = [problem for problem in tqdm(found, total=len(files), **bar) if problem]
     if problems:
         others = f"{len(problems)} of {len(files)} images of {what} cannot be used, first: "
         raise UserError((others if len(problems) > 1 else "") + problems[0])
@@ -141,23 +143,7 @@ def _orientation(image: Image.Image) -> int | None:
 
 
 @functools.lru_cache(maxsize=8)
-def _zip(path: str) -> zipfile.ZipFile:
-    return zipfile.ZipFile(path)  # threads may share it
-
-
-def _chunks(files: Iterable[ImageFile]) -> Iterator[list[ImageFile]]:
-    files = iter(files)
-    while chunk := list(islice(files, _CHUNK)):
-        yield chunk
-
-
-def _in_order(pool, function, chunks):
-    """Pairs of a chunk and the function's result; few chunks are waiting at a time."""
-    waiting = []
-    for chunk in chunks:
-        waiting.append((chunk, pool.submit(function, chunk)))
-        if len(waiting) > 4 * (os.cpu_count() or 1):
-            first, future = waiting.pop(0)
-            yield first, future.result()
-    for first, future in waiting:
-        yield first, future.result()
+def _zip(path: str, process: int) -> zipfile.ZipFile:
+    # threads may share it; forked processes, which share the place in the file, would read one
+    # another's bytes
+    return zipfile.ZipFile(path)

@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from dpk_det.data.image_sets import Place, find_place, read_images
 from dpk_det.data.loader_workers import leave_signals_to_parent
-from dpk_det.data.train_loader import TrainLoader, images_per_process, loader_seed
+from dpk_det.data.train_loader import TrainLoader, as_it_is, images_per_process, loader_seed
 from dpk_det.errors import UserError
 from dpk_det.pairing.batches import flip_channels
 
@@ -128,11 +128,7 @@ def _num_workers(cfg: CfgNode) -> int:
 
 
 def _collate(cfg: CfgNode) -> Callable[[Batch], Batch]:
-    return flip_channels if cfg.INPUT.FORMAT == "BGR" else _as_it_is
-
-
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
+    return flip_channels if cfg.INPUT.FORMAT == "BGR" else as_it_is
 
 
 def _dataset(cfg: CfgNode, names: Sequence[str], trains: bool = False) -> Dataset:

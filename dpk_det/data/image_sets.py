@@ -19,6 +19,7 @@ import os
 import tarfile
 import zipfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -34,6 +35,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from dpk_det.checkpoint.arrays import load_arrays
 from dpk_det.data.image_files import ImageFile, find_problem
+from dpk_det.data.root import expand
 from dpk_det.errors import UserError
 
 EVALUATOR_TYPE = "classification"
@@ -46,88 +48,44 @@ _PARTS = {"train": ("data_batch_", "train"), "test": ("test_batch", "test")}
 _NAMES = {"batches.meta": "label_names", "meta": "fine_label_names"}
 
 
+@dataclass(eq=False, repr=False)
 class ImageSet:
     """Images and the numbers of their classes.
 
     Args:
-        classes: names. labels: of each image.
-
-    Attributes:
-        classes, labels: as given.
+        classes: names. labels: of each image. images: (n, 3, H, W), or the files' paths.
+        archive: the zip in which these paths are; "": there is none.
     """
 
-    def __init__(self, classes: Sequence[str], labels: Sequence[int]) -> None:
-        self.classes, self.labels = list(classes), list(labels)
+    classes: list[str]
+    labels: list[int]
+    images: Tensor | list[str]
+    archive: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """An image, (3, H, W) uint8 RGB, and its class."""
-        return self._image(index), self.labels[index]
+        image = self.images[index]
+        if isinstance(image, str):
+            image = _decode(ImageFile(image, archive=self.archive))
+        return image, self.labels[index]
 
     def image_files(self) -> list[ImageFile]:
         """Where the images lie, as far as they are files."""
-        return []
-
-    def _image(self, index: int) -> Tensor:
-        raise NotImplementedError
-
-
-class _Pixels(ImageSet):
-    """Images that are there already, (n, 3, H, W)."""
-
-    def __init__(self, classes: Sequence[str], labels: Sequence[int], images: Tensor) -> None:
-        super().__init__(classes, labels)
-        self.images = images
-
-    def _image(self, index: int) -> Tensor:
-        return self.images[index]
+        if isinstance(self.images, Tensor):
+            return []
+        return [ImageFile(path, archive=self.archive) for path in self.images]
 
 
-class _Files(ImageSet):
-    """Image files, by path."""
-
-    def __init__(self, classes: Sequence[str], samples: Sequence[tuple[str, int]]) -> None:
-        super().__init__(classes, [label for _, label in samples])
-        self.files = [path for path, _ in samples]
-
-    def image_files(self) -> list[ImageFile]:
-        return [ImageFile(path) for path in self.files]
-
-    def _image(self, index: int) -> Tensor:
-        try:
-            with Image.open(self._open(index)) as image:
-                return pil_to_tensor(image.convert("RGB"))
-        # PIL and zip let errors of many kinds through, according to what is damaged
-        except Exception as e:
-            raise UserError(find_problem(self.image_files()[index]) or str(e)) from e
-
-    def _open(self, index: int) -> Any:
-        return self.files[index]
-
-
-class _ZippedFiles(_Files):
-    """Image files within a zip."""
-
-    def __init__(
-        self, path: str, classes: Sequence[str], samples: Sequence[tuple[str, int]]
-    ) -> None:
-        super().__init__(classes, samples)
-        self.path = path
-        self._zip: tuple[int, zipfile.ZipFile] | None = None
-
-    def _open(self, index: int) -> Any:
-        # one a process: workers that share a file's position read one another's bytes
-        if self._zip is None or self._zip[0] != os.getpid():
-            self._zip = os.getpid(), zipfile.ZipFile(self.path)
-        return io.BytesIO(self._zip[1].read(self.files[index]))
-
-    def image_files(self) -> list[ImageFile]:
-        return [ImageFile(path, archive=self.path) for path in self.files]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_zip": None}  # to workers that are not forked
+def _decode(file: ImageFile) -> Tensor:
+    try:
+        with file.open() as stream, Image.open(io.BytesIO(stream.read())) as image:
+            return pil_to_tensor(image.convert("RGB"))
+    # PIL and zip let errors of many kinds through, according to what is damaged
+    except Exception as e:
+        raise UserError(find_problem(file) or str(e)) from e
 
 
 @lru_cache(maxsize=8)
@@ -164,7 +122,8 @@ def read_images(path: str, part: str) -> ImageSet:
 
 def _read_folder(path: str) -> ImageSet:
     classes, numbers = find_classes(path)
-    return _Files(classes, make_dataset(path, numbers, IMG_EXTENSIONS))
+    paths, labels = zip(*make_dataset(path, numbers, IMG_EXTENSIONS), strict=True)
+    return ImageSet(classes, list(labels), list(paths))
 
 
 def _read_zip(path: str) -> ImageSet:
@@ -190,7 +149,8 @@ def _read_zip(path: str) -> ImageSet:
             f"{path} has no image of class {empty[0]}: add some, or take its folder out."
         )
     numbers = {name: i for i, name in enumerate(classes)}
-    return _ZippedFiles(path, classes, [(str(x), numbers[x.parent.name]) for x in names])
+    labels = [numbers[x.parent.name] for x in names]
+    return ImageSet(classes, labels, [str(x) for x in names], path)
 
 
 def _read_cifar(files: dict[str, bytes], path: str, part: str) -> ImageSet:
@@ -207,7 +167,7 @@ def _read_cifar(files: dict[str, bytes], path: str, part: str) -> ImageSet:
     images = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
     if len(labels) != len(images) or not {*labels} <= {*range(len(names))}:
         raise ValueError(f"{len(images)} images, {len(labels)} labels, {len(names)} classes")
-    return _Pixels(names, labels, torch.from_numpy(images))
+    return ImageSet(names, labels, torch.from_numpy(images))
 
 
 # ------------------------------------------------------------------ names
@@ -240,35 +200,32 @@ def register_image_datasets(cfg: CfgNode) -> None:
 
 def place_of(entry: Any) -> Place | None:
     """Where an entry of ``DATASETS.IMAGES`` points to; None for one that is no such entry."""
-    pair = (entry, "") if isinstance(entry, str) else entry
-    if not _is_place(pair) or (pair[1] == "") != isinstance(entry, str):
-        return None
-    return os.path.abspath(os.path.expanduser(os.path.expandvars(pair[0]))), pair[1]
-
-
-def _is_place(pair: Any) -> bool:
-    return (
-        isinstance(pair, Sequence)
-        and len(pair) == 2
-        and isinstance(pair[0], str)
-        and pair[0] != ""
-        and pair[1] in ("", *_PARTS)
-    )
+    if isinstance(entry, str):
+        return (expand(entry), "") if entry else None
+    if isinstance(entry, Sequence) and len(entry) == 2 and entry[1] in [*_PARTS]:
+        path, part = entry
+        return (expand(path), part) if path and isinstance(path, str) else None
+    return None
 
 
 def register_all(root: str) -> None:
     """Register CIFAR and ImageNet below the folder of all datasets; no file is read."""
-    for name, batches in (("cifar10", "cifar-10-batches-py"), ("cifar100", "cifar-100-python")):
-        archive = f"cifar-{name.removeprefix('cifar')}-python.tar.gz"
+    for name, archive, folder in (
+        ("cifar10", "cifar-10-python.tar.gz", "cifar-10-batches-py"),
+        ("cifar100", "cifar-100-python.tar.gz", "cifar-100-python"),
+    ):
         for part in _PARTS:
-            official = [(x, part) for x in (f"{name}/{archive}", f"{name}/{batches}")]
-            official += [(x, part) for x in (archive, batches)]
-            folders = [(f"{name}/{part}.zip", ""), (f"{name}/{part}", "")]
-            _register(
-                f"{name}_{part}", *((os.path.join(root, x), p) for x, p in official + folders)
-            )
+            official = f"{name}/{archive}", f"{name}/{folder}", archive, folder
+            places = [(x, part) for x in official]
+            places += [(f"{name}/{part}.zip", ""), (f"{name}/{part}", "")]
+            _register(f"{name}_{part}", *((os.path.join(root, x), p) for x, p in places))
     for part in ("train", "val"):
         _register(f"imagenet_{part}", (os.path.join(root, "imagenet", part), ""))
+
+
+def is_image_set(name: str) -> bool:
+    """Whether a registered dataset is one of these."""
+    return MetadataCatalog.get(name).get("evaluator_type") == EVALUATOR_TYPE
 
 
 def find_place(name: str) -> Place:

@@ -6,7 +6,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 
-from dpk_det.data.image_files import ImageFile, find_problem
+from dpk_det.data.image_files import find_problem, image_of
 from dpk_det.errors import UserError
 
 
@@ -35,18 +35,8 @@ class NamingMapper:
         try:
             return self.mapper(record)
         except Exception as e:
-            problem = _find_problem(record)
-            if problem:
-                raise UserError(problem) from e
+            for key in ("file_name", "sem_seg_file_name"):
+                problem = key in record and find_problem(image_of(record, key))
+                if problem:
+                    raise UserError(problem) from e
             raise
-
-
-def _find_problem(record: dict[str, Any]) -> str:
-    size = None
-    if "width" in record and "height" in record:
-        size = record["width"], record["height"]
-    for key in ("file_name", "sem_seg_file_name"):
-        problem = key in record and find_problem(ImageFile(record[key], size))
-        if problem:
-            return problem
-    return ""

@@ -1,4 +1,4 @@
-"""Where the datasets lie."""
+"""Where data lie."""
 
 import os
 
@@ -10,3 +10,10 @@ def datasets_root() -> str:
     when :mod:`dpk_det.data` was imported, because Detectron2's own do.
     """
     return os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+
+
+def expand(path: str) -> str:
+    """A path or address of a config, absolute, ``~`` and environment variables expanded."""
+    path = os.path.expanduser(os.path.expandvars(path))
+    # PathManager also takes addresses such as https://..., which have no working directory.
+    return path if "://" in path else os.path.abspath(path)

@@ -4,28 +4,22 @@
 pixels, in six classes. The colour says nothing about the class; textured backgrounds, strokes,
 partial overlap, noise and blur keep a small detector well away from a perfect score. They are drawn
 into ``$DETECTRON2_DATASETS/shapes``.
-
-Coordinates are COCO's: continuous, (0, 0) is the outer corner of the top left pixel.
 """
 
-import functools
 import json
-import math
 import os
 import tempfile
 
 import cv2
-import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from iopath.common.file_io import file_lock
 from portalocker import LockException
 from tqdm import tqdm
 
+from dpk_det.data.coco_json import register_with_classes
+from dpk_det.data.shape_drawing import CLASSES, draw_image
 from dpk_det.errors import UserError
 from dpk_det.files import write_whole
-
-CLASSES = ["circle", "square", "triangle", "star", "ring", "cross"]
 
 VERSION = 1
 """Names the folder. Raise it with every change of what is drawn: older images are not used then."""
@@ -33,12 +27,7 @@ VERSION = 1
 SPLITS = {"train": (3000, 1), "val": (500, 2)}
 """Number of images and seed of each split."""
 
-MAX_OBJECTS = 6
-MIN_VISIBLE = 0.4
-"""A shape is not placed where it would leave less than this share of another shape to be seen."""
-
 _ANNOTATION_FILE = "instances.json"
-_SUPERSAMPLING = 4  # Masks are drawn this much larger and averaged down, for smooth edges.
 
 
 def register_all(root: str) -> None:
@@ -53,8 +42,6 @@ def register_all(root: str) -> None:
 
 def register(name: str, folder: str, num_images: int, seed: int) -> None:
     """Register a dataset of shapes that is drawn into ``folder`` when it is first loaded."""
-    if name in DatasetCatalog:
-        return
     json_file = os.path.join(folder, _ANNOTATION_FILE)
     image_root = os.path.join(folder, "images")
 
@@ -62,15 +49,8 @@ def register(name: str, folder: str, num_images: int, seed: int) -> None:
         draw_dataset(folder, num_images, seed)
         return load_coco_json(json_file, image_root, name)
 
-    DatasetCatalog.register(name, load)
-    MetadataCatalog.get(name).set(
-        json_file=json_file,
-        image_root=image_root,
-        evaluator_type="coco",
-        thing_classes=list(CLASSES),
-        thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(CLASSES))},
-        drawn_on_demand=True,  # tells check_datasets that absent files are no mistake
-    )
+    # drawn_on_demand tells check_datasets that absent files are no mistake
+    register_with_classes(name, load, json_file, image_root, CLASSES, drawn_on_demand=True)
 
 
 def draw_dataset(folder: str, num_images: int, seed: int) -> None:
@@ -96,202 +76,6 @@ def draw_dataset(folder: str, num_images: int, seed: int) -> None:
             f"Cannot draw the shapes into {folder} ({error}): "
             "set the environment variable DETECTRON2_DATASETS to a folder that can be written."
         ) from error
-
-
-def draw_image(seed: int, index: int, size: int = 96) -> tuple[np.ndarray, list[dict]]:
-    """Draw one image of the dataset ``seed``; it depends on the arguments alone.
-
-    Args:
-        seed: which dataset, >= 0.
-        index: which image of it, >= 0.
-        size: height and width in pixels. The shapes' sizes, 8 to 48 pixels at 96, scale with it.
-
-    Returns:
-        The image, (size, size, 3) uint8 in BGR order, and 1 to 6 COCO annotations in drawing order,
-        later ones on top, without ``id`` and ``image_id``: ``category_id`` (1-based),
-        ``segmentation`` (one polygon), ``bbox`` (x, y, width, height), ``area`` of the polygon in
-        pixels, ``iscrowd`` 0. Polygon and box are of the whole shape, hidden parts too; a ring's
-        polygon is its outer circle.
-    """
-    rng = np.random.default_rng((seed, index))
-    image = _background(rng, size)
-    _strokes(rng, image, rng.integers(0, 4))
-    image = image.astype(np.float32)
-
-    masks: list[np.ndarray] = []
-    annotations = []
-    for _ in range(rng.integers(1, MAX_OBJECTS + 1)):
-        category = int(rng.integers(len(CLASSES)))
-        outline = _place(rng, CLASSES[category], size)
-        mask = _mask(CLASSES[category], outline, size)
-        if not _leaves_visible([*masks, mask]):
-            continue
-        masks.append(mask)
-        _paint(rng, image, mask)
-        annotations.append(_annotation(category + 1, outline))
-
-    return _photograph(rng, image), annotations
-
-
-# ---- shapes --------------------------------------------------------------------------------------
-
-
-@functools.cache
-def _unit_outline(name: str) -> np.ndarray:
-    """The outline of a class, (points, 2), around the origin. Only its form matters, not its
-    size."""
-    if name in ("circle", "ring"):
-        return _polar(np.ones(32))
-    if name == "square":
-        return _polar(np.ones(4))
-    if name == "triangle":
-        return _polar(np.ones(3))
-    if name == "star":
-        return _polar(np.tile([1.0, 0.45], 5))
-    arm = 0.32  # cross: half the width of an arm of length 1
-    corner = np.array([[1, -arm], [1, arm], [arm, arm]])
-    quarter_turn = np.array([[0, 1], [-1, 0]])
-    return np.concatenate([corner @ np.linalg.matrix_power(quarter_turn, k) for k in range(4)])
-
-
-def _polar(radii: np.ndarray) -> np.ndarray:
-    angles = np.arange(len(radii)) * (2 * np.pi / len(radii))
-    return radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-
-
-def _place(rng: np.random.Generator, name: str, size: int) -> np.ndarray:
-    """A turned outline in pixels, (points, 2), whose longer side is 8/96 to 48/96 of ``size``,
-    inside the image."""
-    angle = rng.uniform(0, 2 * np.pi)
-    rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    outline = _unit_outline(name) @ rotation
-    outline -= outline.min(axis=0)
-    # Uniform in the logarithm: as many shapes of 8 to 16 pixels as of 16 to 32.
-    extent = size / 96 * math.exp(rng.uniform(math.log(8), math.log(48)))
-    outline *= extent / outline.max()
-    outline += rng.uniform(0, size - outline.max(axis=0))
-    # Rounded once, here: so that image, polygon and box agree to the last digit.
-    return np.clip(outline.round(2), 0, size)
-
-
-def _mask(name: str, outline: np.ndarray, size: int) -> np.ndarray:
-    """The share of each pixel that a shape covers, (size, size) float32 in 0..1; a ring has its
-    hole here."""
-    fraction_bits = 4
-    canvas = np.zeros((size * _SUPERSAMPLING,) * 2, np.uint8)
-
-    def fill(points: np.ndarray, value: int) -> None:
-        # OpenCV's integer coordinates are pixel centres; COCO's are pixel corners: hence the half.
-        fixed_point = (points * _SUPERSAMPLING - 0.5) * (1 << fraction_bits)
-        vertices = fixed_point.round().astype(np.int32)
-        cv2.fillPoly(canvas, [vertices], value, shift=fraction_bits)
-
-    fill(outline, 255)
-    if name == "ring":
-        centre = outline.mean(axis=0)
-        fill(centre + 0.55 * (outline - centre), 0)
-    covered = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)
-    return covered.astype(np.float32) / 255
-
-
-def _leaves_visible(masks: list[np.ndarray]) -> bool:
-    """Whether the last mask leaves enough of each one before it; later masks lie on top of earlier
-    ones."""
-    uncovered = np.ones_like(masks[0])
-    for mask in reversed(masks):
-        if (mask * uncovered).sum() < MIN_VISIBLE * mask.sum():
-            return False
-        uncovered = uncovered * (1 - mask)
-    return True
-
-
-def _annotation(category_id: int, outline: np.ndarray) -> dict:
-    x0, y0 = outline.min(axis=0)
-    x1, y1 = outline.max(axis=0)
-    return {
-        "category_id": category_id,
-        "segmentation": [outline.ravel().tolist()],
-        "bbox": [round(float(v), 2) for v in (x0, y0, x1 - x0, y1 - y0)],
-        "area": round(float(cv2.contourArea(outline.astype(np.float32))), 2),
-        "iscrowd": 0,
-    }
-
-
-# ---- paint ---------------------------------------------------------------------------------------
-
-
-def _colours(rng: np.random.Generator, count: int) -> np.ndarray:
-    return rng.integers(0, 256, (count, 3)).astype(np.float32)
-
-
-def _wave(
-    rng: np.random.Generator, shape: tuple[int, int], min_period: float, max_period: float
-) -> np.ndarray:
-    """A plane wave in a random direction, (height, width, 1) in -1..1. Periods are in pixels."""
-    angle, phase = rng.uniform(0, 2 * np.pi, 2)
-    frequency = 2 * np.pi / rng.uniform(min_period, max_period)
-    y, x = np.ogrid[: shape[0], : shape[1]]
-    along = frequency * np.cos(angle) * x + frequency * np.sin(angle) * y
-    return np.sin(along + phase).astype(np.float32)[..., None]
-
-
-def _background(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A gradient between two colours with cloudy noise, and stripes in half of the images; (size,
-    size, 3) uint8."""
-    first, second = _colours(rng, 2)
-    blend = (_wave(rng, (size, size), 2 * size, 4 * size) + 1) / 2
-    image = first * blend + second * (1 - blend)
-
-    cells = int(rng.integers(3, 17))
-    noise = rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
-    clouds = cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC)
-    image += rng.uniform(0.1, 0.5) * (clouds.astype(np.float32) - 127.5)
-
-    if rng.random() < 0.5:
-        image += rng.uniform(10, 50) * _wave(rng, (size, size), size / 16, size / 4)
-    return np.clip(image, 0, 255).round().astype(np.uint8)
-
-
-def _strokes(rng: np.random.Generator, image: np.ndarray, count: int) -> None:
-    """Draw open curves that are no object: what tells a shape from them is that it is filled or
-    closed."""
-    size = len(image)
-    for colour in _colours(rng, count).tolist():
-        thickness = int(rng.integers(1, 4))
-        x0, y0, x1, y1 = rng.integers(0, size, 4).tolist()
-        if rng.random() < 0.5:
-            cv2.line(image, (x0, y0), (x1, y1), colour, thickness, cv2.LINE_AA)
-        else:
-            radius = int(rng.integers(size // 16, size // 4))
-            start, sweep = int(rng.integers(0, 360)), int(rng.integers(60, 200))
-            arc = cv2.ellipse2Poly((x0, y0), (radius, radius), 0, start, start + sweep, 10)
-            cv2.polylines(image, [arc], False, colour, thickness, cv2.LINE_AA)
-
-
-def _paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray) -> None:
-    """Fill a shape with a slightly shaded colour, in place; ``image`` is float32."""
-    inside = (mask > 0).astype(np.uint8)
-    behind = cv2.mean(image, inside)[:3]
-    candidates = _colours(rng, 8)
-    # The first colour that stands out from what lies behind, so that the shape can be seen; else
-    # the one that does so most.
-    contrast = np.abs(candidates - behind).max(axis=1)
-    colour = candidates[np.argmax(np.minimum(contrast, 50))]
-
-    x, y, width, height = cv2.boundingRect(inside)
-    crop = np.s_[y : y + height, x : x + width]
-    paint = colour + rng.uniform(0, 25) * _wave(rng, (height, width), 16, 96)
-    image[crop] += mask[crop][..., None] * (paint - image[crop])
-
-
-def _photograph(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Blur a float32 image as a lens does, then add a sensor's noise; returns uint8."""
-    image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.0))
-    image += rng.uniform(2, 14) * rng.standard_normal(image.shape, dtype=np.float32)
-    return np.clip(image, 0, 255).round().astype(np.uint8)
-
-
-# ---- files ---------------------------------------------------------------------------------------
 
 
 def _info(num_images: int, seed: int) -> dict:
@@ -355,6 +139,6 @@ def _draw_files(folder: str, num_images: int, seed: int) -> None:
         "licenses": [],
         "images": images,
         "annotations": annotations,
-        "categories": [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(CLASSES, 1)],
     }
     write_whole(os.path.join(folder, _ANNOTATION_FILE), json.dumps(content))

@@ -8,7 +8,7 @@ begin at a later step, the batches before it are made as lists of indices, witho
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from itertools import islice
 from typing import Any
 
@@ -46,6 +46,12 @@ class Place:
     position: int = 0
 
 
+def as_it_is(batch: Any) -> Any:
+    """The batch itself; workers that are not forked could be given no lambda."""
+    return batch
+
+
+@dataclass(eq=False, repr=False)
 class TrainLoader:
     """Batches without end, from any step on: set ``place`` and ``step`` before the first is taken.
 
@@ -56,29 +62,25 @@ class TrainLoader:
         batch_size: images of this process per step.
         groups: 0 or 1 for each image; a batch has images of one group only. None: no groups.
         num_workers: processes that load.
-        collate: makes a batch of what the dataset gives; None: the list itself.
+        collate: makes a batch of what the dataset gives, by default the list itself.
 
     Attributes:
         place: of the data. step: that the first batch is of.
         images_per_step: of all processes. num_images: in the dataset.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        make_sampler: Callable[[int], Any],
-        seed: int,
-        batch_size: int,
-        groups: Sequence[int] | None = None,
-        num_workers: int = 0,
-        collate: Callable[[Any], Any] | None = None,
-    ) -> None:
-        self.dataset, self.make_sampler = dataset, make_sampler
+    dataset: Dataset
+    make_sampler: Callable[[int], Any]
+    seed: InitVar[int]
+    batch_size: int
+    groups: Sequence[int] | None = None
+    num_workers: int = 0
+    collate: Callable[[Any], Any] = as_it_is
+
+    def __post_init__(self, seed: int) -> None:
         self.place, self.step = Place(seed), 0
-        self.batch_size, self.groups = batch_size, groups
-        self.num_workers, self.collate = num_workers, collate
-        self.images_per_step = batch_size * comm.get_world_size()
-        self.num_images = len(dataset)
+        self.images_per_step = self.batch_size * comm.get_world_size()
+        self.num_images = len(self.dataset)
 
     def images_before(self, step: int) -> int:
         """Position in the stream at a step."""
@@ -90,7 +92,7 @@ class TrainLoader:
             _Seeded(self.dataset),
             batch_sampler=self._batches(),
             num_workers=self.num_workers,
-            collate_fn=_as_it_is if self.collate is None else self.collate,
+            collate_fn=self.collate,
             worker_init_fn=leave_signals_to_parent,
             generator=torch.Generator(),  # else the seed that workers get is drawn from torch's own
         )
@@ -136,10 +138,6 @@ class _Seeded(Dataset):
             if hasattr(self.dataset, "__getitems__"):
                 return self.dataset.__getitems__(indices)
             return [self.dataset[i] for i in indices]
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
 
 
 def loader_seed(cfg: CfgNode) -> int:

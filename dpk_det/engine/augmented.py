@@ -12,7 +12,7 @@ from detectron2.modeling import (
 )
 from torch import nn
 
-from dpk_det.data.model_classes import plain_name
+from dpk_det.architectures import plain_name
 from dpk_det.engine.evaluators import build_evaluator
 from dpk_det.errors import UserError
 

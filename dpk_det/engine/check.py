@@ -22,16 +22,16 @@ from detectron2.utils.events import EventStorage
 from tabulate import tabulate
 from torch import nn
 
-from dpk_det.architectures import build, classifies, distils
+from dpk_det.architectures import build, classifies
 from dpk_det.checkpoint.loading import find_weights
 from dpk_det.data import dataset_sizes
-from dpk_det.engine.start import Start, load_start
-from dpk_det.engine.trainer import DistillTrainer, count_parameters
+from dpk_det.engine.results import count_parameters
+from dpk_det.engine.start import Start, has_teacher, load_start, teacher_weights
+from dpk_det.engine.trainer import DistillTrainer
 from dpk_det.errors import UserError
 from dpk_det.pairing.teacher import (
     WEIGHTS_KEY,
     build_untrained,
-    find_teacher_weights,
     load_teacher_config,
 )
 
@@ -91,7 +91,7 @@ def _try(cfg: CfgNode, teachers_weights: str) -> str:
     bond = getattr(model, "distillation", None)
     parts = {"student": model}
     if bond:
-        parts = {"student": model, "teacher": bond.teacher.model, "distiller": bond.distiller}
+        parts |= {"teacher": bond.teacher.model, "distiller": bond.distiller}
     counts = {name: count_parameters(part) for name, part in parts.items()}
     counts["student"] -= counts.get("distiller", 0)
 
@@ -121,15 +121,11 @@ def _try(cfg: CfgNode, teachers_weights: str) -> str:
 
 def _missing_weights(cfg: CfgNode) -> str:
     """What is said of a teacher without weights; "" where it has some, or there is no teacher."""
-    if not distils(cfg) and not cfg.DISTILL.INHERIT:
-        return ""
-    node = cfg.DISTILL.TEACHER
-    teacher_cfg = load_teacher_config(node.CONFIG_FILE, node.OPTS)
-    try:
-        weights = find_teacher_weights(node.CONFIG_FILE, node.WEIGHTS, teacher_cfg)
-        find_weights(weights, WEIGHTS_KEY)
-    except UserError as e:
-        return str(e)
+    if has_teacher(cfg):
+        try:
+            find_weights(teacher_weights(cfg), WEIGHTS_KEY)
+        except UserError as e:
+            return str(e)
     return ""
 
 

@@ -1,7 +1,10 @@
-"""What a training leaves in its folder before the first step."""
+"""What a training leaves in its folder before the first step, and its log."""
 
 import argparse
+import contextlib
 import logging
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -11,7 +14,10 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
+from dpk_det.errors import UserError
 from dpk_det.files import write_whole
+
+LOGGERS = ("fvcore", "detectron2", "dpk_det")
 
 
 def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -25,7 +31,7 @@ def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
     rank = comm.get_rank()
     if comm.is_main_process():
         Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
-    for name in ("fvcore", "detectron2", "dpk_det"):
+    for name in LOGGERS:
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=name)
     logger = logging.getLogger("detectron2")
     logger.info("Rank of current process: %d. World size: %d", rank, comm.get_world_size())
@@ -37,3 +43,26 @@ def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
     # each process its own, so that they draw different regions and masks
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+
+
+@contextlib.contextmanager
+def lenient_logs(folder: str) -> Iterator[None]:
+    """Around a training: on a full disk its log is cut short without a traceback.
+
+    Logging prints one for each line that a log file does not take, and another one at exit. Lines
+    are on the console too, and the next file that is written tells.
+    """
+    before, logging.raiseExceptions = logging.raiseExceptions, False
+    try:
+        yield
+    except UserError:
+        for logger in map(logging.getLogger, LOGGERS):
+            for handler in list(logger.handlers):
+                stream = getattr(handler, "stream", None)
+                if str(getattr(stream, "name", "")).startswith(f"{folder}{os.sep}log.txt"):
+                    logger.removeHandler(handler)
+                    with contextlib.suppress(OSError):
+                        stream.close()
+        raise
+    finally:
+        logging.raiseExceptions = before

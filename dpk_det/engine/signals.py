@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -52,33 +51,30 @@ class Stopped(SystemExit):
         self.message = message
 
 
-@dataclass
-class _State:
-    asked: int = 0  # the signal that has come, if any
-    since: float = 0.0  # when
-    in_step: bool = False  # whether there is a step to finish
+class _Watch:
+    """What has come of signals during a training."""
+
+    def __init__(self) -> None:
+        self.asked = 0  # the signal that has come, if any
+        self.since = 0.0  # when
+        self.in_step = False  # whether there is a step to finish
+
+    def take(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
+        if not self.asked:
+            self.asked, self.since = number, time.monotonic()
+            if not self.in_step:
+                self.leave()
+        elif number == signal.SIGINT and time.monotonic() - self.since > _SECONDS_OF_ONE_PRESS:
+            print("Interrupted at once.", file=sys.stderr, flush=True)
+            os._exit(INTERRUPTED)
+
+    def leave(self) -> None:
+        name = signal.Signals(self.asked).name
+        raise Stopped(f"Stopped by {name}; --resume goes on from the last checkpoint.")
 
 
-_state = _State()
-
-
-def _handle(number: int, frame: FrameType | None) -> None:
-    if _state.asked:
-        return _end_if_pressed_again(number, _state.since)
-    _state.asked, _state.since = number, time.monotonic()
-    if not _state.in_step:
-        _leave()
-
-
-def _end_if_pressed_again(number: int, since: float) -> None:
-    if number == signal.SIGINT and time.monotonic() - since > _SECONDS_OF_ONE_PRESS:
-        print("Interrupted at once.", file=sys.stderr, flush=True)
-        os._exit(INTERRUPTED)
-
-
-def _leave() -> None:
-    name = signal.Signals(_state.asked).name
-    raise Stopped(f"Stopped by {name}; --resume goes on from the last checkpoint.")
+_watch = _Watch()
 
 
 @contextlib.contextmanager
@@ -90,21 +86,17 @@ def watched() -> Iterator[None]:
             takes no notice of more signals (but of Ctrl-C for a second time): a parent that dies
             sends several, one for each of its threads.
     """
-    global _state
-    _state = _State()
-    before = _install(_handle)
-    stopped = False
+    global _watch
+    _watch = _Watch()
+    before = _install(_watch.take)
     try:
         yield
     except Stopped:
-        stopped = True
-        since = _state.since
-        _install(lambda number, frame: _end_if_pressed_again(number, since))
+        before = {}  # what takes the signals stays
         raise
     finally:
-        _state = _State()
-        if not stopped:
-            _restore(before)
+        _watch = _Watch()
+        _restore(before)
 
 
 @contextlib.contextmanager
@@ -114,13 +106,13 @@ def at_once() -> Iterator[None]:
     Raises:
         Stopped: out of the code within, or right away when a signal has come before.
     """
-    before, _state.in_step = _state.in_step, False
+    before, _watch.in_step = _watch.in_step, False
     try:
-        if _state.asked:
-            _leave()
+        if _watch.asked:
+            _watch.leave()
         yield
     finally:
-        _state.in_step = before
+        _watch.in_step = before
 
 
 class StopHook(HookBase):
@@ -135,9 +127,9 @@ class StopHook(HookBase):
         """Begin to finish steps. All ranks make the group in which they agree."""
         several = comm.get_world_size() > 1
         self._group = dist.new_group(backend="gloo") if several else None
-        _state.in_step = True
-        if _state.asked:
-            _leave()
+        _watch.in_step = True
+        if _watch.asked:
+            _watch.leave()
 
     def after_step(self) -> None:
         """Save and leave, if a signal has come to any rank.
@@ -145,14 +137,14 @@ class StopHook(HookBase):
         Raises:
             Stopped: then.
         """
-        asked = _state.asked
+        asked = _watch.asked
         if self._group is not None:
             number = torch.tensor([asked])
             dist.all_reduce(number, dist.ReduceOp.MAX, self._group)
             asked = int(number)
         if not asked:
             return
-        _state.asked = asked
+        _watch.asked = asked
         if self.trainer.iter + 1 < self.trainer.max_iter:  # else the final model is saved
             self.trainer.save_checkpoint()
         raise Stopped(
@@ -162,7 +154,7 @@ class StopHook(HookBase):
 
     def after_train(self) -> None:
         """There are no more steps to finish."""
-        _state.in_step = False
+        _watch.in_step = False
 
 
 @contextlib.contextmanager

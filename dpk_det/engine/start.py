@@ -6,10 +6,11 @@ from typing import Any
 from detectron2.config import CfgNode
 from torch import nn
 
+from dpk_det.architectures import distils
 from dpk_det.checkpoint.loading import load_backbone_weights, load_weights
 from dpk_det.data import check_teachers_classes
 from dpk_det.pairing.inherit import inherit_weights
-from dpk_det.pairing.teacher import build_teacher
+from dpk_det.pairing.teacher import build_teacher, find_teacher_weights, load_teacher_config
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,22 @@ class Start:
     inherited: list[str]
 
 
+def has_teacher(cfg: CfgNode) -> bool:
+    """Whether a training takes anything from a teacher."""
+    return distils(cfg) or cfg.DISTILL.INHERIT
+
+
+def teacher_weights(cfg: CfgNode) -> str:
+    """Path or address of the weights of a config's teacher.
+
+    Raises:
+        UserError: when it has no config, or none are given and there are none to be found.
+    """
+    node = cfg.DISTILL.TEACHER
+    teacher_cfg = load_teacher_config(node.CONFIG_FILE, node.OPTS)
+    return find_teacher_weights(node.CONFIG_FILE, node.WEIGHTS, teacher_cfg)
+
+
 def load_start(model: nn.Module, cfg: CfgNode) -> Start:
     """Give a model, plain or distilling, the weights that its training starts from.
 
@@ -39,10 +56,8 @@ def load_start(model: nn.Module, cfg: CfgNode) -> Start:
         check_teachers_classes(cfg)
     weights = load_weights(model, cfg.MODEL.WEIGHTS)
     backbone = load_backbone_weights(model, cfg.MODEL.BACKBONE_WEIGHTS)
-    return Start(weights, backbone, _inherit(model, cfg) if cfg.DISTILL.INHERIT else [])
-
-
-def _inherit(model: nn.Module, cfg: CfgNode) -> list[str]:
-    bond = getattr(model, "distillation", None)
-    taken, _ = inherit_weights(model, (bond.teacher if bond else build_teacher(cfg)).model)
-    return taken
+    inherited: list[str] = []
+    if cfg.DISTILL.INHERIT:
+        teacher = bond.teacher if bond else build_teacher(cfg)
+        inherited, _ = inherit_weights(model, teacher.model)
+    return Start(weights, backbone, inherited)

@@ -1,7 +1,6 @@
 """A teacher's own figures, on the datasets that its student is evaluated on."""
 
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from dpk_det.architectures import plain_architecture
 from dpk_det.data import check_datasets
-from dpk_det.engine.machine import describe_machine
-from dpk_det.engine.trainer import DistillTrainer, count_parameters, without_nan
+from dpk_det.engine.results import count_parameters, write_results
+from dpk_det.engine.trainer import DistillTrainer
 from dpk_det.errors import UserError
-from dpk_det.files import write_whole
 from dpk_det.pairing.teacher import find_teacher_weights, load_teacher, load_teacher_config
 
 TEACHER_RESULTS = "teacher.json"
@@ -42,20 +40,19 @@ def evaluate_teacher(cfg: CfgNode) -> dict[str, Any]:
     teacher = load_teacher(
         node.CONFIG_FILE, node.WEIGHTS, node.OPTS, cfg.MODEL.DEVICE, cfg.INPUT.FORMAT
     )
+    test_cfg.INPUT.FORMAT = cfg.INPUT.FORMAT
     if teacher.flip_channels:
         test_cfg.INPUT.FORMAT = "RGB" if cfg.INPUT.FORMAT == "BGR" else "BGR"
-    else:
-        test_cfg.INPUT.FORMAT = cfg.INPUT.FORMAT
     results = DistillTrainer.test(test_cfg, teacher.model)
     if comm.is_main_process():
-        summary = {
-            "teacher": describe_teacher(cfg),
-            "parameters": count_parameters(teacher.model),
-            "machine": describe_machine(),
-            "results": without_nan(results),
-        }
-        path = Path(cfg.OUTPUT_DIR) / TEACHER_RESULTS
-        write_whole(path, json.dumps(summary, indent=2) + "\n")
+        write_results(
+            Path(cfg.OUTPUT_DIR) / TEACHER_RESULTS,
+            {
+                "teacher": describe_teacher(cfg),
+                "parameters": count_parameters(teacher.model),
+                "results": results,
+            },
+        )
     return results
 
 

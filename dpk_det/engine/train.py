@@ -3,9 +3,8 @@
 import argparse
 import contextlib
 import logging
-import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from dpk_det.architectures import build, distils, plain_architecture
+from dpk_det.architectures import build, plain_architecture
 from dpk_det.checkpoint.loading import load_weights_strictly
 from dpk_det.config.loading import load_config
 from dpk_det.config.methods import check_distillation, unused_keys
@@ -24,21 +23,19 @@ from dpk_det.data import check_datasets, register_image_datasets, register_json_
 from dpk_det.engine.augmented import check_augmented, test_augmented
 from dpk_det.engine.check import NotReadyError, check
 from dpk_det.engine.evaluators import check_evaluators
-from dpk_det.engine.folder import set_up
+from dpk_det.engine.folder import LOGGERS, lenient_logs, set_up
 from dpk_det.engine.launch import first_rank_does, launch, use_device
 from dpk_det.engine.lock import training_lock
 from dpk_det.engine.resume.checkpoints import last_checkpoint
 from dpk_det.engine.resume.continuity import find_start, is_finished
 from dpk_det.engine.signals import watched
+from dpk_det.engine.start import has_teacher, teacher_weights
 from dpk_det.engine.teacher_accuracy import evaluate_teacher
 from dpk_det.engine.trainer import DistillTrainer
 from dpk_det.errors import UserError, find
 from dpk_det.files import no_room_ends
-from dpk_det.pairing.teacher import find_teacher_weights, load_teacher_config
 
 _CHECKPOINT = r"model_(final|\d+)\.pth"  # what a training writes
-
-_LOGGERS = ("fvcore", "detectron2", "dpk_det")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -110,7 +107,7 @@ def main(args: argparse.Namespace) -> Any:
         with watched():
             return _train(args)
     cfg = setup(args)
-    for name in _LOGGERS:  # to the console: a training's log is its own
+    for name in LOGGERS:  # to the console: a training's log is its own
         setup_logger(distributed_rank=comm.get_rank(), name=name)
     _say_first(cfg)
     if args.check:
@@ -144,7 +141,7 @@ def _train(args: argparse.Namespace) -> Any:
     check_teacher_is_kept(cfg)
     check_batch(cfg, comm.get_world_size())
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_lenient_logs(cfg.OUTPUT_DIR))
+        stack.enter_context(lenient_logs(cfg.OUTPUT_DIR))
         stack.enter_context(no_room_ends(cfg.OUTPUT_DIR))
         first_rank_does(lambda: stack.enter_context(training_lock(cfg.OUTPUT_DIR)))
         start = find_start(cfg, args.resume)  # before anything there is overwritten
@@ -160,26 +157,6 @@ def _train(args: argparse.Namespace) -> Any:
         trainer = DistillTrainer(cfg)
         trainer.start_from(start)
         return trainer.train()
-
-
-@contextlib.contextmanager
-def _lenient_logs(folder: str) -> Iterator[None]:
-    # A full disk: logging prints a traceback for each line that a log file does not take, and
-    # another one at exit. Lines are on the console too, and the next file that is written tells.
-    before, logging.raiseExceptions = logging.raiseExceptions, False
-    try:
-        yield
-    except UserError:
-        for logger in map(logging.getLogger, _LOGGERS):
-            for handler in list(logger.handlers):
-                stream = getattr(handler, "stream", None)
-                if str(getattr(stream, "name", "")).startswith(f"{folder}{os.sep}log.txt"):
-                    logger.removeHandler(handler)
-                    with contextlib.suppress(OSError):
-                        stream.close()
-        raise
-    finally:
-        logging.raiseExceptions = before
 
 
 def _say_first(cfg: CfgNode) -> None:
@@ -221,12 +198,10 @@ def check_teacher_is_kept(cfg: CfgNode) -> None:
     Raises:
         UserError: when they are a checkpoint in the student's OUTPUT_DIR.
     """
-    node = cfg.DISTILL.TEACHER
-    if not (distils(cfg) or cfg.DISTILL.INHERIT):
+    if not has_teacher(cfg):
         return
     try:
-        teacher_cfg = load_teacher_config(node.CONFIG_FILE, node.OPTS)
-        weights = find_teacher_weights(node.CONFIG_FILE, node.WEIGHTS, teacher_cfg)
+        weights = teacher_weights(cfg)
     except UserError:  # there are none yet: said when the teacher is built
         return
     path = Path(weights).expanduser().resolve()

@@ -1,20 +1,18 @@
 """Detectron2's default trainer, with what distillation adds."""
 
-import json
 import logging
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from detectron2.utils.events import CommonMetricPrinter, EventWriter, get_event_storage
+from detectron2.utils.events import EventWriter
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -30,11 +28,13 @@ from dpk_det.data import (
 from dpk_det.data.loader_workers import leave_signals_to_parent
 from dpk_det.data.mapper import NamingMapper
 from dpk_det.engine.augmented import test_augmented
+from dpk_det.engine.ends import no_traceback_of_mistakes
 from dpk_det.engine.evaluators import build_evaluator
 from dpk_det.engine.finite import explain, require_finite
-from dpk_det.engine.launch import no_traceback_of_mistakes
-from dpk_det.engine.machine import describe_machine, peak_memory_mb
-from dpk_det.engine.resume.checkpoints import FINAL, Checkpoint, TrainingCheckpointer
+from dpk_det.engine.hooks import PriorPrinter, SaveHook
+from dpk_det.engine.machine import peak_memory_mb
+from dpk_det.engine.results import count_parameters, write_results
+from dpk_det.engine.resume.checkpoints import Checkpoint, TrainingCheckpointer
 from dpk_det.engine.resume.continuity import (
     RESULTS,
     Continuity,
@@ -46,7 +46,7 @@ from dpk_det.engine.resume.continuity import (
 from dpk_det.engine.signals import StopHook, at_once
 from dpk_det.engine.start import load_start
 from dpk_det.errors import UserError
-from dpk_det.files import no_room_ends, write_whole
+from dpk_det.files import no_room_ends
 from dpk_det.pairing.ddp import unwrap
 from dpk_det.pairing.scaling import scale_to_processes
 
@@ -189,7 +189,7 @@ class DistillTrainer(DefaultTrainer):
         with no_traceback_of_mistakes():
             results = super().train()
         if comm.is_main_process():
-            self._write_results()
+            self.write_results()
         return results
 
     def build_hooks(self) -> list[HookBase]:
@@ -241,74 +241,20 @@ class DistillTrainer(DefaultTrainer):
             )
         self.continuity.load_state_dict(kept)
 
-    def _write_results(self) -> None:
+    def write_results(self) -> None:
+        """Leave the figures in ``OUTPUT_DIR/results.json``, the sign that this run is done."""
         model = unwrap(self._trainer.model)
-        distiller = getattr(model, "distiller", None)
-        num_distiller = count_parameters(distiller) if distiller is not None else 0
-        times = self.storage.histories().get("time")
-        summary = {
-            "iterations": self.max_iter,
-            "parameters": count_parameters(model) - num_distiller,
-            "distiller_parameters": num_distiller,
-            # None where there was nothing left to train
-            "seconds_per_step": times and float(np.median([t for t, _ in times.values()])),
-            "peak_memory_mb": peak_memory_mb(),
-            "machine": describe_machine(),
-            "resumed": self.continuity.resumed,
-            "results": without_nan(getattr(self, "_last_eval_results", {})),
-        }
-        # others take it for the sign that this run is done
-        write_whole(Path(self.cfg.OUTPUT_DIR) / RESULTS, json.dumps(summary, indent=2) + "\n")
-
-
-def without_nan(results: Mapping[str, Any]) -> dict[str, Any]:
-    """The results of an evaluation with None for NaN, which JSON cannot hold.
-
-    Detectron2 gives NaN where there was nothing to measure.
-    """
-    return {
-        k: without_nan(v) if isinstance(v, Mapping) else None if v != v else v
-        for k, v in results.items()
-    }
-
-
-class SaveHook(HookBase):
-    """Saves a checkpoint every few steps, and the final model after the last.
-
-    Args:
-        period: steps from one checkpoint to the next.
-    """
-
-    def __init__(self, period: int) -> None:
-        self.period = period
-
-    def after_step(self) -> None:
-        """Save where it is due."""
-        if (self.trainer.iter + 1) % self.period == 0:
-            self.trainer.save_checkpoint()
-        if self.trainer.iter + 1 == self.trainer.max_iter:
-            self.trainer.save_checkpoint(FINAL)
-
-
-class PriorPrinter(CommonMetricPrinter):
-    """Detectron2's console line, followed by each level's prior ratio and CKA."""
-
-    def __init__(self, max_iter: int) -> None:
-        super().__init__(max_iter)
-        self.logger = _PriorAdapter(self.logger, {})
-
-
-class _PriorAdapter(logging.LoggerAdapter):
-    def process(self, msg: str, kwargs: Any) -> tuple[str, Any]:
-        shown: dict[str, list[str]] = {}
-        for name, (value, _) in get_event_storage().latest().items():
-            method, slash, metric = name.partition("/")
-            what, _, level = metric.partition("_")
-            if slash and what in ("ratio", "cka"):
-                shown.setdefault(f"{method} {what}", []).append(f"{level} {value:.2f}")
-        return "  ".join([msg, *(f"{k}: {', '.join(v)}" for k, v in shown.items())]), kwargs
-
-
-def count_parameters(module: nn.Module) -> int:
-    """How many numbers a module's parameters have, frozen ones included."""
-    return sum(p.numel() for p in module.parameters())
+        num_distiller = count_parameters(getattr(model, "distiller", None))
+        times = self.storage.histories().get("time")  # absent where nothing was left to train
+        write_results(
+            Path(self.cfg.OUTPUT_DIR) / RESULTS,
+            {
+                "iterations": self.max_iter,
+                "parameters": count_parameters(model) - num_distiller,
+                "distiller_parameters": num_distiller,
+                "seconds_per_step": times and times.median(self.max_iter),
+                "peak_memory_mb": peak_memory_mb(),
+                "resumed": self.continuity.resumed,
+                "results": getattr(self, "_last_eval_results", {}),
+            },
+        )

@@ -3,25 +3,30 @@
 timm is imported by the builders alone: that takes most of a second, which `import dpk_det` saves.
 """
 
-import difflib
+import logging
+import math
 import pickle
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import FPN
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
-from dpk_det.checkpoint.loading import check_finite
-from dpk_det.errors import REFUSALS, UserError, find, reason
+from dpk_det.checkpoint.loading import check_finite, find_weights
+from dpk_det.errors import REFUSALS, UserError, find, mistakes, nearest, reason
 from dpk_det.modeling.fpn import build_fpn
-from dpk_det.modeling.ready_made import NAMES, PROBE, check_statistics, map_name
+from dpk_det.modeling.maps import MapsByName
+
+_USUAL = ("res2", "res3", "res4", "res5")  # the maps that a detector reads
+_PROBE = (64, 96)  # height and width of an image that tells what a network's maps are like
 
 
-class TimmBackbone(Backbone):
+class TimmBackbone(MapsByName):
     """A network of timm's that was built ``features_only``.
 
     Its maps are named as Detectron2's ResNet names its own, by stride: res2 has stride 4.
@@ -39,47 +44,42 @@ class TimmBackbone(Backbone):
     """
 
     def __init__(self, body: nn.Module, name: str, channels: int = 3) -> None:
-        super().__init__()
-        self.body = body
         strides, widths = body.feature_info.reduction(), body.feature_info.channels()
         if len(set(strides)) < len(strides) or any(s & (s - 1) for s in strides):
             raise UserError(
                 f"The maps of {name} at MODEL.TIMM.OUT_INDICES have strides {strides}: choose one "
                 "of each, all powers of two."
             )
-        self._out_features = [map_name(stride) for stride in strides]
-        self._out_feature_strides = dict(zip(self._out_features, strides, strict=True))
-        self._out_feature_channels = dict(zip(self._out_features, widths, strict=True))
+        super().__init__(
+            {
+                _map_name(stride): ShapeSpec(channels=width, stride=stride)
+                for stride, width in zip(strides, widths, strict=True)
+            }
+        )
+        self.body = body
         # Swin gives (B, H, W, C); a network that does not say has the usual (B, C, H, W)
         self._channels_last = getattr(body, "output_fmt", "NCHW") == "NHWC"
         self._try(name, channels)
-
-    @property
-    def size_divisibility(self) -> int:
-        """Sides of images have to be multiples of the coarsest stride, so that maps fit."""
-        return max(self._out_feature_strides.values())
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Images (B, C, H, W) to maps (B, Cs, H / stride, W / stride) by name."""
         maps = self.body(x)
         if self._channels_last:
             maps = [m.permute(0, 3, 1, 2).contiguous() for m in maps]
-        return dict(zip(self._out_features, maps, strict=True))
+        return dict(zip(self.output_shape(), maps, strict=True))
 
     @torch.no_grad()
     def _try(self, name: str, channels: int) -> None:
         # on whatever device it is being built, which may be "meta"
         weight = next(self.body.parameters())
-        height, width = (max(side, 2 * self.size_divisibility) for side in PROBE)
+        height, width = (max(side, 2 * self.size_divisibility) for side in _PROBE)
         was_training = self.body.training
         self.body.eval()  # statistics are not to move
-        try:
+        with mistakes(
+            f"{name} does not take an image of {height} x {width} pixels",
+            "choose a network that takes any size, or tell this one to by MODEL.TIMM.KWARGS",
+        ):
             maps = self(weight.new_zeros(1, channels, height, width))
-        except REFUSALS as e:
-            raise UserError(
-                f"{name} does not take an image of {height} x {width} pixels ({reason(e)}): "
-                "choose a network that takes any size, or tell this one to by MODEL.TIMM.KWARGS."
-            ) from e
         self.body.train(was_training)
         for key, spec in self.output_shape().items():
             expected = (1, spec.channels, height // spec.stride, width // spec.stride)
@@ -89,6 +89,10 @@ class TimmBackbone(Backbone):
                     f"{width} pixels where stride {spec.stride} promises {expected}: choose a "
                     "network whose maps keep the image's geometry."
                 )
+
+
+def _map_name(stride: int) -> str:
+    return f"res{int(math.log2(stride))}"
 
 
 @BACKBONE_REGISTRY.register()
@@ -104,7 +108,7 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
             indices that it does not have, weights that are not found or do not fit, and as
             :class:`TimmBackbone` does.
     """
-    return _build(cfg, input_shape, NAMES)
+    return _build(cfg, input_shape, _USUAL)
 
 
 @BACKBONE_REGISTRY.register()
@@ -116,7 +120,7 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """
     # Where timm can, what the neck does not read is not built: weights that learn nothing are an
     # error in distributed training.
-    return build_fpn(_build(cfg, input_shape, cfg.MODEL.FPN.IN_FEATURES or NAMES), cfg)
+    return build_fpn(_build(cfg, input_shape, cfg.MODEL.FPN.IN_FEATURES or _USUAL), cfg)
 
 
 def _build(cfg: CfgNode, input_shape: ShapeSpec, maps: Sequence[str]) -> TimmBackbone:
@@ -125,8 +129,7 @@ def _build(cfg: CfgNode, input_shape: ShapeSpec, maps: Sequence[str]) -> TimmBac
     if node.WEIGHTS:
         _load(body, node, channels)
     if (node.WEIGHTS or node.PRETRAINED) and channels == 3:
-        trained = body.pretrained_cfg
-        check_statistics(cfg, f"timm's {node.NAME}", trained["mean"], trained["std"])
+        _check_statistics(cfg, body.pretrained_cfg["mean"], body.pretrained_cfg["std"])
     _freeze(body, cfg.MODEL.BACKBONE.FREEZE_AT, node.NAME)
     return TimmBackbone(_convert_norm(body, node.NORM), node.NAME, channels)
 
@@ -136,17 +139,15 @@ def _build_body(node: CfgNode, channels: int, maps: Sequence[str]) -> nn.Module:
 
     name, kwargs = node.NAME, dict(node.KWARGS) | {"in_chans": channels, "features_only": True}
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), 3, 0.4)
-        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them."
+        near = nearest(name, timm.list_models())
+        hint = f"did you mean '{near}'?" if near else "timm.list_models() lists them."
         raise UserError(f"timm has no network named '{name}' (MODEL.TIMM.NAME): {hint}")
-    try:
+    with mistakes(
+        f"timm cannot build {name} for its feature maps",
+        "check MODEL.TIMM.NAME and MODEL.TIMM.KWARGS",
+    ):
         # once for its list of maps; not on "meta", where not all of timm's can be built
         strides = [x["reduction"] for x in timm.create_model(name, **kwargs).feature_info.info]
-    except REFUSALS as e:
-        raise UserError(
-            f"timm cannot build {name} for its feature maps ({reason(e)}): check "
-            "MODEL.TIMM.NAME and MODEL.TIMM.KWARGS."
-        ) from e
     indices = _indices(list(node.OUT_INDICES), strides, maps, name)
     try:
         return timm.create_model(
@@ -163,7 +164,7 @@ def _indices(
     wanted: list[int], strides: list[int], maps: Sequence[str], name: str
 ) -> tuple[int, ...]:
     if not wanted:
-        last = {map_name(stride): i for i, stride in enumerate(strides)}
+        last = {_map_name(stride): i for i, stride in enumerate(strides)}
         wanted = [last[key] for key in maps if key in last]
     count = len(strides)
     if not wanted or not all(-count <= i < count for i in wanted):
@@ -174,27 +175,30 @@ def _indices(
     return tuple(sorted({i % count for i in wanted}))
 
 
+def _check_statistics(cfg: CfgNode, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Warn where images are not normalised as those that weights were trained on, of 0 to 1."""
+    right = [[round(255 * x, 3) for x in values] for values in (mean, std)]
+    given = [cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD]
+    if not np.allclose(given, right, rtol=0, atol=0.5) or cfg.INPUT.FORMAT != "RGB":
+        logging.getLogger(__name__).warning(
+            "timm's %s was trained with other images than it will be given: set MODEL.PIXEL_MEAN "
+            'to %s, MODEL.PIXEL_STD to %s and INPUT.FORMAT to "RGB".',
+            *(cfg.MODEL.TIMM.NAME, *right),
+        )
+
+
 def _load(body: nn.Module, node: CfgNode, channels: int) -> None:
     # timm's own loading of a features_only network passes over what is missing or left over; the
     # whole network, with as many classes as the file has, it loads strictly.
     import timm
     from safetensors import SafetensorError
-    from timm.models import get_pretrained_cfg, load_state_dict
+    from timm.models import load_state_dict
 
+    find_weights(node.WEIGHTS, "MODEL.TIMM.WEIGHTS")
+    classifiers = body.pretrained_cfg.get("classifier") or ()
+    classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
     try:
-        path = PathManager.get_local_path(node.WEIGHTS)
-    except OSError as e:
-        raise UserError(
-            f"The weights at {node.WEIGHTS} cannot be had ({e}): check MODEL.TIMM.WEIGHTS."
-        ) from e
-    if not PathManager.isfile(path):
-        raise UserError(
-            f"There are no weights at {node.WEIGHTS}: give MODEL.TIMM.WEIGHTS an existing file."
-        )
-    classifier = getattr(get_pretrained_cfg(node.NAME), "classifier", None) or ()
-    classifiers = (classifier,) if isinstance(classifier, str) else classifier
-    try:
-        state = load_state_dict(path, weights_only=True)
+        state = load_state_dict(PathManager.get_local_path(node.WEIGHTS), weights_only=True)
         check_finite(state, node.WEIGHTS)
         heads = [state[f"{x}.weight"] for x in classifiers if f"{x}.weight" in state]
         classes = len(heads[0]) if heads else 0
@@ -228,22 +232,23 @@ def _freeze(body: nn.Module, freeze_at: int, name: str) -> None:
     ends = [x["module"] for x in body.feature_info.info if x["reduction"] == 2**freeze_at]
     if freeze_at < 1 or not ends:
         return
-    end, reached = _flat(ends[-1]), False
-    for path, module in list(body.named_modules()):  # in the order in which images pass them
-        inside = f"{_flat(path)}_".startswith(f"{end}_")
-        if reached and not inside:
-            return
-        reached |= inside
+    modules = list(body.named_modules())  # in the order in which images pass them
+    within = [i for i, (path, _) in enumerate(modules) if _is_within(path, ends[-1])]
+    if not within:
+        raise UserError(
+            f"timm does not say where {name}'s map of stride {2**freeze_at} ends: set "
+            "MODEL.BACKBONE.FREEZE_AT to 0."
+        )
+    for path, module in modules[: within[-1] + 1]:
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(False)
         if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):  # timm's are of these classes
             parent, _, child = path.rpartition(".")
             body.get_submodule(parent).add_module(child, freeze_batch_norm_2d(module))
-    if not reached:
-        raise UserError(
-            f"timm does not say where {name}'s map of stride {2**freeze_at} ends: set "
-            "MODEL.BACKBONE.FREEZE_AT to 0."
-        )
+
+
+def _is_within(path: str, part: str) -> bool:
+    return f"{_flat(path)}_".startswith(f"{_flat(part)}_")
 
 
 def _convert_norm(body: nn.Module, norm: str) -> nn.Module:

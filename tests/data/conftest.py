@@ -1,4 +1,4 @@
-"""Fixtures that keep what a test registers out of the next test."""
+"""What is registered, kept out of the next test; a config and a COCO JSON file's content."""
 
 import pytest
 from detectron2.config import CfgNode, get_cfg
@@ -23,3 +23,14 @@ def cfg() -> CfgNode:
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.MODEL.DEVICE = "cpu"
     return cfg
+
+
+@pytest.fixture
+def content():
+    """Two images of 40 x 30 with a box each."""
+    box = {"bbox": [5, 6, 10.5, 12], "area": 126, "iscrowd": 0}
+    return {
+        "images": [{"id": i, "file_name": f"{i}.png", "height": 30, "width": 40} for i in (1, 2)],
+        "annotations": [{"id": i, "image_id": i, "category_id": i, **box} for i in (1, 2)],
+        "categories": [{"id": i, "name": f"pet{i}"} for i in (1, 2)],
+    }

@@ -13,17 +13,6 @@ from dpk_det.errors import UserError
 
 
 @pytest.fixture
-def content():
-    """Two images of 40 x 30 with a box each."""
-    box = {"bbox": [5, 6, 10.5, 12], "area": 126, "iscrowd": 0}
-    return {
-        "images": [{"id": i, "file_name": f"{i}.png", "height": 30, "width": 40} for i in (1, 2)],
-        "annotations": [{"id": i, "image_id": i, "category_id": i, **box} for i in (1, 2)],
-        "categories": [{"id": i, "name": f"pet{i}"} for i in (1, 2)],
-    }
-
-
-@pytest.fixture
 def warnings(content, tmp_path, caplog):
     """``warnings(evaluated=True)`` checks the content; gives what was logged."""
 

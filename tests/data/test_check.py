@@ -208,6 +208,7 @@ def test_fcos_without_a_node_is_not_checked(cfg):
 
 
 def test_a_name_of_ones_own_counts_as_the_plain_one(cfg, monkeypatch):
+    # Detectron2's registries can forget nothing
     monkeypatch.setattr(META_ARCH_REGISTRY, "_obj_map", dict(META_ARCH_REGISTRY._obj_map))
     register_distilled("RetinaNet", "Taught")
     cfg.MODEL.META_ARCHITECTURE = "Taught"

@@ -1,5 +1,6 @@
 """Images that training or evaluation would stumble over."""
 
+import multiprocessing
 import os
 import zipfile
 
@@ -157,3 +158,25 @@ def test_images_in_an_archive(save, tmp_path):
     path = str(tmp_path / "a.zip")
     assert find_problem(ImageFile("cat/a.png", archive=path)) == ""
     assert f"cat/b.png in {path} cannot be" in find_problem(ImageFile("cat/b.png", archive=path))
+
+
+def test_forked_processes_read_a_zip_each_by_itself(tmp_path):
+    content = {f"{i}.png": os.urandom(5000) for i in range(200)}
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+    files = [ImageFile(name, archive=str(tmp_path / "a.zip")) for name in content]
+
+    def read_all():
+        for file in files * 20:
+            with file.open() as stream:
+                assert stream.read() == content[file.path]
+
+    read_all()  # the parent has the file open
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=read_all) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4

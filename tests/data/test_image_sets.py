@@ -19,16 +19,6 @@ from dpk_det.data.image_sets import find_place, read_images
 from dpk_det.errors import UserError
 
 
-@pytest.fixture
-def catalog():
-    """Datasets that a test registers are gone after it."""
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-
-
 def draw_archive(folder, hundred):
     """CIFAR's archive with four images of training, in two batches of CIFAR-10, and two of test."""
     rng = np.random.default_rng(1)
@@ -122,7 +112,7 @@ def test_what_is_no_dataset_is_refused_by_its_path(tmp_path):
 @pytest.mark.parametrize(
     "layout", ["zip", "folder", "archive", "nested archive", "unpacked", "nested unpacked"]
 )
-def test_cifar_is_found_below_the_folder_of_all_datasets(tmp_path, catalog, monkeypatch, layout):
+def test_cifar_is_found_below_the_folder_of_all_datasets(tmp_path, monkeypatch, layout):
     monkeypatch.setattr(image_sets, "_register", lambda name, *at: found.update({name: at}))
     found = {}
     image_sets.register_all(str(tmp_path))
@@ -141,7 +131,7 @@ def test_cifar_is_found_below_the_folder_of_all_datasets(tmp_path, catalog, monk
     MetadataCatalog.remove("made_up_cifar")
 
 
-def test_entries_are_registered_by_name(tmp_path, catalog, monkeypatch):
+def test_entries_are_registered_by_name(tmp_path, monkeypatch):
     draw_archive(tmp_path, False)
     monkeypatch.setenv("HERE", str(tmp_path))
     cfg = load_config("", ["MODEL.META_ARCHITECTURE", "ImageClassifier"])
@@ -166,7 +156,7 @@ def test_an_entry_that_is_no_place_is_refused(entry):
         register_image_datasets(cfg)
 
 
-def test_datasets_must_suit_the_model(tiny, tiny_images, tmp_path, catalog):
+def test_datasets_must_suit_the_model(tiny, tiny_images, tmp_path):
     check_datasets(tiny_images.cfg("plain"))
     tiny.cfg("plain")  # registers its own
     for config, opts, message in [
@@ -182,16 +172,19 @@ def test_datasets_must_suit_the_model(tiny, tiny_images, tmp_path, catalog):
     ]:
         with pytest.raises(UserError, match=message):
             check_datasets(config.cfg("plain", *opts))
-    for name in ("disc", "circle", "square"):
-        (tmp_path / name).mkdir()
-        cv2.imwrite(str(tmp_path / name / "0.png"), np.zeros((4, 4), np.uint8))
     cfg = tiny_images.cfg("plain")
-    cfg.DATASETS.IMAGES.others = str(tmp_path)
+    *known, last = DatasetCatalog.get("discs_train").classes
+    for other, classes in {"moved": ["a", *known], "renamed": [*known, f"{last}s"]}.items():
+        for name in classes:
+            (tmp_path / other / name).mkdir(parents=True)
+            cv2.imwrite(str(tmp_path / other / name / "0.png"), np.zeros((4, 4), np.uint8))
+        cfg.DATASETS.IMAGES[other] = str(tmp_path / other)
     cfg.DATASETS.IMAGES.absent = str(tmp_path / "nowhere")
     register_image_datasets(cfg)
-    cfg.DATASETS.TEST = ("others",)
-    with pytest.raises(UserError, match=r"discs_train and others .*\(circle is in one of them\)"):
-        check_datasets(cfg)
+    for other, what in (("moved", "'disc' is number 0 of one"), ("renamed", f"'{last}' and ")):
+        cfg.DATASETS.TEST = (other,)
+        with pytest.raises(UserError, match=f"discs_train and {other} .*{what}"):
+            check_datasets(cfg)
     cfg.DATASETS.TEST = ("absent",)
     with pytest.raises(UserError, match=r"absent is not at .*correct DATASETS.IMAGES.absent"):
         check_datasets(cfg)
@@ -222,7 +215,7 @@ def test_an_image_within_a_zip_that_is_damaged_is_named(archive):
     data[start : start + 500] = bytes(500)
     archive.write_bytes(data)
     images = read_images(str(archive), "")
-    number = images.files.index(info.filename)
+    number = [x.path for x in images.image_files()].index(info.filename)
     with pytest.raises(UserError, match=f"{info.filename} in {archive} cannot be read as an image"):
         images[number]
     (problem,) = filter(None, map(find_problem, images.image_files()))
@@ -264,7 +257,7 @@ def test_a_batch_of_cifar_that_is_none_is_named(tmp_path, batch):
     assert "\n" not in str(error.value)
 
 
-def test_check_opens_the_images_of_classifiers(tiny_images, tmp_path, archive, catalog):
+def test_check_opens_the_images_of_classifiers(tiny_images, tmp_path, archive):
     with zipfile.ZipFile(archive) as file:
         file.extractall(tmp_path)
     broken = tmp_path / "images" / "disc" / "3.png"

@@ -113,14 +113,6 @@ def test_it_tries_as_many_images_as_a_process_will_get_two_at_most(tiny, monkeyp
 
 
 @pytest.fixture
-def catalogs():
-    """Put Detectron2's catalogs back as they were before the test."""
-    before = dict(DatasetCatalog.data), dict(MetadataCatalog.data)
-    yield
-    DatasetCatalog.data, MetadataCatalog.data = before
-
-
-@pytest.fixture
 def fails(command, capsys, tmp_path):
     """``fails(config, *opts)``: --check must end with status 2; returns the last line it says."""
 

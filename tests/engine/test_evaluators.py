@@ -32,14 +32,6 @@ KEYPOINTS += ["MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", "(8,)"]
 
 
 @pytest.fixture
-def catalogs():
-    """Put Detectron2's catalogs back as they were before the test."""
-    before = dict(DatasetCatalog.data), dict(MetadataCatalog.data)
-    yield
-    DatasetCatalog.data, MetadataCatalog.data = before
-
-
-@pytest.fixture
 def rich(tiny, tmp_path, catalogs):
     """``rich(evaluator type)`` registers the tiny images with masks, keypoints, pixel classes."""
     plain = tiny.cfg("plain")

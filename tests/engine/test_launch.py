@@ -3,11 +3,9 @@
 import argparse
 import json
 import sys
-import threading
 
 import pytest
 import torch
-import torch.distributed as dist
 from detectron2.utils import comm
 from torch.multiprocessing.spawn import ProcessExitedException
 
@@ -186,49 +184,6 @@ def test_a_gpu_that_this_machine_lacks_or_that_processes_would_share(gpus, monke
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
     with pytest.raises(UserError, match="'cuda:1', which 2 processes cannot share"):
         use_device(cfg)
-
-
-# ------------------------------------------------------------------ mistakes of several ranks
-
-
-@pytest.fixture
-def ranks(monkeypatch, capsys):
-    """``ranks(sentence, ...)``: what is printed where each rank makes that mistake; "": none."""
-    store, here = dist.HashStore(), threading.local()
-    monkeypatch.setattr(MODULE, "_SECONDS_FOR_THE_OTHERS", 0.2)
-    monkeypatch.setattr(MODULE, "_store", lambda: store)
-    monkeypatch.setattr(dist, "get_rank", lambda: here.rank)
-
-    def run(*sentences):
-        monkeypatch.setattr(dist, "get_world_size", lambda: len(sentences))
-
-        def tell(rank):
-            here.rank = rank
-            MODULE._tell(UserError(sentences[rank]))
-
-        threads = [
-            threading.Thread(target=tell, args=(rank,)) for rank, x in enumerate(sentences) if x
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert MODULE._status_of_others() == 2  # the rest leave with it
-        return capsys.readouterr().err.splitlines()
-
-    return run
-
-
-def test_a_mistake_of_all_ranks_is_said_once(ranks):
-    assert ranks("wrong", "wrong", "wrong") == ["error: wrong"]
-
-
-def test_a_mistake_of_another_rank_than_the_first_is_said(ranks):
-    assert ranks("", "wrong", "") == ["error (rank 1): wrong"]
-
-
-def test_different_mistakes_are_said_with_their_ranks(ranks):
-    assert ranks("wrong", "bad", "wrong") == ["error (rank 0, 2): wrong", "error (rank 1): bad"]
 
 
 # ------------------------------------------------------------------ torchrun

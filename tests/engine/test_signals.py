@@ -117,7 +117,7 @@ def test_a_second_ctrl_c_ends_at_once_but_not_the_same_press_passed_on():
 import os, signal, time
 from dpk_det.engine import signals
 with signals.watched():
-    signals._state.in_step = True
+    signals.StopHook().before_train()  # steps are finished from here on
     os.kill(os.getpid(), signal.SIGINT)
     os.kill(os.getpid(), signal.SIGINT)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -133,16 +133,18 @@ with signals.watched():
 
 def test_a_process_that_waits_for_trainings_passes_signals_on():
     source = """
-import multiprocessing, os, signal, time
+import multiprocessing, os, signal, time, types
 from dpk_det.engine import signals
 
 def train(ready):
     with signals.watched():
-        signals._state.in_step = True
+        hook = signals.StopHook()
+        hook.trainer = types.SimpleNamespace(iter=0, max_iter=1)  # there is nothing to save
+        hook.before_train()
         ready.set()
-        while not signals._state.asked:
+        while True:
             time.sleep(0.01)
-        raise signals.Stopped("")
+            hook.after_step()
 
 fork = multiprocessing.get_context("fork")
 readies = [fork.Event() for _ in range(2)]

@@ -3,10 +3,10 @@
 import json
 import logging
 import re
-import types
 
 import pytest
 import torch
+from detectron2.utils.events import EventStorage
 
 from dpk_det.distill import DPK
 from dpk_det.engine import DistillTrainer
@@ -115,10 +115,10 @@ def test_results_close_a_finished_run(tiny, trained):
 
 
 def test_the_seconds_of_a_step_are_the_median_of_those_measured(tiny, tmp_path, trainer):
-    times = {0: 0.5, 1: 0.1, 2: 0.2}
-    history = types.SimpleNamespace(values=lambda: [(t, i) for i, t in times.items()])
-    trainer.storage = types.SimpleNamespace(histories=lambda: {"time": history})
-    trainer._write_results()
+    with EventStorage() as trainer.storage:
+        for trainer.storage.iter, seconds in enumerate((0.5, 0.1, 0.2)):
+            trainer.storage.put_scalar("time", seconds)
+    trainer.write_results()
     assert json.loads((tmp_path / "results.json").read_text())["seconds_per_step"] == 0.2
 
 

@@ -72,6 +72,7 @@ def test_a_trained_checkpoint_is_a_plain_detectron2_models(tiny, trained, batch)
     plain = build_model(tiny.cfg("plain"))
     checkpointer = DetectionCheckpointer(plain)
     found = []
+    # Detectron2 logs what did not match, and returns it from this method alone
     load, checkpointer._load_model = checkpointer._load_model, lambda c: found.append(load(c))
     checkpointer.load(checkpoint)
     assert found[0].missing_keys == [] and found[0].incorrect_shapes == []
@@ -150,6 +151,7 @@ class Found(GeneralizedRCNN):
 @pytest.fixture
 def registry(monkeypatch):
     """What a test registers is gone after it."""
+    # Detectron2's registries can forget nothing
     monkeypatch.setattr(META_ARCH_REGISTRY, "_obj_map", dict(META_ARCH_REGISTRY._obj_map))
     return META_ARCH_REGISTRY
 

@@ -330,7 +330,7 @@ def test_freezing_reaches_up_to_the_map_of_its_stride(name, freeze_at, frozen):
 @pytest.mark.parametrize(
     ("name", "kwargs", "opts", "message"),
     [
-        ("mobilnetv2_100", {}, [], r"no network named 'mobilnetv2_100' .*mean mobilenetv2_100"),
+        ("mobilnetv2_100", {}, [], r"no network named 'mobilnetv2_100' .*mean 'mobilenetv2_100'"),
         (
             "",
             {},

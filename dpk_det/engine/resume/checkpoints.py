@@ -3,7 +3,7 @@
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +119,7 @@ def last_checkpoint(folder: str | Path, to_train: bool = True) -> Checkpoint | N
     )
     for path in order:
         if _is_intact(path):
-            one = found[path]
-            return Checkpoint(one.path, one.step, one.config, tuple(skipped))
+            return replace(found[path], skipped=tuple(skipped))
         skipped.append(
             f"{path} is skipped, because its contents do not agree with their checksums."
         )
@@ -157,21 +156,23 @@ def _look(path: Path, to_train: bool) -> Checkpoint:
         )
     except Exception as e:  # of every kind
         raise ValueError(f"it cannot be read ({type(e).__name__})") from e
-    if not isinstance(content, Mapping) or not isinstance(content.get("model"), Mapping):
+    step = _within(content, "trainer", "iteration")
+    if not isinstance(_within(content, "model"), Mapping):
         raise ValueError("it holds no model")
-    trainer = content.get("trainer")
-    trainer = trainer if isinstance(trainer, Mapping) else {}
-    step = trainer.get("iteration", content.get("iteration"))
-    if to_train:
-        if not isinstance(trainer.get("iteration"), int):
-            raise ValueError("it does not say which step it is of")
-        inner = trainer.get("_trainer")
-        if not isinstance(inner, Mapping) or not isinstance(inner.get("optimizer"), Mapping):
-            raise ValueError("it lacks the optimizer's state")
-    hooks = trainer.get("hooks")
-    kept = hooks.get("Continuity") if isinstance(hooks, Mapping) else None
-    config = kept.get("config") if isinstance(kept, Mapping) else None
-    return Checkpoint(path, step + 1 if isinstance(step, int) else 0, config)
+    if to_train and not isinstance(step, int):
+        raise ValueError("it does not say which step it is of")
+    if to_train and not isinstance(_within(content, "trainer", "_trainer", "optimizer"), Mapping):
+        raise ValueError("it lacks the optimizer's state")
+    if not isinstance(step, int):
+        step = content.get("iteration", -1)
+    return Checkpoint(path, step + 1, _within(content, "trainer", "hooks", "Continuity", "config"))
+
+
+def _within(content: Any, *keys: str) -> Any:
+    """What lies under keys, each within the one before; None: nothing does."""
+    for key in keys:
+        content = content.get(key) if isinstance(content, Mapping) else None
+    return content
 
 
 def _is_intact(path: Path) -> bool:

@@ -27,6 +27,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from dpk_det import random_state
 from dpk_det.data import TrainLoader
 from dpk_det.data.train_loader import Place
+from dpk_det.engine.launch import first_rank_does
 from dpk_det.engine.resume.changes import influential_changes
 from dpk_det.engine.resume.checkpoints import FINAL, Checkpoint, checkpoint_files, last_checkpoint
 from dpk_det.engine.resume.metrics import go_on_after, last_written, put_back, recent
@@ -46,9 +47,7 @@ def find_start(cfg: CfgNode, resume: bool) -> Checkpoint | None:
             was reached.
     """
     # one rank looks, so that all take the same
-    found, problem = comm.all_gather(_look(cfg, resume) if comm.is_main_process() else None)[0]
-    if problem:
-        raise UserError(problem)
+    found = first_rank_does(lambda: _look(cfg.OUTPUT_DIR, resume))
     if found is None:
         return None
     if not found.path.is_file():
@@ -67,20 +66,16 @@ def find_start(cfg: CfgNode, resume: bool) -> Checkpoint | None:
     return found
 
 
-def _look(cfg: CfgNode, resume: bool) -> tuple[Checkpoint | None, str]:
-    folder = cfg.OUTPUT_DIR
-    try:
-        if resume:
-            return last_checkpoint(folder), ""
-    except UserError as e:
-        return None, str(e)
+def _look(folder: str, resume: bool) -> Checkpoint | None:
+    if resume:
+        return last_checkpoint(folder)
     files = checkpoint_files(folder)
-    if not files:
-        return None, ""
-    return None, (
-        f"OUTPUT_DIR {folder} holds the checkpoints of another training ({files[-1].name}): add "
-        "--resume to go on with it, choose another OUTPUT_DIR, or remove that folder."
-    )
+    if files:
+        raise UserError(
+            f"OUTPUT_DIR {folder} holds the checkpoints of another training ({files[-1].name}): "
+            "add --resume to go on with it, choose another OUTPUT_DIR, or remove that folder."
+        )
+    return None
 
 
 def is_finished(cfg: CfgNode, checkpoint: Checkpoint) -> bool:

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from detectron2.modeling import Backbone
+from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
+
+from dpk_det.modeling.maps import MapsByName
 
 
 @dataclass
@@ -22,7 +24,7 @@ class Stage:
     name: str = ""
 
 
-class CifarBackbone(Backbone):
+class CifarBackbone(MapsByName):
     """A network without its classifier, which reads the mean over the cells of the last map.
 
     Args:
@@ -30,25 +32,19 @@ class CifarBackbone(Backbone):
     """
 
     def __init__(self, stem: nn.Module, stages: Sequence[Stage]) -> None:
-        super().__init__()
-        self.stem = stem
         named = {stage.name or f"stage{i}": stage for i, stage in enumerate(stages, 1)}
+        super().__init__(
+            {k: ShapeSpec(channels=x.channels, stride=x.stride) for k, x in named.items()}
+        )
+        self.stem = stem
         for name, stage in named.items():
             self.add_module(name, stage.module)
-        self._out_features = list(named)
-        self._out_feature_strides = {name: stage.stride for name, stage in named.items()}
-        self._out_feature_channels = {name: stage.channels for name, stage in named.items()}
-
-    @property
-    def size_divisibility(self) -> int:
-        """Sides of images have to be multiples of the coarsest stride, so that maps fit."""
-        return max(self._out_feature_strides.values())
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Images (B, 3, H, W) to maps (B, C, H / stride, W / stride) by name, finest first."""
         x = self.stem(x)
         maps = {}
-        for name in self._out_features:
+        for name in self.output_shape():
             maps[name] = x = self.get_submodule(name)(x)
         return maps
 

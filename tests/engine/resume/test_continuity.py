@@ -303,6 +303,7 @@ def test_amp_may_come_and_go(resume):
 
 def test_mixed_precision_begins_anew_where_there_was_none(tiny, resume, monkeypatch):
     trainer = DistillTrainer(tiny.cfg("dpk", "OUTPUT_DIR", resume.folder))
+    # as Detectron2's trainer in mixed precision has it, which needs a GPU
     trainer._trainer.grad_scaler = scaler = torch.amp.GradScaler("cpu")
     trainer.resume_or_load()
     assert scaler.get_scale() == torch.amp.GradScaler("cpu").get_scale()
