@@ -37,7 +37,7 @@ from dpk_det.config.loading import load_config
 from dpk_det.data import build_image_train_loader
 from dpk_det.data.image_loaders import shift_and_flip
 from dpk_det.data.image_sets import find_place
-from dpk_det.engine.launch import exit_on_user_error
+from dpk_det.engine.ends import exit_on_user_error
 from dpk_det.engine.machine import describe_machine
 from dpk_det.engine.train import parse_args as parse_train_args
 from dpk_det.engine.train import setup

@@ -38,7 +38,7 @@ from torch import nn
 from variants import PRECISIONS, Size, load_also, make_batch, make_steppers, read_config
 
 from dpk_det.distill.dpk.tokens import token_grid
-from dpk_det.engine.launch import exit_on_user_error
+from dpk_det.engine.ends import exit_on_user_error
 from dpk_det.engine.machine import describe_machine
 from dpk_det.errors import UserError
 

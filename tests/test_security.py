@@ -72,7 +72,7 @@ def predicting(*argv):
 
 
 def exporting(tmp_path):
-    from dpk_det.engine.launch import exit_on_user_error
+    from dpk_det.engine.ends import exit_on_user_error
 
     def run(*argv):
         with exit_on_user_error():

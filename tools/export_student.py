@@ -10,7 +10,7 @@ python tools/export_student.py ... student.onnx
 import argparse
 
 from dpk_det.deploy.export import export_student
-from dpk_det.engine.launch import exit_on_user_error
+from dpk_det.engine.ends import exit_on_user_error
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(

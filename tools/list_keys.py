@@ -9,7 +9,7 @@ import argparse
 
 from dpk_det.config.imports import import_modules
 from dpk_det.config.keys import describe_keys
-from dpk_det.engine.launch import exit_on_user_error
+from dpk_det.engine.ends import exit_on_user_error
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(

@@ -18,7 +18,7 @@ from dpk_det.comparison.runs import train_all
 from dpk_det.comparison.slots import make_slots
 from dpk_det.comparison.suite import read_suite
 from dpk_det.comparison.suite_configs import check_evaluations, load_configs
-from dpk_det.engine.launch import exit_on_user_error
+from dpk_det.engine.ends import exit_on_user_error
 from dpk_det.engine.signals import Stopped
 from dpk_det.errors import UserError
 

@@ -16,7 +16,7 @@ from dpk_det.checkpoint.loading import load_weights_strictly
 from dpk_det.config.loading import load_config
 from dpk_det.deploy.plain_config import describe_plain_config
 from dpk_det.deploy.tracing import Written, onnx, torchscript
-from dpk_det.engine.trainer import count_parameters
+from dpk_det.engine.results import count_parameters
 from dpk_det.errors import UserError
 from dpk_det.files import whole_file
 

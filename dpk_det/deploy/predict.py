@@ -18,7 +18,8 @@ from dpk_det.deploy.drawing import Drawing, drawing_paths
 from dpk_det.deploy.finders import Classifying, Detecting
 from dpk_det.deploy.findings import Findings
 from dpk_det.deploy.inputs import FileError, find_inputs, frames, frames_per_second, is_video
-from dpk_det.engine.launch import exit_on_user_error, use_device
+from dpk_det.engine.ends import exit_on_user_error
+from dpk_det.engine.launch import use_device
 from dpk_det.errors import UserError, find
 
 PREDICTIONS = "predictions.json"

@@ -106,7 +106,8 @@ def _try(cfg: CfgNode, teachers_weights: str) -> str:
         ("figures of the evaluation", tabulate(figures.items())),
     ]
     if bond:
-        levels = {level for m in bond.distiller.methods.values() for level in m.levels}
+        found = (level for m in bond.distiller.methods.values() for level in m.levels)
+        levels = list(dict.fromkeys(found))
         rows = [
             (x.student, x.student_channels, x.teacher, x.teacher_channels, x.stride)
             for x in sorted(levels, key=lambda level: level.stride)

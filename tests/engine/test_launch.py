@@ -11,7 +11,8 @@ from torch.multiprocessing.spawn import ProcessExitedException
 
 from dpk_det.config.loading import load_config
 from dpk_det.engine import launch
-from dpk_det.engine.launch import exit_on_user_error, use_device
+from dpk_det.engine.ends import exit_on_user_error
+from dpk_det.engine.launch import use_device
 from dpk_det.errors import UserError
 
 MODULE = sys.modules["dpk_det.engine.launch"]  # the package's name is that of the function
