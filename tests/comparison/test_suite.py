@@ -240,7 +240,7 @@ PLAIN = {"config": "configs/shapes/plain.yaml"}
         ({"baseline": "plane"}, r"named 'plane': did you mean 'plain'\?"),
         (
             {"methods": {"plain": {**PLAIN, "baseline": "plain"}}},
-            r"methods\.plain\.baseline of .* is the method itself",
+            r"baselines in .* go round in a circle \(plain over plain\)",
         ),
         ({"methods": {"plain": "x.yaml"}}, r"methods\.plain of .* must hold KEY: VALUE lines"),
         ({"methods": {"plain": {"config": 3}}}, r"methods\.plain\.config of .* is 3: write a text"),
