@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
+from dpk_det.config.imports import import_modules
 from dpk_det.config.strict_yaml import read_yaml
 from dpk_det.errors import UserError, find
 
@@ -19,7 +20,7 @@ START = "MODEL.BACKBONE_WEIGHTS"
 """The config key that a suite's ``start`` sets."""
 
 # config keys that the comparison sets itself -> what to write in the suite in place of them
-_RESERVED = {"SEED": "seeds", "OUTPUT_DIR": "--runs on the command line"}
+_RESERVED = {"SEED": "seeds", "OUTPUT_DIR": "--runs on the command line", "IMPORTS": "imports"}
 _MOST = 2**31 - 1  # numpy's generators take seeds of 32 bits, and each rank adds its number
 _WANTED = {
     "seed": f"a whole number from 0 to {_MOST}",
@@ -80,7 +81,8 @@ class Suite(msgspec.Struct, frozen=True, kw_only=True):
         start: name of the teacher, itself perhaps a plain student, whose backbone all students
             start with (MODEL.BACKBONE_WEIGHTS), as detectors do with ImageNet's; None for what
             their configs say.
-        teachers, methods: by name, in the order of the table.
+        imports: modules that it needs, which all its trainings import (IMPORTS).
+        teachers, methods: by name, in the order of the table; imports are among their opts.
     """
 
     path: Path
@@ -91,6 +93,7 @@ class Suite(msgspec.Struct, frozen=True, kw_only=True):
     secondary: Text | None = None
     baseline: Text
     start: Text | None = None
+    imports: tuple[str, ...] = ()
     teachers: dict[str, Teacher]
     methods: dict[str, Method]
 
@@ -110,8 +113,11 @@ def read_suite(path: Path) -> Suite:
             f"There is no suite {path}: give a path to one, such as configs/compare/demo.yaml."
         )
     content = _lines(read_yaml(path, "suite"), str(path), _KEYS, required=["methods", "baseline"])
-    common = _opts(content.pop("common", {}), f"common of {path}")
-    teachers = _entries(Teacher, content.pop("teachers", {}), f"teachers of {path}", {})
+    imports = content.get("imports", [])
+    import_modules(imports, f"imports of {path}")
+    given = {"IMPORTS": imports} if imports else {}
+    common = {**given, **_opts(content.pop("common", {}), f"common of {path}")}
+    teachers = _entries(Teacher, content.pop("teachers", {}), f"teachers of {path}", given)
     methods = _entries(Method, content.pop("methods"), f"methods of {path}", common)
     if not methods:
         raise UserError(f"methods of {path} is empty: name what is to be compared.")

@@ -5,6 +5,7 @@ import os
 import runpy
 import shlex
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -128,6 +129,53 @@ def test_a_comparison_is_trained_reported_and_not_repeated(suite, tmp_path, comm
     assert status == 0
     assert printed.count("done before") == 3 and "started" not in printed
     assert (output / "report.md").read_text() == report
+
+
+ATTENTION = """
+from torch.nn import functional as F
+from dpk_det.distill import Distiller, register_distiller
+
+
+@register_distiller("attention")
+class Attention(Distiller):
+    def __init__(self, levels, weight=100.0):
+        super().__init__(levels)
+        self.weight = weight
+
+    def forward(self, student, teacher, targets=None):
+        total = 0.0
+        for pair in self.pairs(student, teacher):
+            maps = (pair.student, pair.teacher)
+            one, other = (F.normalize(x.square().mean(1).flatten(1)) for x in maps)
+            total = total + (one - other).square().sum(1).mean()
+        return {"loss_attention": self.weight * total}
+"""
+
+
+def test_a_method_of_ones_own_is_compared(suite, tiny, tmp_path):
+    (tmp_path / "my_method.py").write_text(ATTENTION)
+    opts = {"DISTILL.METHODS": ["attention"], "DISTILL.ATTENTION.WEIGHT": 50.0}
+    path = suite(
+        seeds=[1],
+        imports=["my_method"],
+        teachers={},
+        baseline="attention",
+        methods={"attention": {"title": "my own", "config": str(tiny.dpk), "opts": opts}},
+    )
+    # in a process of its own: the method would be registered in this one for good
+    called = subprocess.run(
+        [sys.executable, str(ROOT / "tools/compare.py"), str(path), "--output", "out"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert called.returncode == 0, called.stdout + called.stderr
+    left = json.loads((tmp_path / "out/results.json").read_text())["methods"]["attention"]
+    assert f"| my own | 1       | {left['mean']:.1f}" in (tmp_path / "out/report.md").read_text()
+    folder = tmp_path / "out/runs/attention-seed1"
+    assert "loss_attention" in (folder / "metrics.json").read_text()
+    made_with = yaml.safe_load((folder / "config.yaml").read_text())
+    assert made_with["DISTILL"]["ATTENTION"]["WEIGHT"] == 50.0
 
 
 # ------------------------------------------------------------------ the report as it goes
