@@ -4,18 +4,19 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from dpk_det.comparison.interrupts import Interrupts
+from dpk_det.comparison.jobs import make_slots
 from dpk_det.comparison.made_with import check_config
 from dpk_det.comparison.plan import Plan, plan
 from dpk_det.comparison.report_files import REPORT, write_report
 from dpk_det.comparison.run import Run
 from dpk_det.comparison.runs import train_all
-from dpk_det.comparison.slots import make_slots
 from dpk_det.comparison.suite import read_suite
 from dpk_det.comparison.suite_configs import check_evaluations, load_configs
 from dpk_det.engine.ends import exit_on_user_error
@@ -108,14 +109,8 @@ def compare(
 
     if trains:
         _draw(configs.values())
-        steps = {
-            run.name: configs[name].SOLVER.MAX_ITER
-            for name, runs in todo.rows.items()
-            for run in runs.values()
-            if run.trains
-        }
         try:
-            train_all(todo.runs, slots, say, update, steps, interrupts)
+            train_all(todo.runs, slots, say, update, interrupts)
         except Stopped:
             try_to_report()
             raise
@@ -151,9 +146,6 @@ def run(argv: Sequence[str] | None = None) -> None:
         output = args.output or Path("output") / args.suite.stem
         todo = plan(suite, args.runs or output / "runs", args.seeds, args.only)
         slots = None if args.report_only else make_slots(args.workers, args.threads, args.gpus)
-        table = compare(todo, output, slots, shlex.join(command), _say, interrupts)
+        say = partial(print, flush=True)  # one may be watching a file
+        table = compare(todo, output, slots, shlex.join(command), say, interrupts)
     print(f"{table}\n\nThe report is in {output / REPORT}.")
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)  # one may be watching a file

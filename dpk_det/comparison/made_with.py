@@ -1,7 +1,7 @@
 """Whether what lies in a run's folder is what the run would make now."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from dpk_det.errors import UserError
 
 # keys that hold a path, which may be spelled in several ways
 _PATHS = ("DISTILL.TEACHER.CONFIG_FILE", "DISTILL.TEACHER.WEIGHTS", "MODEL.BACKBONE_WEIGHTS")
+_OPTS = "DISTILL.TEACHER.OPTS"
 _LAST_KEY = "VIS_PERIOD"  # of a config that was written to its end: they are sorted
 
 
@@ -27,8 +28,9 @@ def check_config(
     """Check that what lies in a run's folder was made with the config that the run has now.
 
     A key that is newer than the folder may have its default, and one of an earlier version what is
-    its only meaning now. How a path is spelled, where the folder itself lies, and the keys of
-    distillation methods that the run does not use make no difference.
+    its only meaning now. How a path is spelled, where the folder itself lies, what is imported (for
+    the keys of it count), and the keys of distillation methods that the run does not use make no
+    difference.
 
     Args:
         run: perhaps finished, perhaps not even begun.
@@ -53,15 +55,17 @@ def check_config(
             )
         say(f"{run.name}: {made_with} is damaged; nothing was saved yet, so it starts anew")
         return
-    ignored = ["OUTPUT_DIR"]
+    ignored = ["OUTPUT_DIR", "IMPORTS"]
     if any_machine:
         cfg = load_config(run.config, run.opts)
         ignored += ["MODEL.DEVICE", "SOLVER.AMP.ENABLED"]
     else:
         cfg = setup(parse_args(run.arguments))
-    had, has, default = map(comparable, (content, _content(cfg), _content(load_config(""))))
-    for key in _PATHS:
-        had[key], has[key] = (os.path.abspath(x.get(key) or "") for x in (had, has))
+    default = load_config("", ["IMPORTS", str(cfg.IMPORTS)])  # whose modules may add keys
+    had, has, default = map(comparable, (content, _content(cfg), _content(default)))
+    for each in (had, has):
+        each |= {key: os.path.abspath(each.get(key) or "") for key in _PATHS}
+        each[_OPTS] = _without_imports(each.get(_OPTS) or [])
     nothing = object()
     for key in {**had, **has}:
         before = had.get(key, default.get(key, nothing))
@@ -79,6 +83,11 @@ def _read_config(path: Path) -> dict[str, Any] | None:
     except (yaml.YAMLError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) and _LAST_KEY in content else None
+
+
+def _without_imports(opts: Sequence[Any]) -> list[Any]:
+    pairs = zip(opts[::2], opts[1::2], strict=False)  # of a damaged file there may be an odd one
+    return [text for pair in pairs if pair[0] != "IMPORTS" for text in pair]
 
 
 def _matters(key: str, cfg: CfgNode) -> bool:

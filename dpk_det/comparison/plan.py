@@ -1,7 +1,7 @@
 """The trainings that a suite asks for."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,83 +78,54 @@ def plan(suite: Suite, folder: Path, seeds: Sequence[int] = (), only: Collection
             that these need.
 
     Raises:
-        UserError: for bad seeds, or a method that the suite lacks.
+        UserError: for bad seeds, a method that the suite lacks, or a folder of two trainings.
     """
     seeds = check_seeds(seeds or suite.seeds, "The value of --seeds")
     check_folders(suite, seeds)
     for name in only:
         find(suite.methods, name, f"method in {suite.path}")
     chosen = {n: m for n, m in suite.methods.items() if not only or n in only}
-    needed = set(suite.teachers)
-    if only:
-        needed = {suite.start, *(method.teacher for method in chosen.values())}
+    needed = {suite.start, *(method.teacher for method in chosen.values())} if only else None
     teachers = {
         name: Run(
-            name,
-            teacher.config,
-            folder / name,
-            overrides({**teacher.opts, "SEED": teacher.seed}),
-            row=name,
+            name, teacher.config, folder / name, overrides({**teacher.opts, "SEED": teacher.seed})
         )
         for name, teacher in suite.teachers.items()
-        if name in needed and teacher.weights is None
+        if teacher.weights is None and (needed is None or name in needed)
     }
     methods = {
-        name: {
-            seed: Run(
-                f"{name}-seed{seed}",
-                method.config,
-                folder / f"{name}-seed{seed}",
-                overrides(
-                    {
-                        **method.opts,
-                        **_start_opts(suite, teachers),
-                        **_teacher_opts(suite, method, teachers),
-                        "SEED": seed,
-                    }
-                ),
-                tuple(x for x in (suite.start, method.teacher) if x in teachers),
-                row=name,
-            )
-            for seed in seeds
-        }
+        name: {seed: _student(suite, method, seed, folder) for seed in seeds}
         for name, method in chosen.items()
     }
     todo = Plan(suite, seeds, teachers, methods)
     for name, teacher in suite.teachers.items():
         if teacher.weights is not None and (learner := todo.learner(name)):
-            student = methods[learner][seeds[0]]
-            todo.evaluations[name] = Run(
-                name,
-                student.config,
-                folder / name,
-                student.opts,
-                row=name,
+            todo.evaluations[name] = replace(
+                methods[learner][seeds[0]],
+                name=name,
+                folder=folder / name,
+                after=(),
                 mode="--eval-teacher",
                 results_file=TEACHER_RESULTS,
             )
     return todo
 
 
-def _teacher_opts(suite: Suite, method: Method, trained: Mapping[str, Run]) -> dict[str, Any]:
-    if method.teacher is None:
-        return {}
-    teacher = suite.teachers[method.teacher]
-    # built as it was trained
-    values = (teacher.config, _weights(teacher, trained), list(overrides(teacher.opts)))
-    return dict(zip(OF_TEACHER, values, strict=True))
+def _student(suite: Suite, method: Method, seed: int, folder: Path) -> Run:
+    def weights(teacher: Teacher) -> str:
+        is_trained = teacher.weights is None
+        return str(folder / teacher.name / "model_final.pth") if is_trained else teacher.weights
 
-
-def _start_opts(suite: Suite, trained: Mapping[str, Run]) -> dict[str, Any]:
-    if suite.start is None:
-        return {}
-    return {START: _weights(suite.teachers[suite.start], trained)}
-
-
-def _weights(teacher: Teacher, trained: Mapping[str, Run]) -> str:
-    if teacher.weights is not None:
-        return teacher.weights
-    return str(trained[teacher.name].folder / "model_final.pth")
+    start, teacher = (suite.teachers.get(name) for name in (suite.start, method.teacher))
+    opts = dict(method.opts)
+    if start:
+        opts[START] = weights(start)
+    if teacher:  # built as it was trained
+        values = (teacher.config, weights(teacher), list(overrides(teacher.opts)))
+        opts |= zip(OF_TEACHER, values, strict=True)
+    name = f"{method.name}-seed{seed}"
+    after = tuple(x.name for x in (start, teacher) if x and x.weights is None)
+    return Run(name, method.config, folder / name, overrides({**opts, "SEED": seed}), after)
 
 
 def overrides(opts: Mapping[str, Any]) -> tuple[str, ...]:

@@ -13,10 +13,7 @@ _METRIC = re.compile(r"(?:(.+)/)?(bbox|segm|keypoints|cls)/(.+)")
 # metric of classifiers -> how it is called, and what it is
 _SHARES = {
     "top1": ("top-1", "share of images whose class is the likeliest, in percent"),
-    "top5": (
-        "top-5",
-        "share of images whose class is among the five likeliest, in percent",
-    ),
+    "top5": ("top-5", "share of images whose class is among the five likeliest, in percent"),
 }
 
 

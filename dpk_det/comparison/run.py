@@ -21,7 +21,6 @@ class Run:
         name: unique in its experiment. config: its file. folder: its OUTPUT_DIR.
         opts: overrides of the config, ``(KEY, VALUE, ...)``.
         after: names of the runs that must be done before.
-        row: of the table; the runs of one row differ in their seeds.
         mode: argument of the training command. results_file: what it leaves at its end.
     """
 
@@ -30,7 +29,6 @@ class Run:
     folder: Path
     opts: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
-    row: str = ""
     mode: str = "--resume"  # one that was interrupted goes on
     results_file: str = RESULTS
 
@@ -52,7 +50,19 @@ class Run:
         Raises:
             UserError: when the file is damaged.
         """
-        return _read_results(self.folder / self.results_file)
+        path = self.folder / self.results_file
+        try:
+            content = msgspec.json.decode(path.read_bytes())
+            msgspec.convert(content, _Results)
+            msgspec.convert(flatten_results_dict(content["results"]), dict[str, float | None])
+        except FileNotFoundError:
+            return None
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OSError) as e:
+            raise UserError(
+                f"{path} is damaged ({' '.join(str(e).split())}): remove it and call again, which "
+                "writes it anew from the last checkpoint."
+            ) from e
+        return content
 
     @property
     def figures(self) -> dict[str, float | None]:
@@ -65,7 +75,7 @@ class Run:
         return self.folder / "train.log"
 
 
-class Resumed(msgspec.Struct):
+class _Resumed(msgspec.Struct):
     """Where a training was resumed, whether as if it had not been interrupted, and if not, why."""
 
     step: int
@@ -98,23 +108,8 @@ class _Results(msgspec.Struct):
     seconds_per_step: float | None = None
     peak_memory_mb: float | None = None
     machine: _Machine | None = None
-    resumed: list[Resumed] = []
+    resumed: list[_Resumed] = []
     teacher: _Teacher | None = None  # of an evaluation: what was evaluated
-
-
-def _read_results(path: Path) -> dict[str, Any] | None:
-    try:
-        content = msgspec.json.decode(path.read_bytes())
-        msgspec.convert(content, _Results)
-        msgspec.convert(flatten_results_dict(content["results"]), dict[str, float | None])
-    except FileNotFoundError:
-        return None
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OSError) as e:
-        raise UserError(
-            f"{path} is damaged ({' '.join(str(e).split())}): remove it and call again, which "
-            "writes it anew from the last checkpoint."
-        ) from e
-    return content
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
@@ -129,14 +124,6 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     return [lines[i] for i in sorted(lines)]
 
 
-def last_metrics(folder: Path) -> dict[str, float] | None:
-    """The line of a run's metrics.json that was written last."""
-    last = None
-    for last in _metrics_lines(folder):  # noqa: B007
-        pass
-    return last
-
-
 def _metrics_lines(folder: Path) -> Iterator[dict[str, float]]:
     try:
         texts = (folder / "metrics.json").read_bytes().splitlines()
@@ -149,3 +136,23 @@ def _metrics_lines(folder: Path) -> Iterator[dict[str, float]]:
             continue
         if isinstance(line, dict) and type(line.get("iteration")) is int:
             yield {key: value for key, value in line.items() if isinstance(value, int | float)}
+
+
+def describe(run: Run) -> str:
+    """The figures of a finished run: its APs, or else the first that it has."""
+    figures = {k: v for k, v in run.figures.items() if v is not None}
+    if not figures:
+        return "nothing measured"
+    shown = [key for key in figures if key.endswith("/AP")] or list(figures)[:1]
+    return ", ".join(f"{key.replace('/', ' ')} {figures[key]:.1f}" for key in shown)
+
+
+def progress(run: Run) -> str:
+    """How far a run has come, by the line of its metrics that was written last."""
+    lines = [*_metrics_lines(run.folder)]
+    if not lines:
+        return f"{run.name}: starting"
+    last = lines[-1]
+    eta = f", {last['eta_seconds'] / 60:.0f} min to go" if "eta_seconds" in last else ""
+    loss = f", loss {last['total_loss']:.2f}" if "total_loss" in last else ""
+    return f"{run.name}: step {last['iteration'] + 1}{loss}{eta}"

@@ -4,11 +4,13 @@ import os
 import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 
+from dpk_det.config.imports import import_modules
 from dpk_det.config.strict_yaml import read_yaml
 from dpk_det.errors import UserError, find
 
@@ -18,7 +20,7 @@ START = "MODEL.BACKBONE_WEIGHTS"
 """The config key that a suite's ``start`` sets."""
 
 # config keys that the comparison sets itself -> what to write in the suite in place of them
-_RESERVED = {"SEED": "seeds", "OUTPUT_DIR": "--runs on the command line"}
+_RESERVED = {"SEED": "seeds", "OUTPUT_DIR": "--runs on the command line", "IMPORTS": "imports"}
 _MOST = 2**31 - 1  # numpy's generators take seeds of 32 bits, and each rank adds its number
 _WANTED = {
     "seed": f"a whole number from 0 to {_MOST}",
@@ -79,7 +81,8 @@ class Suite(msgspec.Struct, frozen=True, kw_only=True):
         start: name of the teacher, itself perhaps a plain student, whose backbone all students
             start with (MODEL.BACKBONE_WEIGHTS), as detectors do with ImageNet's; None for what
             their configs say.
-        teachers, methods: by name, in the order of the table.
+        imports: modules that it needs, which all its trainings import (IMPORTS).
+        teachers, methods: by name, in the order of the table; imports are among their opts.
     """
 
     path: Path
@@ -90,8 +93,12 @@ class Suite(msgspec.Struct, frozen=True, kw_only=True):
     secondary: Text | None = None
     baseline: Text
     start: Text | None = None
+    imports: tuple[str, ...] = ()
     teachers: dict[str, Teacher]
     methods: dict[str, Method]
+
+
+_KEYS = [field for field in Suite.__struct_fields__ if field != "path"] + ["common"]
 
 
 def read_suite(path: Path) -> Suite:
@@ -105,18 +112,13 @@ def read_suite(path: Path) -> Suite:
         raise UserError(
             f"There is no suite {path}: give a path to one, such as configs/compare/demo.yaml."
         )
-    content = read_yaml(path, "suite")
-    known = "title description seeds common start teachers baseline methods metric secondary"
-    content = _lines(content, str(path), known.split(), required=["methods", "baseline"])
-    common = _opts(content.pop("common", {}), f"common of {path}")
-    teachers = {
-        name: _entry(Teacher, name, entry, f"teachers.{name} of {path}", {})
-        for name, entry in _named(content.pop("teachers", {}), f"teachers of {path}")
-    }
-    methods = {
-        name: _entry(Method, name, entry, f"methods.{name} of {path}", common)
-        for name, entry in _named(content.pop("methods"), f"methods of {path}")
-    }
+    content = _lines(read_yaml(path, "suite"), str(path), _KEYS, required=["methods", "baseline"])
+    imports = content.get("imports", [])
+    import_modules(imports, f"imports of {path}")
+    given = {"IMPORTS": imports} if imports else {}
+    common = {**given, **_opts(content.pop("common", {}), f"common of {path}")}
+    teachers = _entries(Teacher, content.pop("teachers", {}), f"teachers of {path}", given)
+    methods = _entries(Method, content.pop("methods"), f"methods of {path}", common)
     if not methods:
         raise UserError(f"methods of {path} is empty: name what is to be compared.")
     metric = content.get("metric", "bbox/AP")
@@ -128,7 +130,6 @@ def read_suite(path: Path) -> Suite:
     check_seeds(suite.seeds, f"seeds of {path}")
     check_folders(suite, suite.seeds)
     _check_names(suite)
-    _check_baselines(suite)
     _check_keys(suite)
     return _with_default_baselines(suite)
 
@@ -161,40 +162,28 @@ def check_folders(suite: Suite, seeds: Iterable[int]) -> None:
 
 
 def _check_names(suite: Suite) -> None:
-    find(dict(suite.methods), suite.baseline, f"baseline for {suite.path}")
-    if suite.start is not None:
-        find(dict(suite.teachers), suite.start, f"start for {suite.path}")
+    def check(table: Mapping[str, Any], name: str | None, what: str) -> None:
+        if name is not None:
+            find(table, name, what)
+
+    check(suite.methods, suite.baseline, f"baseline for {suite.path}")
+    check(suite.teachers, suite.start, f"start for {suite.path}")
     for name, method in suite.methods.items():
         where = f"methods.{name} of {suite.path}"
-        if method.teacher is not None:
-            find(dict(suite.teachers), method.teacher, f"teacher for {where}")
-        if method.baseline is not None:
-            find(dict(suite.methods), method.baseline, f"baseline for {where}")
-    titles: set[str] = set()
-    for entry in (*suite.teachers.values(), *suite.methods.values()):
-        if entry.title in titles:
-            raise UserError(
-                f"The title '{entry.title}' stands twice in {suite.path}: change one of them."
-            )
-        titles.add(entry.title)
-
-
-def _check_baselines(suite: Suite) -> None:
-    for name in suite.methods:
-        way = [name]
-        while (over := suite.methods[way[-1]].baseline) is not None:
-            if over == way[-1]:
-                raise UserError(
-                    f"methods.{over}.baseline of {suite.path} is the method itself: name another "
-                    "one."
-                )
-            if over in way:
-                circle = " over ".join([*way[way.index(over) :], over])
-                raise UserError(
-                    f"The baselines in {suite.path} go round in a circle ({circle}): give one of "
-                    "these methods another baseline."
-                )
-            way.append(over)
+        check(suite.teachers, method.teacher, f"teacher for {where}")
+        check(suite.methods, method.baseline, f"baseline for {where}")
+    over = {n: [m.baseline] for n, m in suite.methods.items() if m.baseline is not None}
+    try:
+        TopologicalSorter(over).prepare()
+    except CycleError as e:
+        circle = " over ".join(reversed(e.args[1]))
+        raise UserError(
+            f"The baselines in {suite.path} go round in a circle ({circle}): give one of these "
+            "methods another baseline."
+        ) from e
+    titles = [entry.title for entry in (*suite.teachers.values(), *suite.methods.values())]
+    if twice := next((title for title in titles if titles.count(title) > 1), None):
+        raise UserError(f"The title '{twice}' stands twice in {suite.path}: change one of them.")
 
 
 def _with_default_baselines(suite: Suite) -> Suite:
@@ -213,23 +202,23 @@ def _with_default_baselines(suite: Suite) -> Suite:
 
 def _check_keys(suite: Suite) -> None:
     for name, method in suite.methods.items():
-        for key in OF_TEACHER:
-            if method.teacher is not None and key in method.opts:
+        taken = {} if suite.start is None else {START: "the suite's start"}
+        if method.teacher is not None:
+            taken |= dict.fromkeys(OF_TEACHER, "its teacher")
+        for key, by in taken.items():
+            if key in method.opts:
                 raise UserError(
-                    f"methods.{name} of {suite.path} sets {key}, as its teacher does: leave one of "
-                    "them out."
+                    f"methods.{name} of {suite.path} sets {key}, as {by} does: leave one of them "
+                    "out."
                 )
-        if suite.start is not None and START in method.opts:
-            raise UserError(
-                f"methods.{name} of {suite.path} sets {START}, as the suite's start does: leave "
-                "one of them out."
-            )
 
 
 # ------------------------------------------------------------------ reading parts
 
 
-def _named(content: Any, where: str) -> Iterable[tuple[str, Any]]:
+def _entries(kind: type[T], content: Any, where: str, common: Mapping[str, Any]) -> dict[str, T]:
+    known = [field for field in kind.__struct_fields__ if field != "name"]
+    entries = {}
     for name, entry in _lines(content, where).items():
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", name):
             raise UserError(
@@ -237,14 +226,11 @@ def _named(content: Any, where: str) -> Iterable[tuple[str, Any]]:
                 "to 100 of A to Z, a to z, digits, - and _ (in quotes where YAML takes them for "
                 "something else)."
             )
-        yield name, entry
-
-
-def _entry(kind: type[T], name: str, content: Any, where: str, common: Mapping[str, Any]) -> T:
-    known = [field for field in kind.__struct_fields__ if field != "name"]
-    content = _lines(content, where, known, required=["config"])
-    opts = {**common, **_opts(content.get("opts", {}), f"opts of {where}")}
-    return _convert(kind, {"title": name, **content, "name": name, "opts": opts}, where)
+        place = where.replace(" of ", f".{name} of ", 1)
+        entry = _lines(entry, place, known, required=["config"])
+        opts = {**common, **_opts(entry.get("opts", {}), f"opts of {place}")}
+        entries[name] = _convert(kind, {"title": name, **entry, "name": name, "opts": opts}, place)
+    return entries
 
 
 def _lines(

@@ -51,7 +51,7 @@ def load_configs(todo: Plan, trains: bool) -> dict[str, CfgNode]:
                 f"The config {entry.config!r} of {where} is no file below {Path.cwd()}: correct it."
             )
         with _telling(f"{where} cannot be trained"):
-            known = dict(flatten(load_config(entry.config)))
+            known = dict(flatten(load_config(entry.config, overrides({"IMPORTS": suite.imports}))))
             for key in entry.opts:
                 _check_key(known, key)
             run = next(iter(runs.values()))

@@ -41,31 +41,14 @@ def summarise(
     for metric in filter(None, (suite.metric, suite.secondary)):
         _check_measured(plan, configs, metric)
     teachers = {
-        name: _row(plan, suite.teachers[name], done[name], configs.get(name))
+        name: {
+            **_row(plan, suite.teachers[name], done[name], configs.get(name)),
+            "weights": suite.teachers[name].weights,
+        }
         for name in plan.rows
         if name not in plan.methods
     }
-    for name, row in teachers.items():
-        row["weights"] = suite.teachers[name].weights
-    methods = {
-        name: _row(plan, suite.methods[name], done[name], configs[name]) for name in plan.methods
-    }
-    reference = methods.get(suite.baseline, {})
-    for name, row in methods.items():
-        method = suite.methods[name]
-        baseline = methods.get(method.baseline)
-        row |= {
-            "teacher": method.teacher,
-            "baseline": method.baseline,
-            "gain": baseline and paired_gain(row["values"], baseline["values"]),
-            "relative_seconds": _ratio(row["seconds_per_step"], reference.get("seconds_per_step")),
-            "relative_memory": _ratio(row["peak_memory_mb"], reference.get("peak_memory_mb")),
-        }
-    machines: list[dict[str, Any]] = []
-    for run in (run for runs in done.values() for run in runs.values()):
-        machine = run.results.get("machine")  # absent from older runs
-        if machine and machine not in machines:
-            machines.append(machine)
+    machines = [run.results.get("machine") for runs in done.values() for run in runs.values()]
     return {
         "title": suite.title,
         "description": suite.description,
@@ -78,7 +61,8 @@ def summarise(
         "trainings": len(plan.runs),
         "finished": sum(map(len, done.values())),
         "failed": sorted(failed),
-        "machines": machines,
+        # each once; older runs name none
+        "machines": [x for i, x in enumerate(machines) if x and x not in machines[:i]],
         # those of which nothing is measured here
         "given_teachers": {
             teacher.title: teacher.weights
@@ -86,22 +70,43 @@ def summarise(
             if teacher.weights is not None and name not in plan.evaluations
         },
         "teachers": teachers,
-        "methods": methods,
+        "methods": _methods(plan, configs, done),
     }
+
+
+def _methods(
+    plan: Plan, configs: Mapping[str, CfgNode], done: Mapping[str, Mapping[int | str, Run]]
+) -> dict[str, dict[str, Any]]:
+    suite = plan.suite
+    rows = {
+        name: _row(plan, suite.methods[name], done[name], configs[name]) for name in plan.methods
+    }
+    reference = rows.get(suite.baseline, {})
+    for name, row in rows.items():
+        method = suite.methods[name]
+        baseline = rows.get(method.baseline)
+        row |= {
+            "teacher": method.teacher,
+            "baseline": method.baseline,
+            "gain": baseline and paired_gain(row["values"], baseline["values"]),
+            "relative_seconds": _ratio(row["seconds_per_step"], reference.get("seconds_per_step")),
+            "relative_memory": _ratio(row["peak_memory_mb"], reference.get("peak_memory_mb")),
+        }
+    return rows
 
 
 def _row(
     plan: Plan, entry: Any, done: Mapping[int | str, Run], cfg: CfgNode | None
 ) -> dict[str, Any]:
     # cfg: None of a teacher that is not trained here
-    suite = plan.suite
     results = {seed: run.results for seed, run in done.items()}
-    values, second = (
-        {seed: run.figures.get(metric) for seed, run in done.items()} if metric else {}
-        for metric in (suite.metric, suite.secondary)
-    )
-    # a deviation or gain is of the seeds where the metric could be measured
-    values, second = ({s: v for s, v in x.items() if v is not None} for x in (values, second))
+
+    def measured(metric: str | None) -> dict[int | str, float]:
+        figures = {seed: run.figures.get(metric) for seed, run in done.items()}
+        # a deviation or gain is of the seeds where the metric could be measured
+        return {seed: figure for seed, figure in figures.items() if figure is not None}
+
+    values, second = measured(plan.suite.metric), measured(plan.suite.secondary)
     return {
         "title": entry.title,
         "config": entry.config,

@@ -17,10 +17,9 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.modeling import build_model
 
 from dpk_det.comparison import command as module
-from dpk_det.comparison import runs
 from dpk_det.comparison.command import compare, parse_args
+from dpk_det.comparison.jobs import make_slots
 from dpk_det.comparison.plan import plan
-from dpk_det.comparison.slots import make_slots
 from dpk_det.comparison.suite import read_suite
 from dpk_det.comparison.suite_configs import load_configs
 from dpk_det.errors import UserError
@@ -69,28 +68,6 @@ def todo(suite, tmp_path):
 
 
 @pytest.fixture
-def stand_ins(monkeypatch, finish):
-    """Trainings that are over at once: ``stand_ins`` maps those that fail to what happens, and
-    ``stand_ins.results`` is what the others were evaluated to, if not the usual."""
-
-    class StandIns(dict):
-        results: dict | None = None
-
-    failing = StandIns()
-
-    def start(run, slot):
-        if run.name in failing:
-            failing[run.name]()
-        else:
-            other = {} if failing.results is None else {"results": failing.results}
-            finish(run, 30.0 + len(run.name), **other)
-        return subprocess.Popen([sys.executable, "-S", "-c", ""])
-
-    monkeypatch.setattr(runs, "_start", start)
-    return failing
-
-
-@pytest.fixture
 def tiny_too(tiny):
     """A second name for the tiny dataset."""
     metadata = dict(MetadataCatalog.data)
@@ -121,15 +98,15 @@ def command_line(capsys):
 
 def test_a_comparison_is_trained_reported_and_not_repeated(suite, tmp_path, command_line):
     output = tmp_path / "out"
-    argv = (suite(), "--output", output, "--workers", "2")
+    argv = (suite(seeds=[2]), "--output", output, "--workers", "2")
     status, printed, _ = command_line(*argv)
     assert status == 0
-    assert "(5 of 5 done)" in printed and "| plain student" in printed
+    assert "(3 of 3 done)" in printed and "| plain student" in printed
     results = json.loads((output / "results.json").read_text())
-    assert results["finished"] == results["trainings"] == 5
+    assert results["finished"] == results["trainings"] == 3
     for name, steps in (("plain", 2), ("dpk", 3)):
         row = results["methods"][name]
-        assert sorted(row["runs"]) == sorted(row["values"]) == ["1", "2"]
+        assert sorted(row["runs"]) == sorted(row["values"]) == ["2"]
         for seed, run in row["runs"].items():
             assert run["folder"] == str(output / "runs" / f"{name}-seed{seed}")
             assert run["iterations"] == row["iterations"] == steps
@@ -137,8 +114,7 @@ def test_a_comparison_is_trained_reported_and_not_repeated(suite, tmp_path, comm
             made_with = yaml.safe_load((Path(run["folder"]) / "config.yaml").read_text())
             assert made_with["SEED"] == int(seed)
     dpk, plain = (results["methods"][name]["values"] for name in ("dpk", "plain"))
-    expected = sum(dpk[seed] - plain[seed] for seed in ("1", "2")) / 2
-    assert results["methods"]["dpk"]["gain"]["mean"] == pytest.approx(expected)
+    assert results["methods"]["dpk"]["gain"]["mean"] == pytest.approx(dpk["2"] - plain["2"])
     assert made_with["DISTILL"]["TEACHER"]["WEIGHTS"] == str(output / "runs/big/model_final.pth")
 
     report = (output / "report.md").read_text()
@@ -151,29 +127,74 @@ def test_a_comparison_is_trained_reported_and_not_repeated(suite, tmp_path, comm
 
     status, printed, _ = command_line(*argv)  # nothing is left to do
     assert status == 0
-    assert printed.count("done before") == 5 and "started" not in printed
+    assert printed.count("done before") == 3 and "started" not in printed
     assert (output / "report.md").read_text() == report
+
+
+ATTENTION = """
+from torch.nn import functional as F
+from dpk_det.distill import Distiller, register_distiller
+
+
+@register_distiller("attention")
+class Attention(Distiller):
+    def __init__(self, levels, weight=100.0):
+        super().__init__(levels)
+        self.weight = weight
+
+    def forward(self, student, teacher, targets=None):
+        total = 0.0
+        for pair in self.pairs(student, teacher):
+            maps = (pair.student, pair.teacher)
+            one, other = (F.normalize(x.square().mean(1).flatten(1)) for x in maps)
+            total = total + (one - other).square().sum(1).mean()
+        return {"loss_attention": self.weight * total}
+"""
+
+
+def test_a_method_of_ones_own_is_compared(suite, tiny, tmp_path):
+    (tmp_path / "my_method.py").write_text(ATTENTION)
+    opts = {"DISTILL.METHODS": ["attention"], "DISTILL.ATTENTION.WEIGHT": 50.0}
+    path = suite(
+        seeds=[1],
+        imports=["my_method"],
+        teachers={},
+        baseline="attention",
+        methods={"attention": {"title": "my own", "config": str(tiny.dpk), "opts": opts}},
+    )
+    # in a process of its own: the method would be registered in this one for good
+    called = subprocess.run(
+        [sys.executable, str(ROOT / "tools/compare.py"), str(path), "--output", "out"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert called.returncode == 0, called.stdout + called.stderr
+    left = json.loads((tmp_path / "out/results.json").read_text())["methods"]["attention"]
+    assert f"| my own | 1       | {left['mean']:.1f}" in (tmp_path / "out/report.md").read_text()
+    folder = tmp_path / "out/runs/attention-seed1"
+    assert "loss_attention" in (folder / "metrics.json").read_text()
+    made_with = yaml.safe_load((folder / "config.yaml").read_text())
+    assert made_with["DISTILL"]["ATTENTION"]["WEIGHT"] == 50.0
 
 
 # ------------------------------------------------------------------ the report as it goes
 
 
-def test_the_report_is_rewritten_after_each_training(todo, tmp_path, stand_ins, monkeypatch):
-    finished = []
-    write = module.write_report
+def test_the_report_is_rewritten_after_each_training(todo, tmp_path, stand_in):
+    path, finished = tmp_path / "out/results.json", []
 
-    def spy(*args):
-        table = write(*args)
-        finished.append(json.loads((tmp_path / "out/results.json").read_text())["finished"])
-        return table
+    def say(line):
+        if ": started" in line:
+            finished.append(json.loads(path.read_text())["finished"] if path.exists() else 0)
 
-    monkeypatch.setattr(module, "write_report", spy)
-    compare(todo, tmp_path / "out", [{}], "command", lambda line: None)
-    assert finished == [1, 2, 3, 4, 5, 5]
+    compare(todo, tmp_path / "out", [{}], "command", say)
+    assert finished == [0, 1, 2, 3, 4]
+    assert json.loads(path.read_text())["finished"] == 5
 
 
-def test_a_failed_training_costs_only_those_that_need_it(suite, tmp_path, stand_ins, command_line):
-    stand_ins["big"] = lambda: None
+def test_a_failed_training_costs_only_those_that_need_it(suite, tmp_path, stand_in, command_line):
+    stand_in.script("big", "")  # it leaves no results
     path, output = suite(), tmp_path / "out"
     status, printed, errors = command_line(path, "--output", output)
     assert status == 2
@@ -186,7 +207,7 @@ def test_a_failed_training_costs_only_those_that_need_it(suite, tmp_path, stand_
     assert "**2 of 5 trainings are done; failed: big.**" in report
     assert "plain student" in report
 
-    del stand_ins["big"]  # mended
+    stand_in.script("big", "finish()")  # mended
     status, printed, _ = command_line(path, "--output", output)
     assert status == 0 and printed.count("done before") == 2
     assert "trainings are done" not in (output / "report.md").read_text()
@@ -194,12 +215,13 @@ def test_a_failed_training_costs_only_those_that_need_it(suite, tmp_path, stand_
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_what_is_finished_before_a_signal_is_reported(
-    suite, tmp_path, stand_ins, command_line, number
+    suite, tmp_path, stand_in, command_line, number
 ):
     path, output = suite(), tmp_path / "out"
     command_line(path, "--output", output, "--only", "plain", "--workers", "1")
     (output / "report.md").unlink()
-    stand_ins["big"] = lambda: os.kill(os.getpid(), number)
+    script = f"os.kill(int(os.environ['DPK_DET_PARENT']), {int(number)}); time.sleep(60)"
+    stand_in.script("big", script)
     status, _, errors = command_line(path, "--output", output)
     assert status == 3
     assert "2 of 5 trainings are done" in (output / "report.md").read_text()
@@ -223,28 +245,12 @@ def given(suite, tiny, tmp_path):
     return write
 
 
-@pytest.fixture
-def evaluates(monkeypatch, stand_ins, command):
-    """Evaluations of teachers are real, in this process; how many there were."""
-    start, done = runs._start, []
-
-    def start_or_evaluate(run, slot):
-        if run.trains:
-            return start(run, slot)
-        done.append(run.name)
-        command(*run.arguments)
-        return subprocess.Popen([sys.executable, "-S", "-c", ""])
-
-    monkeypatch.setattr(runs, "_start", start_or_evaluate)
-    return done
-
-
-def test_a_given_teacher_is_evaluated_once_and_has_a_row(
-    given, tmp_path, stand_ins, evaluates, command_line
-):
+def test_a_given_teacher_is_evaluated_once_and_has_a_row(given, tmp_path, stand_in, command_line):
     path, output = given(), tmp_path / "out"
+    stand_in.script("big", "train()")
     status, printed, _ = command_line(path, "--output", output)
     assert status == 0 and "big: done, bbox AP " in printed
+    stand_in.script("big", "")
     left = json.loads((output / "runs/big/teacher.json").read_text())
     row = json.loads((output / "results.json").read_text())["teachers"]["big"]
     assert row["values"] == {"given": left["results"]["bbox"]["AP"]}
@@ -253,22 +259,23 @@ def test_a_given_teacher_is_evaluated_once_and_has_a_row(
     assert f"| given         |         | {row['mean']:.1f}" in report
 
     _, printed, _ = command_line(path, "--output", output)
-    assert "big: done before" in printed and evaluates == ["big"]
+    assert "big: done before" in printed and "started" not in printed
     status, _, _ = command_line(path, "--output", output, "--report-only")
     assert status == 0
 
     os.utime(tmp_path / "given.pth", (1, 1))  # other weights, as far as one can see
     _, printed, _ = command_line(path, "--output", output)
     assert "big: its weights, config or datasets have changed; it is evaluated anew" in printed
-    assert evaluates == ["big", "big"]
+    assert "big: started" in printed and not (output / "runs/big/teacher.json").exists()
 
+    (output / "runs/big/teacher.json").write_text(json.dumps(left))
     changed = given(opts={"INPUT.MIN_SIZE_TEST": 32})
     status, _, errors = command_line(changed, "--output", output, "--report-only")
     assert status == 2 and "big/teacher.json is of another teacher than big of" in errors
 
 
 def test_a_teacher_of_other_classes_is_not_evaluated_but_teaches(
-    suite, tiny, tmp_path, stand_ins, evaluates, command_line
+    suite, tiny, tmp_path, stand_in, command_line
 ):
     opts = ["MODEL.ROI_HEADS.NUM_CLASSES", 5]
     weights = tmp_path / "five.pth"
@@ -277,13 +284,13 @@ def test_a_teacher_of_other_classes_is_not_evaluated_but_teaches(
     big = {"config": str(tiny.teacher), "weights": str(weights), "opts": dict([opts])}
     path, output = suite(seeds=[1], teachers={"big": big}), tmp_path / "out"
     status, printed, _ = command_line(path, "--output", output)
-    assert status == 0 and not evaluates
+    assert status == 0 and "big starts" not in stand_in.events()
     assert "big: not evaluated. The teacher " in printed
     assert "- big: neither trained nor evaluated here" in (output / "report.md").read_text()
 
 
 @pytest.mark.parametrize("content", ["README", ""])
-def test_weights_that_are_none_are_told_before_training(given, tmp_path, stand_ins, content):
+def test_weights_that_are_none_are_told_before_training(given, tmp_path, stand_in, content):
     path = given(weights=str(tmp_path / "README.md"))
     (tmp_path / "README.md").write_text(content)
     with pytest.raises(UserError, match=r"teachers\.big of .* cannot be built: .*README\.md"):
@@ -301,7 +308,7 @@ def test_weights_that_start_no_student_are_told_before_training(suite, tiny, tmp
 # ------------------------------------------------------------------ several suites
 
 
-def test_suites_that_share_a_folder_share_what_is_trained(suite, tmp_path, stand_ins, command_line):
+def test_suites_that_share_a_folder_share_what_is_trained(suite, tmp_path, stand_in, command_line):
     path = suite()
     shared = ("--runs", tmp_path / "shared")
     command_line(path, "--output", tmp_path / "a", "--only", "plain", *shared)
@@ -309,7 +316,7 @@ def test_suites_that_share_a_folder_share_what_is_trained(suite, tmp_path, stand
     assert "plain-seed1: done before" in printed and "dpk-seed1: done, " in printed
 
 
-def test_a_report_of_what_is_finished_trains_nothing(suite, tmp_path, stand_ins, command_line):
+def test_a_report_of_what_is_finished_trains_nothing(suite, tmp_path, stand_in, command_line):
     path, output = suite(), tmp_path / "out"
     status, _, errors = command_line(path, "--output", output, "--report-only")
     assert status == 2 and "nothing to report: no training of" in errors
@@ -322,7 +329,7 @@ def test_a_report_of_what_is_finished_trains_nothing(suite, tmp_path, stand_ins,
 
 
 def test_a_report_refuses_trainings_of_another_configuration(
-    suite, tmp_path, trained, stand_ins, command_line
+    suite, tmp_path, trained, stand_in, command_line
 ):
     path, output = suite(), tmp_path / "out"
     command_line(path, "--output", output)
@@ -401,7 +408,7 @@ def test_a_plain_student_is_no_method(suite, tiny, tmp_path, extra):
     ],
 )
 def test_a_metric_that_will_not_be_measured_is_told_before_training(
-    suite, tmp_path, stand_ins, changed, message, tiny_too
+    suite, tmp_path, stand_in, changed, message, tiny_too
 ):
     todo = plan(read_suite(suite(**changed)), tmp_path / "runs")
     with pytest.raises(UserError, match=message):
@@ -410,17 +417,19 @@ def test_a_metric_that_will_not_be_measured_is_told_before_training(
 
 
 def test_of_two_datasets_the_one_named_by_the_metric_is_compared(
-    suite, tmp_path, stand_ins, tiny_too
+    suite, tmp_path, stand_in, tiny_too
 ):
     changed = {"common": {"DATASETS.TEST": ["tiny", "tiny_too"]}, "metric": "tiny_too/bbox/AP"}
     todo = plan(read_suite(suite(**changed)), tmp_path / "runs", only=["plain"])
-    stand_ins.results = {"tiny": {"bbox": {"AP": 1.0}}, "tiny_too": {"bbox": {"AP": 77.0}}}
+    results = {"tiny": {"bbox": {"AP": 1.0}}, "tiny_too": {"bbox": {"AP": 77.0}}}
+    for run in todo.runs:
+        stand_in.script(run.name, f"finish(results={results})")
     table = compare(todo, tmp_path, make_slots(), "command")
     assert "| AP on tiny_too " in table and "| 77.0 ± 0.0 " in table
     assert (tmp_path / "ap-on-tiny_too.png").is_file()
 
 
-def test_a_report_that_cannot_be_written_ends_no_training(suite, tmp_path, stand_ins):
+def test_a_report_that_cannot_be_written_ends_no_training(suite, tmp_path, stand_in):
     todo = plan(read_suite(suite()), tmp_path / "runs")
     (tmp_path / "report.md").mkdir()
     said = []

@@ -82,6 +82,22 @@ def test_the_spelling_of_the_teachers_path_is_no_difference(tiny, trained, monke
         check_config(Run("dpk", str(tiny.dpk), trained, ("DISTILL.TEACHER.WEIGHTS", "plain.pth")))
 
 
+def test_what_is_imported_is_no_difference_but_its_keys_are(tiny, trained, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "a_runs_keys.py").write_text("def add_config(cfg):\n    cfg.OWN_KEY = 1\n")
+    imports = ("IMPORTS", "['a_runs_keys']")
+    # as a suite gives them, to a folder that was made before it did
+    told = (*imports, "DISTILL.TEACHER.OPTS", str([*imports]))
+    check_config(Run("dpk", str(tiny.dpk), trained, told))
+    with pytest.raises(UserError, match=r"\(OWN_KEY differs\)"):
+        check_config(Run("dpk", str(tiny.dpk), trained, (*told, "OWN_KEY", "2")))
+    with pytest.raises(UserError, match=r"\(DISTILL\.TEACHER\.OPTS differs\)"):
+        opts = ("DISTILL.TEACHER.OPTS", str([*imports, "MODEL.FPN.OUT_CHANNELS", "8"]))
+        check_config(Run("dpk", str(tiny.dpk), trained, (*imports, *opts)))
+    folder = copy_of(trained, tmp_path, ("IMPORTS: []\n", "IMPORTS:\n- gone\n"))
+    check_config(Run("dpk", str(tiny.dpk), folder))
+
+
 def test_a_gpu_that_is_not_here_is_no_difference_to_a_report(tiny, trained, tmp_path):
     folder = copy_of(trained, tmp_path, ("  DEVICE: cpu", "  DEVICE: cuda"))
     run = Run("dpk", str(tiny.dpk), folder)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dpk_det.comparison.run import Run, last_metrics, read_metrics
+from dpk_det.comparison.run import Run, describe, progress, read_metrics
 from dpk_det.errors import UserError
 
 
@@ -65,13 +65,15 @@ def test_what_is_no_line_of_numbers_is_left_out(tmp_path, damage):
     (tmp_path / "metrics.json").write_bytes(damage + good + damage)
     (line,) = read_metrics(tmp_path)
     assert line.keys() == {"iteration", "a", "c"}
-    assert last_metrics(tmp_path)["iteration"] == 1
+    assert progress(Run("r", "c.yaml", tmp_path)) == "r: step 2"
 
 
-def test_the_last_line_is_the_one_written_last(tmp_path):
-    write_metrics(tmp_path, '{"iteration": 59}', '{"iteration": 29}')
-    assert last_metrics(tmp_path) == {"iteration": 29}
-    assert last_metrics(tmp_path / "gone") is None
+def test_progress_tells_step_loss_and_minutes_of_the_line_written_last(tmp_path):
+    run = Run("r", "c.yaml", tmp_path)
+    assert progress(run) == "r: starting"
+    line = {"iteration": 99, "total_loss": 1.256, "eta_seconds": 300}
+    write_metrics(tmp_path, '{"iteration": 199}', json.dumps(line))
+    assert progress(run) == "r: step 100, loss 1.26, 5 min to go"
 
 
 # ------------------------------------------------------------------ results
@@ -113,3 +115,17 @@ def test_damaged_results_are_told_in_a_sentence(tmp_path, content):
 
 def test_without_results_a_run_is_not_done(tmp_path):
     assert Run("r", "c.yaml", tmp_path / "gone").results is None
+
+
+@pytest.mark.parametrize(
+    ("results", "text"),
+    [
+        ({"bbox": {"AP": 1.25, "AP50": 3.0}, "segm": {"AP": 2.0}}, "bbox AP 1.2, segm AP 2.0"),
+        ({"classification": {"top1": 90.0, "top5": 99.0}}, "classification top1 90.0"),
+        ({"bbox": {"AP": None}}, "nothing measured"),
+        ({}, "nothing measured"),
+    ],
+)
+def test_a_finished_run_is_described_by_its_ap_or_what_it_has(tmp_path, results, text):
+    (tmp_path / "results.json").write_text(json.dumps({"results": results}))
+    assert describe(Run("r", "c.yaml", tmp_path)) == text

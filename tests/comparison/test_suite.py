@@ -213,6 +213,45 @@ def test_by_default_nothing_is_measured_in_a_circle(write):
     assert baselines == {"plain": "kd", "kd": None, "dpk": "plain"}
 
 
+# ------------------------------------------------------------------ modules of one's own
+
+
+def test_the_modules_of_a_suite_are_known_to_its_checks_and_to_all_its_runs(
+    write, at_root, tmp_path, monkeypatch
+):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "a_suites_keys.py").write_text("def add_config(cfg):\n    cfg.OWN_KEY = 1\n")
+    config = tmp_path / "own.yaml"
+    config.write_text(f"_BASE_: {ROOT}/configs/shapes/teacher.yaml\nOWN_KEY: 2\n")
+    changed = {
+        "imports": ["a_suites_keys"],
+        "common": {"OWN_KEY": 3},
+        "teachers": {"big": {"config": str(config)}},
+    }
+    todo = plan(read_suite(write(**changed)), tmp_path / "runs")
+    configs = load_configs(todo, trains=False)
+    assert {name: cfg.OWN_KEY for name, cfg in configs.items()} == {
+        "big": 2,
+        "inherit": 3,
+        "plain": 3,
+        "dpk": 3,
+    }
+    for run in todo.runs:
+        assert cfg_of(run).IMPORTS == ["a_suites_keys"]
+    # a student's teacher is built as it was trained
+    node = cfg_of(todo.methods["dpk"][1]).DISTILL.TEACHER
+    assert load_teacher_config(node.CONFIG_FILE, node.OPTS).OWN_KEY == 2
+
+    changed["teachers"]["big"]["weights"] = "given.pth"
+    todo = plan(read_suite(write(**changed)), tmp_path / "runs")
+    assert cfg_of(todo.evaluations["big"]).IMPORTS == ["a_suites_keys"]
+
+
+def test_without_modules_nothing_is_said_of_them(write, tmp_path):
+    todo = plan(read_suite(write(imports=[])), tmp_path)
+    assert all("IMPORTS" not in run.opts for run in todo.runs)
+
+
 # ------------------------------------------------------------------ mistakes
 
 PLAIN = {"config": "configs/shapes/plain.yaml"}
@@ -240,7 +279,7 @@ PLAIN = {"config": "configs/shapes/plain.yaml"}
         ({"baseline": "plane"}, r"named 'plane': did you mean 'plain'\?"),
         (
             {"methods": {"plain": {**PLAIN, "baseline": "plain"}}},
-            r"methods\.plain\.baseline of .* is the method itself",
+            r"baselines in .* go round in a circle \(plain over plain\)",
         ),
         ({"methods": {"plain": "x.yaml"}}, r"methods\.plain of .* must hold KEY: VALUE lines"),
         ({"methods": {"plain": {"config": 3}}}, r"methods\.plain\.config of .* is 3: write a text"),
@@ -330,6 +369,14 @@ PLAIN = {"config": "configs/shapes/plain.yaml"}
             {"start": "big", "common": {"MODEL.BACKBONE_WEIGHTS": "x.pth"}},
             r"sets MODEL\.BACKBONE_WEIGHTS, as the suite's start does",
         ),
+        (
+            {"imports": ["gone"]},
+            r"^imports of .*suite\.yaml names the module gone, which is neither",
+        ),
+        ({"imports": "json"}, r"imports of .*suite\.yaml is 'json': write a list of modules"),
+        ({"imports": [3]}, r"imports of .*suite\.yaml is \[3\]: write a list of names"),
+        ({"imports": ["json"] * 2}, r"imports of .*suite\.yaml names json twice"),
+        ({"common": {"IMPORTS": ["json"]}}, r"IMPORTS cannot be set in common of .*: use imports"),
         ({"seeds": 3}, r"seeds of .* is 3: write different whole numbers"),
         ({"seeds": [1, 1]}, r"seeds of .* is \[1, 1\]"),
         ({"seeds": [-1]}, r"seeds of .* is \[-1\]"),

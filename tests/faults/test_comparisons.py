@@ -1,5 +1,6 @@
 """Comparisons that are stopped, killed, started twice, and that find damaged files."""
 
+import json
 import os
 import shutil
 import signal
@@ -101,6 +102,8 @@ def test_nothing_is_left_of_a_killed_comparison(nursery, suite, compared, tmp_pa
     mid_training(output / "runs", first)
     first.kill()
     first.die().left_behind()
+    log = (output / "runs" / RUNS[-1] / "train.log").read_text()
+    assert "Stopped by SIGTERM after step" in log  # it has saved
     start(nursery, suite, output).succeed()
     check_runs(output / "runs", compared)
 
@@ -131,6 +134,11 @@ def test_two_comparisons_of_the_same_trainings(nursery, suite, compared, tmp_pat
     for output in ("one", "other"):
         if not (tmp_path / output / "report.md").exists():
             raise Fault(f"no report: {output}")
+    if not delay:  # else all may be done before the other one looks
+        assert "another process" in one.said + other.said
+    results = [json.loads((tmp_path / x / "results.json").read_text()) for x in ("one", "other")]
+    assert results[0]["finished"] == results[0]["trainings"] == len(RUNS)
+    assert results[0] == results[1] | {"command": results[0]["command"]}
 
 
 def test_an_interrupt_of_one_comparison_leaves_the_other_alone(nursery, suite, compared, tmp_path):

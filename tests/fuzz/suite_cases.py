@@ -35,7 +35,12 @@ TABLE: tuple[tuple[str, tuple[Any, ...], tuple[Any, ...]], ...] = (
     ("secondary", ("bbox/APP", "", 5, []), ("bbox/AP75",)),
     ("baseline", (None, "", "gone", 5, [], "big"), ("cwd",)),
     ("start", ("gone", 5, [], ""), ("big", None)),
-    ("common", (5, [], "x", {"NOPE": 1}, {"SEED": 3}, {"OUTPUT_DIR": "x"}, {5: 6}), ({}, None)),
+    ("imports", (5, "x", {}, [5], [""], ["a b"], ["gone"], ["json"] * 2), (["json"], [], None)),
+    (
+        "common",
+        (5, [], "x", {"NOPE": 1}, {"SEED": 3}, {"OUTPUT_DIR": "x"}, {"IMPORTS": []}, {5: 6}),
+        ({}, None),
+    ),
     ("common.SOLVER.MAX_ITER", (None, "x", -1, [1], {}, 1.5), (5, "5")),
     ("common.SOLVER.BASE_LR", ("x", -1, NAN, None), (1, 0.5)),
     ("teachers", (5, [], "x", {"": {}}, {"a/b": {}}, {"big": None}, {"big": 5}), ()),

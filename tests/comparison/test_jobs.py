@@ -1,11 +1,11 @@
-"""In which environments trainings run side by side."""
+"""In which environments trainings run side by side; test_runs.py starts them."""
 
 import os
 
 import pytest
+import torch
 
-from dpk_det.comparison import slots as module
-from dpk_det.comparison.slots import make_slots
+from dpk_det.comparison.jobs import make_slots
 from dpk_det.errors import UserError
 
 
@@ -15,11 +15,11 @@ def gpus_of(slots):
 
 @pytest.fixture
 def machine(monkeypatch):
-    """``machine(gpus, cores, visible)`` pretends to be one."""
+    """``machine(gpus, cores, visible)`` pretends to be one: nobody has all of these."""
 
     def pretend(gpus, cores=16, visible=None):
-        monkeypatch.setattr(module.torch.cuda, "is_available", lambda: gpus > 0)
-        monkeypatch.setattr(module.torch.cuda, "device_count", lambda: gpus)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
         monkeypatch.setattr(os, "cpu_count", lambda: cores)
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         if visible is not None:
