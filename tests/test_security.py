@@ -1,4 +1,4 @@
-"""No weight file and no config runs code, wherever one is given."""
+"""No weight file and no config holds code that runs, wherever one is given."""
 
 import os
 import pickle
