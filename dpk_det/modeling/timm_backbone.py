@@ -192,10 +192,11 @@ def _load(body: nn.Module, node: CfgNode, channels: int) -> None:
     # whole network, with as many classes as the file has, it loads strictly.
     import timm
     from safetensors import SafetensorError
-    from timm.models import load_state_dict
+    from timm.models import get_pretrained_cfg, load_state_dict
 
     find_weights(node.WEIGHTS, "MODEL.TIMM.WEIGHTS")
-    classifiers = body.pretrained_cfg.get("classifier") or ()
+    # not of the body, for which timm has struck its classifier off
+    classifiers = getattr(get_pretrained_cfg(node.NAME), "classifier", None) or ()
     classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
     try:
         state = load_state_dict(PathManager.get_local_path(node.WEIGHTS), weights_only=True)
