@@ -214,7 +214,11 @@ def make_steppers(
         cfg.DISTILL.METHODS = [name]
         try:
             model = distil(
-                make_student(cfg), teacher, method_arguments(cfg), cfg.DISTILL.LEVELS, 90000
+                make_student(cfg),
+                teacher,
+                method_arguments(cfg),
+                cfg.DISTILL.LEVELS,
+                max_iter=90000,
             )
             stepper = Stepper(cfg, model, batch, precision, teacher)
             stepper()

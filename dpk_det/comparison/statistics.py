@@ -1,0 +1,36 @@
+"""What may be said of a few seeds: intervals of confidence, and p of several comparisons."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+
+def mean_interval(values: Sequence[float]) -> list[float] | None:
+    """The interval of confidence of a mean, by Student's t.
+
+    Returns:
+        Lower and upper end; None of less than two values.
+    """
+    if len(values) < 2:
+        return None
+    found = stats.ttest_1samp(values, 0).confidence_interval(CONFIDENCE)
+    return [float(found.low), float(found.high)]
+
+
+def holm(ps: Mapping[Any, float]) -> dict[Any, float]:
+    """p corrected for the number of comparisons, by Holm (Scand. J. Stat. 6, 1979).
+
+    The smallest of m is multiplied by m, the next by m - 1, and so on; none becomes smaller than
+    the one before it, or larger than 1. So the chance of a single false alarm among all of them
+    stays below the level that is chosen, whatever depends on what.
+
+    Args:
+        ps: of each comparison, by name.
+    """
+    corrected, least = {}, 0.0
+    for rank, name in enumerate(sorted(ps, key=ps.__getitem__)):
+        least = corrected[name] = max(least, min(1.0, (len(ps) - rank) * ps[name]))
+    return {name: corrected[name] for name in ps}

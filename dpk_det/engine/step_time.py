@@ -1,0 +1,98 @@
+"""What a training step costs, of several configs side by side."""
+
+import random
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils.events import EventStorage
+
+from dpk_det import random_state
+from dpk_det.architectures import build
+from dpk_det.engine.trainer import DistillTrainer
+from dpk_det.errors import UserError
+from dpk_det.pairing.teacher import (
+    build_untrained,
+    find_teacher_weights,
+    load_teacher_config,
+)
+
+
+def step_times(
+    configs: Mapping[str, CfgNode], rounds: int = 30, warmup: int = 5
+) -> dict[str, list[float]]:
+    """Seconds of a training step of each config, measured in one run.
+
+    A step is forward, backward and the optimizer, on the first batch of the config's training data,
+    which is loaded once: so that what another process does to the machine, or its disk, falls on
+    all alike. In each round every config takes a step, in random order. A teacher that is not
+    trained yet has random weights, which cost the same.
+
+    Args:
+        configs: of trainings on one machine, their datasets registered. rounds: steps of each.
+        warmup: rounds before, which are not counted.
+
+    Returns:
+        Seconds of each round, by name.
+    """
+    with random_state.kept():
+        steps = {name: _Step(cfg) for name, cfg in configs.items()}
+        taken: dict[str, list[float]] = {name: [] for name in configs}
+        names = list(configs)
+        for i in range(warmup + rounds):
+            random.shuffle(names)
+            for name in names:
+                seconds = steps[name]()
+                if i >= warmup:
+                    taken[name].append(seconds)
+    return taken
+
+
+class _Step:
+    """A call is one step; it returns its seconds."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.DATALOADER.NUM_WORKERS = 0
+        self.model = _build(cfg).train()
+        self.optimizer = DistillTrainer.build_optimizer(cfg, self.model)
+        self.batch = next(iter(DistillTrainer.build_train_loader(cfg)))
+        self.device, self.amp = cfg.MODEL.DEVICE.partition(":")[0], cfg.SOLVER.AMP.ENABLED
+        self.storage = EventStorage()
+
+    def __call__(self) -> float:
+        self._wait()
+        start = time.perf_counter()
+        with self.storage, torch.autocast(self.device, enabled=self.amp):
+            losses = self.model(self.batch)
+        self.optimizer.zero_grad()
+        sum(losses.values()).backward()
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.0  # every step does the same work
+        self.optimizer.step()
+        self.storage.step()
+        self._wait()
+        return time.perf_counter() - start
+
+    def _wait(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+
+def _build(cfg: CfgNode) -> torch.nn.Module:
+    node = cfg.DISTILL.TEACHER
+    with tempfile.TemporaryDirectory() as folder:
+        if node.CONFIG_FILE:
+            theirs = load_teacher_config(node.CONFIG_FILE, node.OPTS)
+            try:
+                found = Path(find_teacher_weights(node.CONFIG_FILE, node.WEIGHTS, theirs)).is_file()
+            except UserError:
+                found = False
+            if not found:
+                node.WEIGHTS = f"{folder}/untrained.pth"
+                torch.save({"model": build_untrained(theirs)[0].state_dict()}, node.WEIGHTS)
+        return build(cfg)
