@@ -1,6 +1,8 @@
 """What may be said of a few seeds: intervals of confidence, and p of several comparisons."""
 
+import math
 from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
 from typing import Any
 
 from scipy import stats
@@ -16,8 +18,9 @@ def mean_interval(values: Sequence[float]) -> list[float] | None:
     """
     if len(values) < 2:
         return None
-    found = stats.ttest_1samp(values, 0).confidence_interval(CONFIDENCE)
-    return [float(found.low), float(found.high)]
+    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
+    half = float(quantile) * stdev(values) / math.sqrt(len(values))
+    return [mean(values) - half, mean(values) + half]
 
 
 def holm(ps: Mapping[Any, float]) -> dict[Any, float]:
