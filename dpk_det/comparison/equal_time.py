@@ -1,0 +1,190 @@
+"""The honest control: what a plain student learns in the time that distilling takes."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Mapping, Sequence
+from operator import truediv
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import msgspec
+import torch
+from detectron2.config import CfgNode
+
+from dpk_det.comparison.plan import plan
+from dpk_det.comparison.run import Run
+from dpk_det.comparison.suite import Method, Suite
+from dpk_det.comparison.suite_configs import load_as_is
+from dpk_det.engine.launch import use_device
+from dpk_det.engine.machine import describe_machine
+from dpk_det.engine.step_time import step_times
+from dpk_det.files import write_whole
+
+STEP_TIMES = "step_times.json"
+"""What was measured, and the schedules that follow from it, beside the report."""
+LEAST = 1.02
+"""A method that costs less than this is measured against its baseline alone."""
+
+
+def with_controls(
+    suite: Suite,
+    output: Path,
+    slot: Mapping[str, str] | None,
+    say: Callable[[str], None] = print,
+) -> Suite:
+    """A suite with the students that it asks for by ``equal_time``.
+
+    Each baseline is trained once more, for as many more steps as the dearest method of the suite
+    costs (``equal_time: each``: once for each method that is measured against it), with a schedule
+    of that length. The step times are measured side by side, before any training, and kept in
+    ``step_times.json``: they are measured anew only where a config has changed.
+
+    Args:
+        suite: as read. output: folder of the report.
+        slot: environment of the first worker, on whose device is measured; None: nothing is
+            measured, and without the file the suite stays as it is.
+        say: gets a line when it measures.
+
+    Raises:
+        UserError: when a config cannot be built.
+    """
+    learners = _learners(suite)
+    if not suite.equal_time or not learners:
+        return suite
+    todo = plan(suite, output / "runs")
+    names = list(dict.fromkeys([*learners, *(x for group in learners.values() for x in group)]))
+    runs = {name: next(iter(todo.methods[name].values())) for name in names}
+    configs = {name: load_as_is(run) for name, run in runs.items()}
+    found = _read(output / STEP_TIMES, configs)
+    if found is None:
+        if slot is None:
+            return suite
+        say(f"Measuring a step of {', '.join(names)}, side by side")
+        found = _measured(runs, configs, dict(slot))
+    controls = _controls(suite, learners, configs, found["ratios"])
+    found["controls"] = {
+        name: {"baseline": base, "as_long_as": of, "opts": control.opts}
+        for name, (base, of, control) in controls.items()
+    }
+    write_whole(output / STEP_TIMES, json.dumps(found, indent=2) + "\n")
+    return _add(suite, learners, controls)
+
+
+def _learners(suite: Suite) -> dict[str, list[str]]:
+    """Each baseline to the methods that are measured against it."""
+    groups: dict[str, list[str]] = {}
+    for name, method in suite.methods.items():
+        if method.baseline is not None and method.control is None:
+            groups.setdefault(method.baseline, []).append(name)
+    return groups
+
+
+# ------------------------------------------------------------------ step times
+
+
+def _measured(
+    runs: Mapping[str, Run], configs: Mapping[str, CfgNode], slot: dict[str, str]
+) -> dict[str, Any]:
+    # in a process of its own, whose memory, on a GPU too, is free afterwards
+    with multiprocessing.get_context("spawn").Pool(1, _enter, (slot,)) as pool:
+        taken = pool.apply(_measure, (dict(runs),))
+    return {
+        "configs": {name: _digest(cfg) for name, cfg in configs.items()},
+        "seconds": {name: _spread(x) for name, x in taken.items()},
+        # the median of the rounds' ratios, which what else the machine does moves least
+        "ratios": {
+            name: {over: median(map(truediv, x, y)) for over, y in taken.items()}
+            for name, x in taken.items()
+        },
+        "machine": describe_machine(),
+    }
+
+
+def _enter(slot: dict[str, str]) -> None:
+    os.environ.update(slot)
+    torch.set_num_threads(int(slot.get("OMP_NUM_THREADS", torch.get_num_threads())))
+
+
+def _measure(runs: dict[str, Run]) -> dict[str, list[float]]:
+    configs = {name: load_as_is(run) for name, run in runs.items()}
+    for cfg in configs.values():
+        use_device(cfg)
+    return step_times(configs)
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    q1, middle, q3 = quantiles(values)
+    return {"median": middle, "q1": q1, "q3": q3}
+
+
+def _digest(cfg: CfgNode) -> str:
+    return hashlib.sha256(cfg.dump().encode()).hexdigest()
+
+
+def _read(path: Path, configs: Mapping[str, CfgNode]) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_bytes())
+        same = found["configs"] == {name: _digest(cfg) for name, cfg in configs.items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if same else None
+
+
+# ------------------------------------------------------------------ schedules
+
+
+def _controls(
+    suite: Suite,
+    learners: Mapping[str, Sequence[str]],
+    configs: Mapping[str, CfgNode],
+    ratios: Mapping[str, Mapping[str, float]],
+) -> dict[str, tuple[str, str, Method]]:
+    """Name of each control to its baseline, the method whose time it has, and itself."""
+    others = [name for group in learners.values() for name in group]
+    found = {}
+    for base, group in learners.items():
+        dearest = max(others, key=lambda name: ratios[name][base])
+        for of in group if suite.equal_time == "each" else [dearest]:
+            ratio = ratios[of][base]
+            if ratio < LEAST:
+                continue
+            method = suite.methods[base]
+            found[f"{base}-as-long-as-{of}"] = (
+                base,
+                of,
+                msgspec.structs.replace(
+                    method,
+                    name=f"{base}-as-long-as-{of}",
+                    title=f"{method.title}, as long as {suite.methods[of].title}",
+                    opts={**method.opts, **longer(configs[base], ratio)},
+                    baseline=base,
+                ),
+            )
+    return found
+
+
+def longer(cfg: CfgNode, ratio: float) -> dict[str, Any]:
+    """The overrides that make a schedule longer, its steps in proportion."""
+    return {
+        "SOLVER.MAX_ITER": round(ratio * cfg.SOLVER.MAX_ITER),
+        "SOLVER.STEPS": [round(ratio * step) for step in cfg.SOLVER.STEPS],
+    }
+
+
+def _add(
+    suite: Suite,
+    learners: Mapping[str, Sequence[str]],
+    controls: Mapping[str, tuple[str, str, Method]],
+) -> Suite:
+    """The suite with its controls, each behind its baseline, and each method's own named in it."""
+    methods: dict[str, Method] = {}
+    for name, method in suite.methods.items():
+        for control, (base, of, _) in controls.items():
+            if name in learners.get(base, ()) and (suite.equal_time is True or of == name):
+                method = msgspec.structs.replace(method, control=control)
+        methods[name] = method
+        methods |= {new: x for new, (base, _, x) in controls.items() if base == name}
+    return msgspec.structs.replace(suite, methods=methods)
