@@ -10,6 +10,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from dpk_det.comparison.equal_time import with_controls
 from dpk_det.comparison.interrupts import Interrupts
 from dpk_det.comparison.jobs import make_slots
 from dpk_det.comparison.made_with import check_config
@@ -144,8 +145,9 @@ def run(argv: Sequence[str] | None = None) -> None:
     with exit_on_user_error(), Interrupts().taken() as interrupts:
         suite = read_suite(args.suite)
         output = args.output or Path("output") / args.suite.stem
-        todo = plan(suite, args.runs or output / "runs", args.seeds, args.only)
         slots = None if args.report_only else make_slots(args.workers, args.threads, args.gpus)
         say = partial(print, flush=True)  # one may be watching a file
+        suite = with_controls(suite, output, slots and slots[0], say)
+        todo = plan(suite, args.runs or output / "runs", args.seeds, args.only)
         table = compare(todo, output, slots, shlex.join(command), say, interrupts)
     print(f"{table}\n\nThe report is in {output / REPORT}.")

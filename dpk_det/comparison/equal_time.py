@@ -25,6 +25,8 @@ from dpk_det.files import write_whole
 
 STEP_TIMES = "step_times.json"
 """What was measured, and the schedules that follow from it, beside the report."""
+Measure = Callable[[Mapping[str, Run], Mapping[str, str]], dict[str, list[float]]]
+
 LEAST = 1.02
 """A method that costs less than this is measured against its baseline alone."""
 
@@ -34,6 +36,7 @@ def with_controls(
     output: Path,
     slot: Mapping[str, str] | None,
     say: Callable[[str], None] = print,
+    measure: Measure | None = None,
 ) -> Suite:
     """A suite with the students that it asks for by ``equal_time``.
 
@@ -47,6 +50,8 @@ def with_controls(
         slot: environment of the first worker, on whose device is measured; None: nothing is
             measured, and without the file the suite stays as it is.
         say: gets a line when it measures.
+        measure: of runs by name, in an environment, the seconds of each round; by default
+            :func:`measure_apart`.
 
     Raises:
         UserError: when a config cannot be built.
@@ -63,13 +68,16 @@ def with_controls(
         if slot is None:
             return suite
         say(f"Measuring a step of {', '.join(names)}, side by side")
-        found = _measured(runs, configs, dict(slot))
+        found = _summarise((measure or measure_apart)(runs, slot), configs)
     controls = _controls(suite, learners, configs, found["ratios"])
     found["controls"] = {
         name: {"baseline": base, "as_long_as": of, "opts": control.opts}
         for name, (base, of, control) in controls.items()
     }
     write_whole(output / STEP_TIMES, json.dumps(found, indent=2) + "\n")
+    seconds = {name: x["median"] for name, x in found["seconds"].items()}
+    seconds |= {name: seconds[base] for name, (base, _, _) in controls.items()}
+    suite = msgspec.structs.replace(suite, step_seconds=seconds)
     return _add(suite, learners, controls)
 
 
@@ -85,12 +93,20 @@ def _learners(suite: Suite) -> dict[str, list[str]]:
 # ------------------------------------------------------------------ step times
 
 
-def _measured(
-    runs: Mapping[str, Run], configs: Mapping[str, CfgNode], slot: dict[str, str]
-) -> dict[str, Any]:
-    # in a process of its own, whose memory, on a GPU too, is free afterwards
-    with multiprocessing.get_context("spawn").Pool(1, _enter, (slot,)) as pool:
-        taken = pool.apply(_measure, (dict(runs),))
+def measure_apart(runs: Mapping[str, Run], slot: Mapping[str, str]) -> dict[str, list[float]]:
+    """Measure runs side by side, in a process of its own, whose memory is free afterwards.
+
+    Args:
+        runs: by name. slot: the environment of a training.
+
+    Returns:
+        As :func:`~dpk_det.engine.step_time.step_times`.
+    """
+    with multiprocessing.get_context("spawn").Pool(1, _enter, (dict(slot),)) as pool:
+        return pool.apply(_measure, (dict(runs),))
+
+
+def _summarise(taken: Mapping[str, list[float]], configs: Mapping[str, CfgNode]) -> dict[str, Any]:
     return {
         "configs": {name: _digest(cfg) for name, cfg in configs.items()},
         "seconds": {name: _spread(x) for name, x in taken.items()},

@@ -42,6 +42,42 @@ def plot_metric(summary: Mapping[str, Any], path: Path) -> None:
     _save(figure, path)
 
 
+def plot_time(summary: Mapping[str, Any], path: Path) -> bool:
+    """Draw the metric against the time of a training: a point a method, a line a baseline.
+
+    Args:
+        summary: of :func:`dpk_det.comparison.summary.summarise`. path: PNG file to write.
+
+    Returns:
+        Whether a baseline was trained at several lengths; else no file is written.
+    """
+    methods = summary["methods"]
+    points = {
+        name: (row["training_seconds"] / 60, row["mean"])
+        for name, row in methods.items()
+        if row["training_seconds"] and row["mean"] is not None
+    }
+    controls = {row["control"] for row in methods.values()} & points.keys()
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for name in controls:
+        base = methods[name]["baseline"]
+        lines.setdefault(base, [points[base]] if base in points else []).append(points[name])
+    if not lines:
+        return False
+    figure, axes = plt.subplots(figsize=(8, 5))
+    for base, ends in lines.items():
+        axes.plot(*zip(*sorted(ends), strict=True), "--", label=_plain(methods[base]["title"]))
+    for name, point in points.items():
+        axes.plot(*point, "s" if name in controls else "o", color="tab:gray")
+        title = _plain(methods[name]["title"])
+        axes.annotate(title, point, (4, 4), textcoords="offset points", fontsize="small")
+    axes.set(xlabel="minutes of training", ylabel=metric_label(summary["metric"]))
+    axes.legend(title="trained longer", fontsize="small")
+    axes.margins(0.15)
+    _save(figure, path)
+    return True
+
+
 def plot_curves(methods: Mapping[str, Sequence[Run]], metric: str, path: Path) -> bool:
     """Draw a metric over the steps, where trainings were evaluated along the way.
 

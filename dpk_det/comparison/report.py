@@ -1,7 +1,7 @@
 """The report of a comparison in Markdown: a table of methods, and what its columns mean."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tabulate import tabulate
@@ -36,11 +36,12 @@ def method_table(summary: Mapping[str, Any]) -> str:
     """A Markdown table with a row a teacher and method; columns that are blank are left out."""
     metric = metric_label(summary["metric"])
     second = metric_label(summary["secondary"] or "")
-    headers = ["", "seeds", metric, second, "gain", "over", "p", "step time", "memory"]
+    headers = ["", "seeds", metric, second, "gain", "over", "95 %", "p"]
+    headers += ["gain at equal time", "95 %", "p", "step time", "memory"]
     headers.append(f"{metric_name(summary['metric'])} of each seed")
     rows = []
     for row in [*summary["teachers"].values(), *summary["methods"].values()]:
-        gain = row.get("gain") or {}
+        gain, honest = row.get("gain") or {}, row.get("gain_at_equal_time") or {}
         values = row["values"]
         # of a method also those that are missing, so that its neighbours' stand in the same place
         seeds = summary["seeds"] if "gain" in row else [seed for seed in values if seed != "given"]
@@ -52,7 +53,11 @@ def method_table(summary: Mapping[str, Any]) -> str:
                 spread(row["secondary_mean"], row["secondary_sd"]),
                 spread(gain.get("mean"), gain.get("sd"), signed=True),
                 _cell(summary["methods"][row["baseline"]]["title"]) if gain else "",
-                _p(gain.get("p")),
+                _interval(gain.get("interval")),
+                _p(gain.get("holm")),
+                spread(honest.get("mean"), honest.get("sd"), signed=True),
+                _interval(honest.get("interval")),
+                _p(honest.get("holm")),
                 _times(row.get("relative_seconds")),
                 _times(row.get("relative_memory")),
                 # no commas, which would cut the cell in two where the table is pasted as CSV
@@ -123,6 +128,10 @@ def _p(p: float | None) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
+def _interval(ends: Sequence[float] | None) -> str:
+    return "" if ends is None else f"{ends[0]:+.1f} to {ends[1]:+.1f}"
+
+
 def _times(ratio: float | None) -> str:
     return "" if ratio is None else f"{ratio:.2f}x"
 
@@ -145,11 +154,20 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
             "gain: over the method in the next column, mean of the differences seed by seed, over "
             "the seeds that both have."
         )
-    if any(gain["p"] is not None for gain in gains):
+    honest = [row["gain_at_equal_time"] for row in methods.values() if row["gain_at_equal_time"]]
+    if honest:
         notes.append(
-            "p: of a two-sided paired t-test over those seeds, not corrected for several "
-            "comparisons."
+            "gain at equal time: over the same baseline, trained without a teacher for as many "
+            f"more steps as take the same time: {_controls(methods)}."
         )
+    if any(gain["interval"] for gain in gains + honest):
+        notes.append("95 %: interval of confidence of the mean gain in the column before it.")
+    for kind, found in (("gain", gains), ("gain at equal time", honest)):
+        if count := sum(gain["holm"] is not None for gain in found):
+            notes.append(
+                f"p behind the {kind}: of a two-sided paired t-test over those seeds, corrected "
+                f"for {count} comparison{'s' if count > 1 else ''} by Holm's method."
+            )
     baseline = methods.get(summary["baseline"], {}).get("title")
     if any(row["relative_seconds"] for row in methods.values()):
         notes.append(
@@ -172,6 +190,15 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
     notes += [f"Machine: {_machine(machine)}." for machine in summary["machines"]]
     notes.append("Command:")
     return notes
+
+
+def _controls(methods: Mapping[str, Any]) -> str:
+    said = {
+        row["title"]: f"'{methods[row['control']]['title']}', {_steps(methods[row['control']])}"
+        for row in methods.values()
+        if row["gain_at_equal_time"]
+    }
+    return _grouped(said)
 
 
 def _metric_note(metric: str) -> str:

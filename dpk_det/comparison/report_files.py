@@ -8,7 +8,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from dpk_det.comparison.plan import Plan
-from dpk_det.comparison.plots import plot_curves, plot_metric, plot_prior
+from dpk_det.comparison.plots import plot_curves, plot_metric, plot_prior, plot_time
 from dpk_det.comparison.report import method_table, metric_name, report_text
 from dpk_det.comparison.summary import summarise
 from dpk_det.engine.trainer import RESULTS
@@ -54,6 +54,12 @@ def write_report(
         plots[picture] = (
             f"{metric}: a dot a seed, a bar for their mean; dashed lines are the means of the "
             "methods that gains are measured against."
+        )
+    if plot_time(summary, output / "time.png"):
+        plots["time.png"] = (
+            f"{metric} against the time of a training (steps times seconds of a step), mean over "
+            "the seeds. A line joins a baseline with itself, trained longer: what is below the "
+            "line gains nothing over that."
         )
     if plot_curves(finished, summary["metric"], output / "curves.png"):
         plots["curves.png"] = f"{metric} over the steps, mean over the seeds."

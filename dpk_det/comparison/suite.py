@@ -6,7 +6,7 @@ import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -26,6 +26,7 @@ _WANTED = {
     "seed": f"a whole number from 0 to {_MOST}",
     "seeds": f"different whole numbers from 0 to {_MOST}",
     "description": "a text",
+    "equal_time": "True, False or each",
     "weights": "a text of one line, up to 500 letters long",
 }
 _TEXT = "a text of one line, of 1 to 500 letters"
@@ -61,6 +62,8 @@ class Method(msgspec.Struct, frozen=True, kw_only=True):
         teacher: name of the teacher that it learns from; None for one of its config's own, or none.
         baseline: name of the method that its gain is measured against; None for the suite's
             baseline itself, and for what that one is measured against in its turn.
+        control: name of the student that is trained as long as this one without a teacher; None:
+            there is none, or ``equal_time`` makes it.
     """
 
     name: Text
@@ -69,6 +72,7 @@ class Method(msgspec.Struct, frozen=True, kw_only=True):
     opts: dict[str, Any] = {}
     teacher: Text | None = None
     baseline: Text | None = None
+    control: Text | None = None
 
 
 class Suite(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +86,9 @@ class Suite(msgspec.Struct, frozen=True, kw_only=True):
             start with (MODEL.BACKBONE_WEIGHTS), as detectors do with ImageNet's; None for what
             their configs say.
         imports: modules that it needs, which all its trainings import (IMPORTS).
+        equal_time: whether every baseline is trained once more, for the time that the dearest
+            method takes, or "each" method; see :mod:`.equal_time`.
+        step_seconds: of a training step, by method, measured side by side; not of the file.
         teachers, methods: by name, in the order of the table; imports are among their opts.
     """
 
@@ -94,11 +101,14 @@ class Suite(msgspec.Struct, frozen=True, kw_only=True):
     baseline: Text
     start: Text | None = None
     imports: tuple[str, ...] = ()
+    equal_time: bool | Literal["each"] = False
+    step_seconds: dict[str, float] = {}
     teachers: dict[str, Teacher]
     methods: dict[str, Method]
 
 
-_KEYS = [field for field in Suite.__struct_fields__ if field != "path"] + ["common"]
+_OURS = ("path", "step_seconds")
+_KEYS = [*(field for field in Suite.__struct_fields__ if field not in _OURS), "common"]
 
 
 def read_suite(path: Path) -> Suite:
@@ -172,6 +182,7 @@ def _check_names(suite: Suite) -> None:
         where = f"methods.{name} of {suite.path}"
         check(suite.teachers, method.teacher, f"teacher for {where}")
         check(suite.methods, method.baseline, f"baseline for {where}")
+        check(suite.methods, method.control, f"control for {where}")
     over = {n: [m.baseline] for n, m in suite.methods.items() if m.baseline is not None}
     try:
         TopologicalSorter(over).prepare()

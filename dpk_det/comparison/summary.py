@@ -10,6 +10,7 @@ from scipy.stats import ttest_rel
 from dpk_det.comparison.metric_names import metric_names
 from dpk_det.comparison.plan import Plan
 from dpk_det.comparison.run import Run
+from dpk_det.comparison.statistics import holm, mean_interval
 from dpk_det.engine.trainer import RESULTS
 from dpk_det.errors import find
 
@@ -26,9 +27,9 @@ def summarise(
     Returns:
         What JSON can hold. ``teachers`` and ``methods`` have a row a name, see :func:`_row`; of a
         teacher also ``weights`` (None if it is trained here), of a method also ``gain`` (see
-        :func:`paired_gain`; None without common seeds) over the method ``baseline``, and
-        ``relative_seconds`` and ``relative_memory``: medians over the seeds, divided by that of the
-        suite's baseline.
+        :func:`paired_gain`; None without common seeds) over the method ``baseline``, the same as
+        ``gain_at_equal_time`` over its ``control``, ``training_seconds``, and ``relative_seconds``
+        and ``relative_memory``: medians over the seeds, divided by that of the suite's baseline.
 
     Raises:
         UserError: when no finished student was evaluated by the suite's metric.
@@ -84,14 +85,22 @@ def _methods(
     reference = rows.get(suite.baseline, {})
     for name, row in rows.items():
         method = suite.methods[name]
-        baseline = rows.get(method.baseline)
+        baseline, control = rows.get(method.baseline), rows.get(method.control)
+        seconds = suite.step_seconds.get(name, row["seconds_per_step"])
         row |= {
             "teacher": method.teacher,
             "baseline": method.baseline,
+            "control": method.control,
             "gain": baseline and paired_gain(row["values"], baseline["values"]),
+            "gain_at_equal_time": control and paired_gain(row["values"], control["values"]),
+            "training_seconds": seconds and seconds * row["iterations"],
             "relative_seconds": _ratio(row["seconds_per_step"], reference.get("seconds_per_step")),
             "relative_memory": _ratio(row["peak_memory_mb"], reference.get("peak_memory_mb")),
         }
+    for kind in ("gain", "gain_at_equal_time"):
+        gains = {name: row[kind] for name, row in rows.items() if row[kind]}
+        for name, p in holm({n: g["p"] for n, g in gains.items() if g["p"] is not None}).items():
+            gains[name]["holm"] = p
     return rows
 
 
@@ -132,9 +141,11 @@ def paired_gain(ours: Mapping[int, float], theirs: Mapping[int, float]) -> dict[
         ours, theirs: seed to figure.
 
     Returns:
-        ``seeds`` that both have; ``mean`` and ``sd`` (of a sample) of the differences; ``p`` of the
-        two-sided paired t-test. sd is None for one seed, and p also where all differences are
-        equal, which leaves the test undefined. None without a common seed.
+        ``seeds`` that both have; ``mean`` and ``sd`` (of a sample) of the differences, and the
+        ``interval`` of confidence of the mean; ``p`` of the two-sided paired t-test; ``holm``, the
+        place of p corrected for several comparisons. sd and interval are None for one seed, and p
+        also where all differences are equal, which leaves the test undefined. None without a common
+        seed.
     """
     seeds = [seed for seed in ours if seed in theirs]
     if not seeds:
@@ -144,7 +155,14 @@ def paired_gain(ours: Mapping[int, float], theirs: Mapping[int, float]) -> dict[
     p = None
     if sd is not None and sd > 1e-9:  # less is what rounding leaves of zero
         p = float(ttest_rel([ours[s] for s in seeds], [theirs[s] for s in seeds]).pvalue)
-    return {"seeds": seeds, "mean": mean(differences.values()), "sd": sd, "p": p}
+    return {
+        "seeds": seeds,
+        "mean": mean(differences.values()),
+        "sd": sd,
+        "interval": mean_interval([*differences.values()]),
+        "p": p,
+        "holm": None,
+    }
 
 
 def _check_measured(plan: Plan, configs: Mapping[str, CfgNode], metric: str) -> None:

@@ -32,13 +32,18 @@ def row(title, values, **other):
 
 
 def method(title, values, baseline, gain=None, **other):
-    relative = {"relative_seconds": None, "relative_memory": None}
-    return row(title, values, baseline=baseline, gain=gain, **relative | other)
+    rest = {"relative_seconds": None, "relative_memory": None, "gain_at_equal_time": None}
+    return row(title, values, baseline=baseline, gain=gain, **rest | other)
+
+
+def gain_of(mean, sd=None, interval=None, holm=None, seeds=(1,)):
+    """As of summary.paired_gain."""
+    return {"seeds": list(seeds), "mean": mean, "sd": sd, "interval": interval, "holm": holm}
 
 
 @pytest.fixture
 def summary():
-    gain = {"seeds": [1, 2], "mean": -1.5, "sd": 0.25, "p": 0.0123}
+    gain = gain_of(-1.5, 0.25, [-2.04, -0.96], 0.0123, seeds=(1, 2))
     return {
         "title": "A title",
         "description": "What it is about.",
@@ -71,13 +76,13 @@ def cells(table):
 def test_each_row_has_its_figures_under_their_headers(summary):
     header, _, teacher, plain, kd = cells(method_table(summary))
     assert header == [
-        *("", "seeds", "AP", "AP50", "gain", "over", "p", "step time", "memory"),
+        *("", "seeds", "AP", "AP50", "gain", "over", "95 %", "p", "step time", "memory"),
         "AP of each seed",
     ]
-    assert teacher == ["the teacher", "1", "50.0", "70.0", "", "", "", "", "", "50.0"]
+    assert teacher == ["the teacher", "1", "50.0", "70.0", *[""] * 6, "50.0"]
     plain_aps = ["31.0 ± 1.2", "51.0 ± 0.5"]
-    assert plain == ["plain student", "2", *plain_aps, "", "", "", "1.00x", "1.00x", "30.0 32.0"]
-    gain = ["-1.5 ± 0.2", "plain student", "0.012"]
+    assert plain == ["plain student", "2", *plain_aps, *[""] * 4, "1.00x", "1.00x", "30.0 32.0"]
+    gain = ["-1.5 ± 0.2", "plain student", "-2.0 to -1.0", "0.012"]
     times = ["1.50x", "2.10x"]
     assert kd == ["KD", "2", "29.5 ± 1.2", "49.5 ± 0.5", *gain, *times, "29.0 30.0"]
 
@@ -86,13 +91,13 @@ def test_with_one_seed_there_is_neither_deviation_nor_p(summary):
     summary["seeds"] = [1]
     summary["methods"] = {
         "plain": method("plain", {1: 30.0}, None),
-        "kd": method("KD", {1: 33.0}, "plain", {"seeds": [1], "mean": 3.0, "sd": None, "p": None}),
+        "kd": method("KD", {1: 33.0}, "plain", gain_of(3.0)),
     }
     text = report_text(summary, {})
     header, _, _, _, kd = cells(method_table(summary))
     assert header == ["", "seeds", "AP", "AP50", "gain", "over", "AP of each seed"]
     assert kd == ["KD", "1", "33.0", "53.0", "+3.0", "plain", "33.0"]
-    assert "- gain:" in text and "- p:" not in text and "±" not in text
+    assert "- gain:" in text and "- p " not in text and "±" not in text
 
 
 def test_an_unfinished_seed_keeps_its_place(summary):
@@ -104,15 +109,31 @@ def test_an_unfinished_seed_keeps_its_place(summary):
 
 @pytest.mark.parametrize(("p", "text"), [(0.0004, "<0.001"), (0.001, "0.001"), (1.0, "1.000")])
 def test_a_small_p_is_no_zero(summary, p, text):
-    summary["methods"]["kd"]["gain"]["p"] = p
+    summary["methods"]["kd"]["gain"]["holm"] = p
     assert text in cells(method_table(summary))[-1]
+
+
+def test_a_gain_at_equal_time_has_columns_and_notes_of_its_own(summary):
+    honest = gain_of(0.25, 1.0, [-9.0, 9.4], 0.8, seeds=(1, 2))
+    longer = method("plain student, as long as KD", {1: 29.0, 2: 29.5}, "plain", iterations=45)
+    summary["methods"]["kd"] |= {"control": "longer", "gain_at_equal_time": honest}
+    summary["methods"]["longer"] = longer
+    header, _, *rows = cells(method_table(summary))
+    assert header[4:11] == ["gain", "over", "95 %", "p", "gain at equal time", "95 %", "p"]
+    assert rows[2][8:11] == ["+0.2 ± 1.0", "-9.0 to +9.4", "0.800"]
+    text = report_text(summary, {})
+    assert "- gain at equal time: over the same baseline, trained without a teacher" in text
+    assert "'plain student, as long as KD', 45 steps of 4 images ('KD')" in text
+    assert "- 95 %: interval of confidence of the mean gain" in text
+    assert "- p behind the gain: of a two-sided paired t-test over those seeds, corrected" in text
+    assert "- p behind the gain at equal time: " in text
 
 
 def test_the_text_says_what_was_run_and_where(summary):
     text = report_text(summary, {"ap.png": "A plot."})
     assert text.startswith("# A title\n\nWhat it is about.\n\n|")
     assert "![ap.png](ap.png)\n\nA plot." in text
-    for note in ("AP: COCO's box AP", "±", "gain", "p", "step time", "memory"):
+    for note in ("AP: COCO's box AP", "±", "gain", "95 %", "p behind", "step time", "memory"):
         assert f"\n- {note}" in text
     assert "Schedule: 30 steps of 4 images for every student." in text
     assert "the teacher: 90 steps of 4 images, seed 1." in text
@@ -156,7 +177,7 @@ def test_a_teacher_whose_weights_were_given_has_its_figures_but_no_seed(summary)
     results = {"teacher": {"datasets": ["a", "b"]}}
     given = row("given", {"given": 60.0}, weights="t.pth", iterations=None, runs={"given": results})
     summary["teachers"]["given"] = given
-    assert cells(method_table(summary))[3] == ["given", "", "60.0", "80.0", *[""] * 6]
+    assert cells(method_table(summary))[3] == ["given", "", "60.0", "80.0", *[""] * 7]
     text = report_text(summary, {})
     assert "- given: not trained here, weights t.pth, evaluated on a and b.\n" in text
     given |= {"values": {}, "runs": {}, "weights": ""}

@@ -120,7 +120,8 @@ def test_a_method_has_figures_over_its_finished_seeds(todo, finish):
     assert (plain["relative_seconds"], plain["relative_memory"], plain["gain"]) == (1, 1, None)
     assert (kd["mean"], kd["sd"]) == (33.0, None)
     assert (kd["relative_seconds"], kd["relative_memory"]) == (2.5, 1.5)
-    assert kd["gain"] == {"seeds": [1], "mean": 3.0, "sd": None, "p": None}
+    wanted = {"seeds": [1], "mean": 3.0, "sd": None, "interval": None, "p": None, "holm": None}
+    assert kd["gain"] == wanted and kd["gain_at_equal_time"] is None
     assert kd["opts"] == {"SOLVER.MAX_ITER": 5}
     assert (dpk["baseline"], dpk["gain"]) == ("kd", None)  # no seed in common
     assert kd["runs"]["1"]["folder"] == str(todo.methods["kd"][1].folder)
