@@ -60,11 +60,11 @@ class GradShare(nn.Module):
         maps = [x for x in maps if x.requires_grad]
         if maps and self.is_due(step):
             unsteered = self.measure(own, distilled, maps)
+            self.shares.copy_(unsteered * self.factors)  # as it was up to here
             if self.target > 0:
                 usable = unsteered.isfinite() & (unsteered > 0)
                 wanted = (self.target / unsteered).clamp(1 / LIMIT, LIMIT)
                 self.factors.copy_(wanted.where(usable, self.factors))
-            self.shares.copy_(unsteered * self.factors)
         if not self.target:
             return {method: dict(losses) for method, losses in distilled.items()}
         return {
@@ -73,7 +73,7 @@ class GradShare(nn.Module):
         }
 
     def metrics(self) -> dict[str, Tensor]:
-        """``NAME/grad_share`` as last measured and, where it is steered, ``NAME/factor``."""
+        """``NAME/grad_share`` as last measured, before it was steered, and ``NAME/factor``."""
         if not self.every:
             return {}
         found = {"grad_share": self.shares.clone()}
