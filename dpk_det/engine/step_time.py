@@ -21,6 +21,9 @@ from dpk_det.pairing.teacher import (
 )
 
 
+SEED = 1
+
+
 def step_times(
     configs: Mapping[str, CfgNode], rounds: int = 30, warmup: int = 5
 ) -> dict[str, list[float]]:
@@ -58,6 +61,7 @@ class _Step:
         cfg = cfg.clone()
         cfg.defrost()
         cfg.DATALOADER.NUM_WORKERS = 0
+        torch.manual_seed(SEED)  # the same student in all of them finds as many regions
         self.model = _build(cfg).train()
         self.optimizer = DistillTrainer.build_optimizer(cfg, self.model)
         self.batch = next(iter(DistillTrainer.build_train_loader(cfg)))
