@@ -20,7 +20,6 @@ from dpk_det.pairing.teacher import (
     load_teacher_config,
 )
 
-
 SEED = 1
 
 

@@ -18,7 +18,7 @@ def test_each_config_takes_its_steps_and_nothing_else_changes(tiny):
 
 
 def test_a_larger_student_takes_longer(tiny):
-    large = tiny.cfg("plain", "MODEL.SMALL_RESNET.WIDTHS", "[64, 128, 128]")
+    large = tiny.cfg("plain", "MODEL.SMALL_RESNET.WIDTHS", "[32, 64, 96]")
     taken = step_times({"small": tiny.cfg("plain"), "large": large}, rounds=5, warmup=1)
     assert median(taken["large"]) > 1.5 * median(taken["small"])
 
