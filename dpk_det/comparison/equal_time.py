@@ -174,7 +174,7 @@ def _controls(
                 msgspec.structs.replace(
                     method,
                     name=f"{base}-as-long-as-{of}",
-                    title=f"{method.title}, as long as {suite.methods[of].title}",
+                    title=f"{method.title}, as long as '{suite.methods[of].title}'",
                     opts={**method.opts, **longer(configs[base], ratio)},
                     baseline=base,
                 ),

@@ -67,10 +67,18 @@ def plot_time(summary: Mapping[str, Any], path: Path) -> bool:
     figure, axes = plt.subplots(figsize=(8, 5))
     for base, ends in lines.items():
         axes.plot(*zip(*sorted(ends), strict=True), "--", label=_plain(methods[base]["title"]))
+    middle = (min(x for x, _ in points.values()) + max(x for x, _ in points.values())) / 2
     for name, point in points.items():
         axes.plot(*point, "s" if name in controls else "o", color="tab:gray")
-        title = _plain(methods[name]["title"])
-        axes.annotate(title, point, (4, 4), textcoords="offset points", fontsize="small")
+        side, shift = ("left", 5) if point[0] <= middle else ("right", -5)  # within the picture
+        axes.annotate(
+            _plain(methods[name]["title"]),
+            point,
+            (shift, 5),
+            textcoords="offset points",
+            fontsize="small",
+            horizontalalignment=side,
+        )
     axes.set(xlabel="minutes of training", ylabel=metric_label(summary["metric"]))
     axes.legend(title="trained longer", fontsize="small")
     axes.margins(0.15)

@@ -170,9 +170,13 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
             )
     baseline = methods.get(summary["baseline"], {}).get("title")
     if any(row["relative_seconds"] for row in methods.values()):
+        how = (
+            "They were measured side by side before the trainings."
+            if summary["side_by_side"]
+            else "Trainings that share a machine slow one another."
+        )
         notes.append(
-            f"step time: median seconds of a training step, over that of '{baseline}'. Trainings "
-            "that share a machine slow one another."
+            f"step time: median seconds of a training step, over that of '{baseline}'. {how}"
         )
     if any(row["relative_memory"] for row in methods.values()):
         gpus = [machine["gpu"] for machine in summary["machines"]]

@@ -29,7 +29,8 @@ def summarise(
         teacher also ``weights`` (None if it is trained here), of a method also ``gain`` (see
         :func:`paired_gain`; None without common seeds) over the method ``baseline``, the same as
         ``gain_at_equal_time`` over its ``control``, ``training_seconds``, and ``relative_seconds``
-        and ``relative_memory``: medians over the seeds, divided by that of the suite's baseline.
+        and ``relative_memory``: medians over the seeds, or of steps side by side, divided by that
+        of the suite's baseline.
 
     Raises:
         UserError: when no finished student was evaluated by the suite's metric.
@@ -59,6 +60,7 @@ def summarise(
         "secondary": suite.secondary,
         "seeds": list(plan.seeds),
         "baseline": suite.baseline,
+        "side_by_side": bool(suite.step_seconds),
         "trainings": len(plan.runs),
         "finished": sum(map(len, done.values())),
         "failed": sorted(failed),
@@ -87,6 +89,9 @@ def _methods(
         method = suite.methods[name]
         baseline, control = rows.get(method.baseline), rows.get(method.control)
         seconds = suite.step_seconds.get(name, row["seconds_per_step"])
+        reference_seconds = suite.step_seconds.get(
+            suite.baseline, reference.get("seconds_per_step")
+        )
         row |= {
             "teacher": method.teacher,
             "baseline": method.baseline,
@@ -94,7 +99,7 @@ def _methods(
             "gain": baseline and paired_gain(row["values"], baseline["values"]),
             "gain_at_equal_time": control and paired_gain(row["values"], control["values"]),
             "training_seconds": seconds and seconds * row["iterations"],
-            "relative_seconds": _ratio(row["seconds_per_step"], reference.get("seconds_per_step")),
+            "relative_seconds": _ratio(seconds, reference_seconds),
             "relative_memory": _ratio(row["peak_memory_mb"], reference.get("peak_memory_mb")),
         }
     for kind in ("gain", "gain_at_equal_time"):

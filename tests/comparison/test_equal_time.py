@@ -9,6 +9,7 @@ from dpk_det.comparison.command import run
 from dpk_det.comparison.equal_time import measure_apart, with_controls
 from dpk_det.comparison.jobs import make_slots
 from dpk_det.comparison.plan import plan
+from dpk_det.comparison.report import report_text
 from dpk_det.comparison.suite import read_suite
 from dpk_det.comparison.suite_configs import load_configs
 from dpk_det.comparison.summary import summarise
@@ -65,7 +66,7 @@ def test_every_baseline_is_trained_for_the_time_of_the_dearest_method(write, tmp
     ]
     control = suite.methods["plain-as-long-as-dpk"]
     assert control.opts["SOLVER.MAX_ITER"] == 40 and control.opts["SOLVER.STEPS"] == [20, 30]
-    assert (control.title, control.baseline) == ("plain student, as long as DPK", "plain")
+    assert (control.title, control.baseline) == ("plain student, as long as 'DPK'", "plain")
     # 20 steps times 0.2 / 0.101
     assert suite.methods["inherit-as-long-as-dpk"].opts["SOLVER.MAX_ITER"] == 40
     assert suite.methods["inherit-as-long-as-dpk"].teacher == "big"
@@ -173,6 +174,8 @@ def test_a_gain_that_time_explains_is_gone_at_equal_time(write, tmp_path, finish
     assert summary["methods"]["dpk"]["gain_at_equal_time"]["mean"] == pytest.approx(-0.025)
     assert summary["methods"]["dpk"]["training_seconds"] == pytest.approx(20 * 0.2)
     assert summary["methods"]["plain-as-long-as-dpk"]["training_seconds"] == pytest.approx(4)
+    assert summary["methods"]["dpk"]["relative_seconds"] == pytest.approx(2)  # not the trainings'
+    assert "side by side before the trainings" in report_text(summary, {})
 
 
 def test_real_trainings_are_compared_with_a_control(write, tiny, tmp_path, monkeypatch, capfd):

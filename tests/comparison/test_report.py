@@ -52,6 +52,7 @@ def summary():
         "secondary": "bbox/AP50",
         "seeds": [1, 2],
         "baseline": "plain",
+        "side_by_side": False,
         "trainings": 5,
         "finished": 5,
         "failed": [],
