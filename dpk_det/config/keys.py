@@ -150,6 +150,21 @@ KEYS: dict[str, tuple[Any, str]] = {
         "Steps over which the losses of all methods rise linearly to their full weight; 0: at "
         "once. DKD and ReviewKD are published with it, for classifiers.",
     ),
+    "DISTILL.STOP_AT": (
+        1.0,
+        "Share of the training from which the student learns from its own task alone. From there "
+        "on the teacher is not run. 1.0: never.",
+    ),
+    "DISTILL.GRAD_SHARE": (
+        0.0,
+        "Steer the weight of each method so that its gradient at the student's maps is this share "
+        "of the gradient of the student's own losses there. 0: weights stay as they are.",
+    ),
+    "DISTILL.GRAD_SHARE_EVERY": (
+        100,
+        "Steps from one measurement of that share to the next, logged as NAME/grad_share. 0: never "
+        "measure.",
+    ),
     "DISTILL.INHERIT": (
         False,
         "Start the student's neck, proposal generator and heads from the teacher's weights where "

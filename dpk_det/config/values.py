@@ -83,6 +83,9 @@ KINDS: dict[str, Any] = {
     "TEST.AUG.MAX_SIZE": Count,
     "TEST.PRECISE_BN.NUM_ITER": Count,
     "DISTILL.WARMUP_ITERS": Whole,
+    "DISTILL.STOP_AT": Share,
+    "DISTILL.GRAD_SHARE": Annotated[float, Meta(ge=0, le=1000)],
+    "DISTILL.GRAD_SHARE_EVERY": Whole,
     # ------------------------------------------------------------------ models
     "MODEL.PIXEL_MEAN": Sequence[Number],
     "MODEL.PIXEL_STD": Sequence[Positive],

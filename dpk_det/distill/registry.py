@@ -11,11 +11,16 @@ from dpk_det.errors import UserError, check_names, find
 
 
 class Combined(Distiller):
-    """Several methods side by side; their losses and metrics carry their own names."""
+    """Several methods side by side; their losses and metrics carry their own names.
+
+    Attributes:
+        methods: by name. owners: each loss of the last step to the name of its method.
+    """
 
     def __init__(self, methods: dict[str, Distiller]) -> None:
         super().__init__([])
         self.methods = nn.ModuleDict(methods)
+        self.owners: dict[str, str] = {}
         self.heads = frozenset().union(*(method.heads for method in methods.values()))
 
     def forward(
@@ -24,9 +29,11 @@ class Combined(Distiller):
         """The union of the methods' losses."""
         losses: dict[str, Tensor] = {}
         self.metrics = {}
-        for method in self.methods.values():
+        for name, method in self.methods.items():
             method.progress = self.progress
-            losses = join_losses(losses, method(student, teacher, targets))
+            found = method(student, teacher, targets)
+            losses = join_losses(losses, found)
+            self.owners |= dict.fromkeys(found, name)
             self.metrics.update(method.metrics)
         return losses
 

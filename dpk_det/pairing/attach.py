@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from detectron2.utils.events import EventStorage, get_event_storage
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from dpk_det.architectures import takes_tensors
@@ -14,7 +15,9 @@ from dpk_det.distill.late import Late
 from dpk_det.distill.registry import join_losses
 from dpk_det.errors import UserError
 from dpk_det.pairing.batches import box_targets, image_labels, image_sizes
+from dpk_det.pairing.grad_share import GradShare
 from dpk_det.pairing.heads import ComparedHeads
+from dpk_det.pairing.schedule import Schedule, event_storage
 from dpk_det.pairing.teacher import Teacher, feature_strides, prepare_alike
 
 
@@ -25,10 +28,7 @@ class Distillation:
     teacher, which nothing changes. A pickled model takes its teacher along.
 
     Attributes:
-        model, teacher, distiller: the three parties.
-        max_iter: steps of the training, by which ``distiller.progress`` is told from Detectron2's
-            event storage; None: left to the caller.
-        warmup_iters: steps over which the distiller's losses rise to their full weight.
+        model, teacher, distiller: the three parties. schedule: when and how much these learn.
     """
 
     def __init__(
@@ -36,22 +36,27 @@ class Distillation:
         model: nn.Module,
         teacher: Teacher,
         distiller: Distiller,
-        max_iter: int | None = None,
-        warmup_iters: int = 0,
+        schedule: Schedule,
     ) -> None:
         self.model, self.teacher, self.distiller = model, teacher, distiller
-        self.max_iter, self.warmup_iters = max_iter, warmup_iters
+        self.schedule = schedule
         self._maps: dict[str, Any] | None = None
         # what the student's backbone was given, where the teacher's would be given the same
         self._images: Tensor | None = None
         self._alike = not teacher.flip_channels and prepare_alike(model, teacher.model)
         self._metrics: tuple[list[str], Late] | None = None
+        self._step = 0  # of a loop that has no event storage
+        distiller.grad_share = GradShare(
+            getattr(distiller, "methods", ["distiller"]),
+            schedule.grad_share,
+            schedule.grad_share_every,
+        )
         distiller.to(next(model.parameters()).device)
         self._heads = None
         if distiller.heads:
             self._heads = ComparedHeads(model, teacher.model, distiller.heads)
         self._hooks = [
-            model.register_forward_pre_hook(self._forget),
+            model.register_forward_pre_hook(self._begin),
             model.backbone.register_forward_hook(self._see_maps),
             model.register_forward_hook(self._add_losses, with_kwargs=True),
             # after an error as well: what was seen holds the step's graph, and its memory
@@ -77,6 +82,12 @@ class Distillation:
         vars(twin).update(copy.deepcopy(self.__getstate__(), memo))
         return twin
 
+    def _begin(self, *of_the_hook: Any) -> None:
+        self._forget()
+        progress = self.schedule.progress(event_storage())
+        if progress is not None:
+            self.distiller.progress = progress
+
     def _forget(self, *of_the_hook: Any) -> None:
         self._maps = self._images = None
         if self._heads:
@@ -96,6 +107,9 @@ class Distillation:
             return None
         batch, maps, images = (*inputs, *kwargs.values())[0], self._maps, self._images
         _check_step(model, losses, maps)
+        storage = event_storage()
+        if self.schedule.is_over(self.distiller.progress):
+            return _touch(losses, self.distiller)
         sizes = image_sizes(batch)
         student = Features(maps, feature_strides(model.backbone), sizes)
         # no part of the model, it did not come along if the model was moved after attaching
@@ -104,25 +118,33 @@ class Distillation:
         if self._heads:
             labels = image_labels(batch)
             student.logits, teacher.logits = self._heads.compare(teacher.maps, sizes, labels)
-        storage = _event_storage()
-        if storage and self.max_iter:
-            self.distiller.progress = min(storage.iter / self.max_iter, 1.0)
         targets = box_targets(batch, next(iter(maps.values())).device)
         distilled = self.distiller(student, teacher, targets)
-        if self.warmup_iters > 0:
-            share = self._warmth(storage)
-            distilled = {name: share * loss for name, loss in distilled.items()}
+        distilled = self._steer(losses, distilled, maps, storage)
+        warmth = self.schedule.warmth(storage)
+        if warmth < 1:
+            distilled = {name: warmth * loss for name, loss in distilled.items()}
         if storage:
             self._log(storage)
         return join_losses(losses, distilled)
 
-    def _warmth(self, storage: EventStorage | None) -> float:
-        if storage is None:
-            raise UserError(
-                "A warm-up (DISTILL.WARMUP_ITERS) counts steps by Detectron2's event storage: run "
-                "the loop within `with EventStorage() as storage`, or set warmup_iters to 0."
-            )
-        return min((storage.iter + 1) / self.warmup_iters, 1.0)
+    def _steer(
+        self,
+        losses: Mapping[str, Tensor],
+        distilled: Mapping[str, Tensor],
+        maps: Mapping[str, Tensor],
+        storage: EventStorage | None,
+    ) -> dict[str, Tensor]:
+        share = self.distiller.grad_share
+        owners = getattr(self.distiller, "owners", {})
+        by_method: dict[str, dict[str, Tensor]] = {method: {} for method in share.methods}
+        for name, loss in distilled.items():
+            by_method[owners.get(name, share.methods[0])][name] = loss
+        step = storage.iter if storage else self._step
+        self._step += 1
+        by_method = share(step, losses, by_method, maps.values())
+        self.distiller.metrics = {**self.distiller.metrics, **share.metrics()}
+        return {name: loss for part in by_method.values() for name, loss in part.items()}
 
     def _log(self, storage: EventStorage) -> None:
         if not self.distiller.metrics:
@@ -149,19 +171,23 @@ def _check_step(model: nn.Module, losses: Any, maps: Any) -> None:
             )
 
 
-def _event_storage() -> EventStorage | None:
-    try:
-        return get_event_storage()
-    except AssertionError:  # a loop of somebody's own, without Detectron2's event storage
-        return None
+def _touch(losses: dict[str, Tensor], distiller: nn.Module) -> dict[str, Tensor]:
+    """The same losses; among several processes the distiller's weights have a gradient, of 0.
+
+    DistributedDataParallel waits for one.
+    """
+    parameters = [p for p in distiller.parameters() if p.requires_grad]
+    if comm.get_world_size() == 1 or not parameters:
+        return losses
+    name, loss = next(iter(losses.items()))
+    return {**losses, name: loss + 0 * sum(p.sum() for p in parameters)}
 
 
 def attach_distiller(
     model: nn.Module,
     teacher: Teacher,
     distiller: Distiller,
-    max_iter: int | None = None,
-    warmup_iters: int = 0,
+    **schedule: Any,
 ) -> Distillation:
     """Make a model distil: its training forward returns the distiller's losses beside its own.
 
@@ -174,10 +200,8 @@ def attach_distiller(
             dicts (a classifier: one dict of tensors) and returns a dict of losses.
         teacher: from :func:`~dpk_det.pairing.teacher.build_teacher`.
         distiller: on the levels that :func:`~dpk_det.pairing.levels.pair_levels` found.
-        max_iter: steps of the training, for schedules that follow its progress; without it, or
-            without Detectron2's event storage, set ``distiller.progress`` yourself.
-        warmup_iters: W; step i of them, from 0, has its distilling losses times (i + 1) / W. Needs
-            Detectron2's event storage.
+        schedule: keyword arguments of :class:`~.schedule.Schedule`: ``max_iter``, ``warmup_iters``,
+            ``stop_at``, ``grad_share``, ``grad_share_every``.
 
     Raises:
         UserError: when the model distils already or has no backbone, it has an ``input_format``
@@ -193,7 +217,7 @@ def attach_distiller(
             f"A {type(model).__name__} cannot learn from a {type(teacher.model).__name__}, for a "
             "classifier's batches are not a detector's: choose a teacher of the student's kind."
         )
-    return Distillation(model, teacher, distiller, max_iter, warmup_iters)
+    return Distillation(model, teacher, distiller, Schedule(**schedule))
 
 
 def check_format(teacher: Teacher, image_format: str | None) -> None:

@@ -11,6 +11,7 @@ from dpk_det.distill import Level, build_distiller
 from dpk_det.news import tell
 from dpk_det.pairing.attach import attach_distiller, check_backbone
 from dpk_det.pairing.levels import pair_levels
+from dpk_det.pairing.schedule import schedule_arguments
 from dpk_det.pairing.teacher import Teacher, build_teacher
 
 
@@ -19,8 +20,7 @@ def distil(
     teacher: Teacher,
     methods: Mapping[str, Mapping[str, Any]],
     levels: Sequence[str] = (),
-    max_iter: int | None = None,
-    warmup_iters: int = 0,
+    **schedule: Any,
 ) -> nn.Module:
     """Pair a model's levels with its teacher's, build the distiller, attach it, and log all three.
 
@@ -30,7 +30,7 @@ def distil(
         methods: name of each method to its arguments, ``{"dpk": {"weight": 12.0}, "dkd": {}}``.
             A method may name its own ``levels`` among them.
         levels: the model's feature maps that learn, by name; none: all that pair by stride.
-        max_iter, warmup_iters: as :func:`~.attach.attach_distiller` takes.
+        schedule: as :func:`~.attach.attach_distiller` takes.
 
     Returns:
         The model itself, so that ``LazyCall(distil)(model=..., teacher=..., methods=...)`` can
@@ -42,7 +42,7 @@ def distil(
     check_backbone(model)
     pairs = _pair_each(model, teacher, methods, levels)
     distiller = build_distiller(methods, pairs)
-    attach_distiller(model, teacher, distiller, max_iter, warmup_iters)
+    attach_distiller(model, teacher, distiller, **schedule)
     tell(
         "%s learns by %s from a %s teacher: %s. The distiller has %s parameters.",
         type(model).__name__,
@@ -90,12 +90,11 @@ def attach_from_config(model: nn.Module, cfg: CfgNode) -> nn.Module:
     Raises:
         UserError: as building the teacher and :func:`distil` do.
     """
-    node = cfg.DISTILL
     return distil(
         model,
         build_teacher(cfg),
         method_arguments(cfg),
-        node.LEVELS,
-        cfg.SOLVER.MAX_ITER,
-        node.WARMUP_ITERS,
+        cfg.DISTILL.LEVELS,
+        max_iter=cfg.SOLVER.MAX_ITER,
+        **schedule_arguments(cfg),
     )

@@ -14,6 +14,7 @@ from dpk_det.pairing.ddp import rewrap, unwrap
 from dpk_det.pairing.distil import distil
 from dpk_det.pairing.inherit import inherit_weights
 from dpk_det.pairing.scaling import scale_to_processes
+from dpk_det.pairing.schedule import schedule_arguments
 from dpk_det.pairing.teacher import Teacher, build_teacher
 
 
@@ -38,7 +39,7 @@ class DistillHook(HookBase):
         methods, levels: as :func:`~dpk_det.pairing.distil.distil` takes.
         inherit: start neck and heads from the teacher's, as ``DISTILL.INHERIT`` does: after other
             weights are loaded, and not when a training is resumed.
-        warmup_iters: as :func:`~dpk_det.pairing.distil.distil` takes.
+        schedule: as :func:`~dpk_det.pairing.distil.distil` takes; ``max_iter`` is the trainer's.
     """
 
     def __init__(
@@ -47,10 +48,10 @@ class DistillHook(HookBase):
         methods: Mapping[str, Mapping[str, Any]],
         levels: Sequence[str] = (),
         inherit: bool = False,
-        warmup_iters: int = 0,
+        **schedule: Any,
     ) -> None:
         self.teacher, self.methods, self.levels = teacher, methods, levels
-        self.inherit, self.warmup_iters = inherit, warmup_iters
+        self.inherit, self.schedule = inherit, schedule
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "DistillHook":
@@ -71,7 +72,7 @@ class DistillHook(HookBase):
             method_arguments(cfg),
             node.LEVELS,
             node.INHERIT,
-            node.WARMUP_ITERS,
+            **schedule_arguments(cfg),
         )
 
     @property
@@ -103,8 +104,8 @@ class DistillHook(HookBase):
             self.teacher,
             self.methods,
             self.levels,
-            trainer.max_iter,
-            self.warmup_iters,
+            max_iter=trainer.max_iter,
+            **self.schedule,
         )
         self._optimise(model.distiller)
         trainer.model = rewrap(trainer.model)

@@ -79,7 +79,7 @@ train = dict(max_iter=70)
     model = instantiate(cfg.model)
     method = model.distiller.methods["dpk"]
     assert method.weight == 6 and [x.student for x in method.levels] == ["p4"]
-    assert model.distillation.max_iter == 70
+    assert model.distillation.schedule.max_iter == 70
     assert "loss_dpk" in train_step(model, batch)
 
 

@@ -17,6 +17,7 @@ from dpk_det.errors import UserError
 from dpk_det.pairing.attach import attach_distiller
 from dpk_det.pairing.distil import attach_from_config, distil
 from dpk_det.pairing.levels import pair_levels
+from dpk_det.pairing.schedule import Schedule
 from dpk_det.pairing.teacher import build_teacher, load_teacher
 
 
@@ -174,7 +175,7 @@ def test_off_the_cpu_metrics_are_logged_a_step_late(parties, batch, monkeypatch)
         for _ in range(3):
             before = distiller.metrics
             model.train()(batch)
-            logged = {k: v for k, (v, _) in storage.latest().items() if k.startswith("dpk/")}
+            logged = {k: v for k, (v, _) in storage.latest().items() if k in distiller.metrics}
             assert logged == {name: value.item() for name, value in before.items()}
             storage.step()
 
@@ -493,7 +494,7 @@ def test_progress_is_the_share_of_steps_that_are_done(parties, batch):
 def test_progress_is_the_callers_where_nobody_counts_steps(parties, batch, max_iter):
     spy = Spy([])
     model = Headless(parties[0])
-    attach_distiller(model, parties[1], spy, max_iter)
+    attach_distiller(model, parties[1], spy, max_iter=max_iter)
     spy.progress = 0.3
     model.train()(batch)  # no event storage
     assert spy.saw_progress == 0.3
@@ -506,7 +507,9 @@ def test_progress_is_the_callers_where_nobody_counts_steps(parties, batch, max_i
 def test_the_config_tells_how_long_the_training_is(tiny):
     cfg = tiny.cfg("dpk", "SOLVER.MAX_ITER", 77, "DISTILL.WARMUP_ITERS", 9)
     model = attach_from_config(tiny.build("plain"), cfg)
-    assert model.distillation.max_iter == 77 and model.distillation.warmup_iters == 9
+    assert (
+        model.distillation.schedule.max_iter == 77 and model.distillation.schedule.warmup_iters == 9
+    )
 
 
 class One(Distiller):
@@ -530,7 +533,7 @@ def test_losses_of_distillation_alone_warm_up(parties, batch):
     losses["loss_one"].backward()  # it still is a loss
     with pytest.raises(UserError, match="WARMUP_ITERS.* counts steps by .* event storage"):
         model(batch)
-    bond.warmup_iters = 0
+    bond.schedule = Schedule()
     assert model(batch)["loss_one"].item() == 1
 
 
@@ -608,7 +611,7 @@ def test_distil_is_attach_from_config_without_a_config(tiny, batch):
     methods = {"dpk": {"token_stride": 16, "dim": 16, "heads": 2}}
     torch.manual_seed(1)
     assert distil(model, teacher, methods, ["p3", "p4"], max_iter=3) is model
-    assert model.distillation.max_iter == expected.distillation.max_iter == 3
+    assert model.distillation.schedule.max_iter == expected.distillation.schedule.max_iter == 3
     model.load_state_dict(expected.state_dict())  # DPK's own start is drawn
     losses, others = train_step(model, batch), train_step(expected, batch)
     assert losses.keys() == others.keys() and "loss_dpk" in losses
@@ -642,7 +645,7 @@ def test_distil_takes_what_a_lazy_config_holds(tiny, batch):
 def test_the_teacher_follows_a_model_that_is_moved_after_attaching(parties, batch):
     # as `instantiate(cfg.model).to(device)` does; "meta" stands for a GPU
     model, spy = Headless(parties[0]), Spy([])
-    attach_distiller(model, parties[1], spy)
+    attach_distiller(model, parties[1], spy, grad_share_every=0)
     assert {p.device.type for p in parties[1].model.parameters()} == {"cpu"}
     parties[0].to("meta")
     model.train()(batch)

@@ -179,7 +179,7 @@ def test_parts_are_as_good_as_a_config(tiny, config):
     other.register_hooks([DistillHook(teacher, DPK, ["p3"])])
     assert_same(one.model.state_dict(), other.model.state_dict())
     assert groups(one) == groups(other)
-    assert other.model.distillation.max_iter == 4
+    assert other.model.distillation.schedule.max_iter == 4
 
 
 class InMixedPrecision(Watched):

@@ -321,8 +321,8 @@ def test_warm_up_is_scaled_to_the_processes(tiny, monkeypatch):
 def test_the_trainer_and_the_hook_scale_the_warm_up(tiny, tmp_path, command):
     opts = ("SOLVER.REFERENCE_WORLD_SIZE", 2, "DISTILL.WARMUP_ITERS", 10, "OUTPUT_DIR", tmp_path)
     trainer = DistillTrainer(tiny.cfg("dpk", *opts))
-    assert trainer.model.distillation.warmup_iters == 20
-    assert DistillHook.from_config(tiny.cfg("dpk", *opts)).warmup_iters == 20
+    assert trainer.model.distillation.schedule.warmup_iters == 20
+    assert DistillHook.from_config(tiny.cfg("dpk", *opts)).schedule["warmup_iters"] == 20
 
 
 # ------------------------------------------------------------------ what is found in the folder

@@ -1,0 +1,110 @@
+"""How strongly distillation pulls at the student's maps, beside the student's own task.
+
+The share of a method is the norm of its gradient at the backbone's maps over that of the model's
+own losses there. It tells weights of different methods, losses and teachers on one scale.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+LIMIT = 1e6
+"""Factors stay within 1 / LIMIT and LIMIT."""
+
+
+class GradShare(nn.Module):
+    """Measures the share of each method now and then, and by choice steers it.
+
+    Steering multiplies each method's losses by a factor of its own, which every measurement brings
+    to ``factor * target / share``. Shares and factors are buffers, so that a checkpoint resumes
+    them, and the same on all ranks. Nothing is read back from the device.
+
+    Args:
+        methods: names.
+        target: share that each method is steered to; 0: measure alone.
+        every: steps from one measurement to the next. While it is steered, the steps 1, 2, 4, ...
+            below that measure too, because a student changes fast at first. 0: never measure.
+    """
+
+    def __init__(self, methods: Iterable[str], target: float = 0.0, every: int = 100) -> None:
+        super().__init__()
+        self.methods = list(methods)
+        self.target, self.every = target, every
+        self.register_buffer("shares", torch.zeros(len(self.methods)))
+        self.register_buffer("factors", torch.ones(len(self.methods)))
+
+    def is_due(self, step: int) -> bool:
+        """Whether a step, from 0, measures."""
+        if not self.every:
+            return False
+        early = self.target > 0 and step < self.every and step & (step - 1) == 0
+        return step % self.every == 0 or early
+
+    def forward(
+        self,
+        step: int,
+        own: Mapping[str, Tensor],
+        distilled: Mapping[str, Mapping[str, Tensor]],
+        maps: Iterable[Tensor],
+    ) -> dict[str, dict[str, Tensor]]:
+        """Measure where it is due, and steer.
+
+        Args:
+            step: from 0. own: the model's losses. distilled: method to its losses, with weights.
+            maps: that the losses were computed from, (B, C, H, W) each.
+
+        Returns:
+            The methods' losses, times their factors.
+        """
+        maps = [x for x in maps if x.requires_grad]
+        if maps and self.is_due(step):
+            unsteered = self.measure(own, distilled, maps)
+            if self.target > 0:
+                usable = unsteered.isfinite() & (unsteered > 0)
+                wanted = (self.target / unsteered).clamp(1 / LIMIT, LIMIT)
+                self.factors.copy_(wanted.where(usable, self.factors))
+            self.shares.copy_(unsteered * self.factors)
+        if not self.target:
+            return {method: dict(losses) for method, losses in distilled.items()}
+        return {
+            method: {name: factor * loss for name, loss in distilled[method].items()}
+            for method, factor in zip(self.methods, self.factors.clone(), strict=True)
+        }
+
+    def metrics(self) -> dict[str, Tensor]:
+        """``NAME/grad_share`` as last measured and, where it is steered, ``NAME/factor``."""
+        if not self.every:
+            return {}
+        found = {"grad_share": self.shares.clone()}
+        if self.target > 0:
+            found["factor"] = self.factors.clone()
+        return {
+            f"{method}/{what}": value
+            for what, values in found.items()
+            for method, value in zip(self.methods, values, strict=True)
+        }
+
+    def measure(
+        self,
+        own: Mapping[str, Tensor],
+        distilled: Mapping[str, Mapping[str, Tensor]],
+        maps: list[Tensor],
+    ) -> Tensor:
+        """(M,) the share of each of M methods, mean over ranks."""
+        task = _norm(own, maps)
+        shares = torch.stack([_norm(distilled[method], maps) for method in self.methods]) / task
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(shares)
+            shares = shares / torch.distributed.get_world_size()
+        return shares
+
+
+def _norm(losses: Mapping[str, Tensor], maps: list[Tensor]) -> Tensor:
+    """The norm of the gradient of all losses together at all maps together."""
+    total = sum(loss for loss in losses.values())
+    if not isinstance(total, Tensor) or not total.requires_grad:
+        return maps[0].new_zeros(())
+    grads = torch.autograd.grad(total, maps, retain_graph=True, allow_unused=True)
+    squares = [grad.float().square().sum() for grad in grads if grad is not None]
+    return torch.stack(squares).sum().sqrt() if squares else maps[0].new_zeros(())
