@@ -70,3 +70,33 @@ def test_the_caller_of_a_loop_without_storage_says_how_far_it_is():
 def test_shares_that_cannot_be_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         Schedule(**arguments)
+
+
+WORKER = """
+import hashlib, json
+from pathlib import Path
+from detectron2.engine import defaults
+from detectron2.utils import comm
+from dpk_det.engine import DistillTrainer, launch
+from dpk_det.engine.train import parse_args, setup
+
+defaults.collect_env_info = lambda: ""  # takes seconds
+
+def main(args):
+    trainer = DistillTrainer(setup(args))
+    trainer.train()
+    model = trainer.model.module
+    tensors = [x.detach().numpy().tobytes() for x in model.state_dict().values()]
+    factors = model.distiller.grad_share.factors.tolist()
+    out = {"weights": hashlib.sha256(b"".join(tensors)).hexdigest(), "factors": factors}
+    Path(trainer.cfg.OUTPUT_DIR, f"rank{comm.get_rank()}.json").write_text(json.dumps(out))
+
+if __name__ == "__main__":
+    launch(main, parse_args())
+"""
+
+
+def test_two_processes_steer_alike_and_stop_together(two_processes):
+    opts = ["DISTILL.GRAD_SHARE", "0.5", "DISTILL.STOP_AT", "0.5", "SOLVER.MAX_ITER", "4"]
+    one, other = two_processes(WORKER, *opts, "DATASETS.TEST", "()")
+    assert one == other and one["factors"] != [1]

@@ -105,12 +105,22 @@ METHODS = {
     "dpk": ["DISTILL.DPK.CKA_EVERY", 3],
     "dpk+kd": ["DISTILL.METHODS", "['dpk', 'kd']"],
     "reviewkd+mgd": ["DISTILL.METHODS", "['reviewkd', 'mgd']", "DISTILL.REVIEWKD.MID", 8],
+    "steered, stops": [
+        *("DISTILL.METHODS", "['dpk', 'pkd']", "DISTILL.STOP_AT", 0.6),
+        *("DISTILL.GRAD_SHARE", 0.3, "DISTILL.GRAD_SHARE_EVERY", 2),
+    ],
 }
 
 
 @pytest.mark.parametrize(
     ("kind", "workers", "kills"),
-    [("plain", 2, [3]), ("dpk", 0, [3, 5]), ("dpk+kd", 0, [5]), ("reviewkd+mgd", 0, [3])],
+    [
+        ("plain", 2, [3]),
+        ("dpk", 0, [3, 5]),
+        ("dpk+kd", 0, [5]),
+        ("reviewkd+mgd", 0, [3]),
+        ("steered, stops", 0, [3, 5]),
+    ],
 )
 def test_a_resumed_detector_equals_one_that_was_not_stopped(
     tiny, tmp_path, command, kill_before, kind, workers, kills
