@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
+from dpk_det.comparison.search_space import Tune, read_tune
 from dpk_det.config.strict_yaml import read_yaml
 from dpk_det.errors import UserError, find
 
@@ -80,6 +81,7 @@ class Suite(msgspec.Struct, frozen=True, kw_only=True):
             start with (MODEL.BACKBONE_WEIGHTS), as detectors do with ImageNet's; None for what
             their configs say.
         teachers, methods: by name, in the order of the table.
+        tune: what ``tools/tune.py`` has to find out; a comparison ignores it.
     """
 
     path: Path
@@ -92,6 +94,7 @@ class Suite(msgspec.Struct, frozen=True, kw_only=True):
     start: Text | None = None
     teachers: dict[str, Teacher]
     methods: dict[str, Method]
+    tune: Tune | None = None
 
 
 def read_suite(path: Path) -> Suite:
@@ -106,7 +109,7 @@ def read_suite(path: Path) -> Suite:
             f"There is no suite {path}: give a path to one, such as configs/compare/demo.yaml."
         )
     content = read_yaml(path, "suite")
-    known = "title description seeds common start teachers baseline methods metric secondary"
+    known = "title description seeds common start teachers baseline methods metric secondary tune"
     content = _lines(content, str(path), known.split(), required=["methods", "baseline"])
     common = _opts(content.pop("common", {}), f"common of {path}")
     teachers = {
@@ -122,10 +125,12 @@ def read_suite(path: Path) -> Suite:
     metric = content.get("metric", "bbox/AP")
     if isinstance(metric, str) and metric.endswith("/AP"):
         content.setdefault("secondary", f"{metric}50")  # of other metrics nothing is known
+    tune = content.pop("tune", None)
     fields = {"title": path.stem, **content, "path": path, "teachers": {}, "methods": {}}
     suite = _convert(Suite, fields, str(path), named=False)
     suite = msgspec.structs.replace(suite, teachers=teachers, methods=methods)
     check_seeds(suite.seeds, f"seeds of {path}")
+    suite = msgspec.structs.replace(suite, tune=read_tune(tune, path, methods, suite.seeds))
     check_folders(suite, suite.seeds)
     _check_names(suite)
     _check_baselines(suite)
