@@ -124,9 +124,10 @@ def _read_values(key: str, values: Any, where: str) -> Range | Choices:
     numbers = [_number(value) for value in values] if isinstance(values, list) else []
     if len(numbers) == 2 and None not in numbers:
         low, high = numbers
-        if not low < high < math.inf:
+        if not low < high:
             raise UserError(
-                f"{where} is {values}: write the smaller number first, then the larger."
+                f"{where} is {reprlib.repr(values)}: write the smaller number first, then the "
+                "larger."
             )
         return Range(low, high, log=low > 0 and high / low >= 10)
     if len(numbers) < 2 or not all(isinstance(value, str | int | float) for value in values):
@@ -142,9 +143,10 @@ def _read_values(key: str, values: Any, where: str) -> Range | Choices:
 def _number(value: Any) -> int | float | None:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
-    if isinstance(value, int):
-        return value
     try:
-        return float(value)  # YAML takes 1e-4 for a text
-    except ValueError:
+        number = float(value)  # YAML takes 1e-4 for a text
+    except (ValueError, OverflowError):
         return None
+    if not math.isfinite(number):
+        return None
+    return value if isinstance(value, int) else number

@@ -76,8 +76,8 @@ class Trainings:
         check_age(run, self.teachers)
         slot, written = self._free.pop(), _log_size(run)
         try:
-            look = _Look(run, self.metric, steps, report)
-            train_all([run], [slot], self.say, interrupts=_Watched(self.interrupts, look))
+            watch = _Watch(self.interrupts, run, self.metric, steps, report)
+            train_all([run], [slot], self.say, interrupts=watch)
         except UserError:
             if not _diverged(run, written):
                 raise
@@ -103,16 +103,28 @@ def _diverged(run: Run, written: int) -> bool:
     return f"\nerror: {DIVERGED}".encode() in b"\n" + log[written:]
 
 
-class _Look:
-    """Reports what is new in the metrics of a training."""
+class _Watch(Interrupts):
+    """The interrupts of all, for one training: whoever asks has its metrics looked at as well."""
 
     def __init__(
-        self, run: Run, metric: str, steps: int, report: Callable[[int, float], None]
+        self,
+        everyone: Interrupts,
+        run: Run,
+        metric: str,
+        steps: int,
+        report: Callable[[int, float], None],
     ) -> None:
-        self._folder, self._metric, self._steps, self._report = run.folder, metric, steps, report
+        self._everyone, self._folder, self._report = everyone, run.folder, report
+        self._metric, self._steps = metric, steps
         self._size = self._last = 0
 
-    def __call__(self) -> None:
+    @property
+    def asked(self) -> int:
+        """The signal that was noted; 0 for none."""
+        self._look()  # may raise, which ends the training as a signal does
+        return self._everyone.asked
+
+    def _look(self) -> None:
         path = self._folder / "metrics.json"
         size = path.stat().st_size if path.is_file() else 0
         if size == self._size:
@@ -123,16 +135,3 @@ class _Look:
             if self._last < step < self._steps and self._metric in line:
                 self._last = step
                 self._report(step, line[self._metric])
-
-
-class _Watched(Interrupts):
-    """All trainings' interrupts, for one of them: whoever asks has its metrics looked at too."""
-
-    def __init__(self, everyone: Interrupts, look: Callable[[], None]) -> None:
-        self._everyone, self._look = everyone, look
-
-    @property
-    def asked(self) -> int:
-        """The signal that was noted; 0 for none."""
-        self._look()  # may raise, which ends the training as a signal does
-        return self._everyone.asked

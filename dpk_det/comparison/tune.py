@@ -73,18 +73,18 @@ def tune(
     configs = _check_all(suite, output)
     todo = plan(suite, output / "runs", [seed], only=suite.tune.keys)
     teachers = [*todo.teachers.values()]
-    train_all(teachers, slots, say, interrupts=interrupts)
     trainings = Trainings(output / "trials", suite.metric, teachers, slots, say, interrupts)
-    searches = {}
+    steps = {name: configs[name].SOLVER.MAX_ITER for name in suite.tune.keys}
     with files.usable(output):
+        searches = {name: files.open_search(suite, name, output, steps[name]) for name in steps}
+        train_all(teachers, slots, say, interrupts=interrupts)
         try:
-            for name in suite.tune.keys:
-                steps, student = configs[name].SOLVER.MAX_ITER, todo.methods[name][seed]
-                search = searches[name] = files.open_search(suite, name, output, steps)
+            for name, search in searches.items():
                 search.allowed = partial(_check, suite, output, name)
                 search.check, search.say = trainings.check, say
+                student = todo.methods[name][seed]
                 with interrupts.noted():
-                    search.run(partial(trainings.train, student, steps), len(slots))
+                    search.run(partial(trainings.train, student, steps[name]), len(slots))
                 if search.best is None:
                     raise UserError(
                         f"No trial of {name} came to an end with {suite.metric}: read the logs in "

@@ -39,8 +39,8 @@ def usable(output: Path) -> Iterator[None]:
             yield
     except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as e:
         raise UserError(
-            f"{output / _STUDIES} cannot be used ({reason(e)}): make room on the disk, or remove "
-            "the file; trainings that are done are kept."
+            f"{output / _STUDIES} cannot be used ({reason(getattr(e, 'orig', e))}): make room on "
+            "the disk, or remove the file; trainings that are done are kept."
         ) from e
 
 

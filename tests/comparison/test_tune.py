@@ -478,3 +478,9 @@ def test_a_tool_that_is_killed_goes_on_and_leaves_a_suite_that_can_be_compared(
     with pytest.raises(SystemExit):
         run([str(path), *argv])
     assert "were made for other keys, ranges, seed" in capsys.readouterr().err
+    assert (output / "trials.md").read_text() == table
+
+    (output / "trials.db").write_text("no database")
+    with pytest.raises(SystemExit):
+        run([str(path), *argv])
+    assert "trials.db cannot be used (file is not a database): " in capsys.readouterr().err
