@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent
 # Read, not imported: importing dpk_det imports torch, which is not there yet when pip asks.
 VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "dpk_det/__init__.py").read_text(), re.M)[1]
 ONNX = ["onnx>=1.16", "onnxruntime>=1.20"]
+TUNE = ["optuna>=4"]
 
 setup(
     name="dpk_det",
@@ -48,6 +49,8 @@ setup(
     extras_require={
         # to write .onnx files, and to run them
         "onnx": ONNX,
-        "dev": ["pytest>=8", "pytest-xdist>=3", "ruff>=0.8", *ONNX],
+        # for tools/tune.py
+        "tune": TUNE,
+        "dev": ["pytest>=8", "pytest-xdist>=3", "ruff>=0.8", *ONNX, *TUNE],
     },
 )

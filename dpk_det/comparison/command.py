@@ -46,6 +46,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="METHOD", help="train and report only these"
     )
+    add_machine_arguments(parser)
+    parser.add_argument(
+        "--report-only", action="store_true", help="train nothing, report what is finished"
+    )
+    return parser.parse_args(argv)
+
+
+def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what :func:`dpk_det.comparison.jobs.make_slots` takes."""
     parser.add_argument(
         "--workers", type=int, help="trainings at a time (default: one a GPU; without a GPU two)"
     )
@@ -59,10 +68,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="GPU",
         help="GPUs to use, as CUDA_VISIBLE_DEVICES counts them (default: all that are visible)",
     )
-    parser.add_argument(
-        "--report-only", action="store_true", help="train nothing, report what is finished"
-    )
-    return parser.parse_args(argv)
 
 
 def compare(

@@ -1,10 +1,10 @@
 """The trainings that a suite asks for."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
+from dpk_det.comparison.opts import overrides
 from dpk_det.comparison.run import Run
 from dpk_det.comparison.suite import (
     OF_TEACHER,
@@ -126,10 +126,3 @@ def _student(suite: Suite, method: Method, seed: int, folder: Path) -> Run:
     name = f"{method.name}-seed{seed}"
     after = tuple(x.name for x in (start, teacher) if x and x.weights is None)
     return Run(name, method.config, folder / name, overrides({**opts, "SEED": seed}), after)
-
-
-def overrides(opts: Mapping[str, Any]) -> tuple[str, ...]:
-    """Config keys and their values as they stand on the command line."""
-    # yacs reads these texts as it reads those in a config file: "(60, 80)" and "1e-4", which YAML
-    # takes for texts, come out as a tuple and a number.
-    return tuple(text for key, value in opts.items() for text in (key, str(value)))

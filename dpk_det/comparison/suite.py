@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
+from dpk_det.comparison.opts import check_opts
+from dpk_det.comparison.tuning.space import Tune, read_tune
 from dpk_det.config.imports import import_modules
 from dpk_det.config.strict_yaml import read_yaml
 from dpk_det.errors import UserError, find
@@ -19,8 +21,6 @@ OF_TEACHER = ("DISTILL.TEACHER.CONFIG_FILE", "DISTILL.TEACHER.WEIGHTS", "DISTILL
 START = "MODEL.BACKBONE_WEIGHTS"
 """The config key that a suite's ``start`` sets."""
 
-# config keys that the comparison sets itself -> what to write in the suite in place of them
-_RESERVED = {"SEED": "seeds", "OUTPUT_DIR": "--runs on the command line", "IMPORTS": "imports"}
 _MOST = 2**31 - 1  # numpy's generators take seeds of 32 bits, and each rank adds its number
 _WANTED = {
     "seed": f"a whole number from 0 to {_MOST}",
@@ -90,6 +90,7 @@ class Suite(msgspec.Struct, frozen=True, kw_only=True):
             method takes, or "each" method; see :mod:`.equal_time`.
         step_seconds: of a training step, by method, measured side by side; not of the file.
         teachers, methods: by name, in the order of the table; imports are among their opts.
+        tune: what ``tools/tune.py`` has to find out; a comparison ignores it.
     """
 
     path: Path
@@ -105,6 +106,7 @@ class Suite(msgspec.Struct, frozen=True, kw_only=True):
     step_seconds: dict[str, float] = {}
     teachers: dict[str, Teacher]
     methods: dict[str, Method]
+    tune: Tune | None = None
 
 
 _OURS = ("path", "step_seconds")
@@ -123,10 +125,13 @@ def read_suite(path: Path) -> Suite:
             f"There is no suite {path}: give a path to one, such as configs/compare/demo.yaml."
         )
     content = _lines(read_yaml(path, "suite"), str(path), _KEYS, required=["methods", "baseline"])
-    imports = content.get("imports", [])
+    tune, imports = content.pop("tune", None), content.get("imports", [])
     import_modules(imports, f"imports of {path}")
     given = {"IMPORTS": imports} if imports else {}
-    common = {**given, **_opts(content.pop("common", {}), f"common of {path}")}
+    common = {
+        **given,
+        **check_opts(_lines(content.pop("common", {}), f"common of {path}"), f"common of {path}"),
+    }
     teachers = _entries(Teacher, content.pop("teachers", {}), f"teachers of {path}", given)
     methods = _entries(Method, content.pop("methods"), f"methods of {path}", common)
     if not methods:
@@ -138,6 +143,7 @@ def read_suite(path: Path) -> Suite:
     suite = _convert(Suite, fields, str(path), named=False)
     suite = msgspec.structs.replace(suite, teachers=teachers, methods=methods)
     check_seeds(suite.seeds, f"seeds of {path}")
+    suite = msgspec.structs.replace(suite, tune=read_tune(tune, path, methods, suite.seeds))
     check_folders(suite, suite.seeds)
     _check_names(suite)
     _check_keys(suite)
@@ -239,7 +245,10 @@ def _entries(kind: type[T], content: Any, where: str, common: Mapping[str, Any])
             )
         place = where.replace(" of ", f".{name} of ", 1)
         entry = _lines(entry, place, known, required=["config"])
-        opts = {**common, **_opts(entry.get("opts", {}), f"opts of {place}")}
+        opts = {
+            **common,
+            **check_opts(_lines(entry.get("opts", {}), f"opts of {place}"), f"opts of {place}"),
+        }
         entries[name] = _convert(kind, {"title": name, **entry, "name": name, "opts": opts}, place)
     return entries
 
@@ -272,28 +281,3 @@ def _convert(kind: type[T], content: Mapping[str, Any], where: str, named: bool 
         raise UserError(
             f"{place} is {reprlib.repr(content[key])}: write {_WANTED.get(key, _TEXT)}."
         ) from e
-
-
-def _opts(content: Any, where: str) -> dict[str, Any]:
-    for key, value in _lines(content, where).items():
-        if not isinstance(key, str) or not key:
-            raise UserError(f"{where} holds the key {key!r}: write config keys, SOLVER.MAX_ITER.")
-        if key in _RESERVED:
-            raise UserError(f"{key} cannot be set in {where}: use {_RESERVED[key]}.")
-        if isinstance(value, dict):
-            raise UserError(
-                f"{key} in {where} holds further keys: write each with its dots, as "
-                "SOLVER.MAX_ITER."
-            )
-        if not _is_value(value):
-            raise UserError(
-                f"{key} in {where} is {reprlib.repr(value)}: write a text, a number, True, False "
-                'or a list of them ("None" in quotes).'
-            )
-    return content
-
-
-def _is_value(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return all(_is_value(x) for x in value)
-    return isinstance(value, str | int | float)

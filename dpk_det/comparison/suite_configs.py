@@ -10,7 +10,8 @@ from detectron2.config import CfgNode
 from dpk_det.architectures import build, distilling_names, distils, plain_architecture
 from dpk_det.checkpoint.loading import load_backbone_weights
 from dpk_det.comparison.metric_names import check_metric
-from dpk_det.comparison.plan import Plan, overrides
+from dpk_det.comparison.opts import overrides
+from dpk_det.comparison.plan import Plan
 from dpk_det.comparison.run import Run
 from dpk_det.comparison.suite import Method, Teacher
 from dpk_det.config.loading import load_config

@@ -9,6 +9,9 @@ from torch import nn
 
 from dpk_det.errors import UserError
 
+DIVERGED = "Training stopped"
+"""Begins the sentence that ends a training whose numbers are no numbers any more."""
+
 # how Detectron2 writes a loss into its FloatingPointError
 _LOSS = re.compile(r"'([^']+)': (?:np\.\w+\()?(-?inf|nan)\b")
 
@@ -25,7 +28,7 @@ def require_finite(model: nn.Module, step: int, folder: str) -> None:
     names = _not_finite(_sizes(model))
     if names:
         raise UserError(
-            f"Training stopped after step {step}, whose update made weights infinite or NaN "
+            f"{DIVERGED} after step {step}, whose update made weights infinite or NaN "
             f"({_enumerate(names)}); {_remedy(folder)}."
         )
 
@@ -62,7 +65,7 @@ def explain(error: Exception, model: nn.Module, step: int, folder: str) -> UserE
             f" (the weights are finite, the largest is {sizes[largest]:.3g} in {largest}: if that "
             "is usual, look at the images and boxes of that step)"
         )
-    return UserError(f"Training stopped in step {step}: {what}{why}; {_remedy(folder)}.")
+    return UserError(f"{DIVERGED} in step {step}: {what}{why}; {_remedy(folder)}.")
 
 
 def _sizes(model: nn.Module) -> dict[str, float]:

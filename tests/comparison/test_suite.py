@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dpk_det.comparison.plan import overrides, plan
+from dpk_det.comparison.opts import overrides
+from dpk_det.comparison.plan import plan
 from dpk_det.comparison.suite import read_suite
 from dpk_det.comparison.suite_configs import load_configs
 from dpk_det.config.loading import load_config

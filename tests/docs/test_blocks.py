@@ -33,7 +33,10 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 PAGES += sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")])
 PROGRAMS = ("python", "make", "pip", "torchrun")
 # names that stand for the reader's own
-STANDS_FOR = {"configs/compare/NAME.yaml": "configs/compare/shapes_methods.yaml"}
+STANDS_FOR = {
+    "configs/compare/NAME.yaml": "configs/compare/shapes_methods.yaml",
+    "output/my_tuning/tuned.yaml": "my_tuning.yaml",
+}
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,7 @@ def check_script(script, argv, monkeypatch):
     args = parse(script, argv, monkeypatch)
     if hasattr(args, "suite"):
         suite = read_suite(args.suite)
-        assert {*(args.only or ())} <= suite.methods.keys()
+        assert {*(getattr(args, "only", None) or ())} <= suite.methods.keys()
     if hasattr(args, "opts"):
         check_config(getattr(args, "config_file", ""), args.opts)
 

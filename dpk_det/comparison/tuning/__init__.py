@@ -1,0 +1,1 @@
+"""Which config values are best: a search over trainings, by Optuna."""
