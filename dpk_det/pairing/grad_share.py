@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 LIMIT = 1e6
 """Factors stay within 1 / LIMIT and LIMIT."""
+SCALE = 1024.0  # of both gradients, lest small ones vanish in float16; a power of two is exact
 
 
 class GradShare(nn.Module):
@@ -102,7 +103,7 @@ class GradShare(nn.Module):
 
 def _norm(losses: Mapping[str, Tensor], maps: list[Tensor]) -> Tensor:
     """The norm of the gradient of all losses together at all maps together."""
-    total = sum(loss for loss in losses.values())
+    total = SCALE * sum(loss for loss in losses.values())
     if not isinstance(total, Tensor) or not total.requires_grad:
         return maps[0].new_zeros(())
     grads = torch.autograd.grad(total, maps, retain_graph=True, allow_unused=True)

@@ -104,7 +104,7 @@ def test_plain_twin_and_distilled_student_differ_by_distillation_alone(run, exam
     one, other = (set().union(*logged(folder)) for folder in (plain, distilled))
     assert {"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc", "lr"} <= one & other
     assert LOSSES[example] | {"dpk/ratio_p2"} <= other - one
-    assert all(name.startswith(("dpk/", "loss_d")) for name in other - one)
+    assert all(name.startswith(("dpk/", "dkd/", "loss_d")) for name in other - one)
     # what is left: a plain detector's weights, after the same start the same
     one, other = (
         torch.load(folder / "model_final.pth", weights_only=False)["model"]

@@ -36,6 +36,19 @@ TABLE: tuple[tuple[str, tuple[Any, ...], tuple[Any, ...]], ...] = (
     ("baseline", (None, "", "gone", 5, [], "big"), ("cwd",)),
     ("start", ("gone", 5, [], ""), ("big", None)),
     ("imports", (5, "x", {}, [5], [""], ["a b"], ["gone"], ["json"] * 2), (["json"], [], None)),
+    ("equal_time", (5, "x", "all", [], {}), (True, False, "each", None)),
+    ("step_seconds", ({}, 5), ()),
+    (
+        "tune",
+        (
+            *(5, [], "x", {}, {"seed": 11, "trials": 2}, {"seed": 1, "trials": 2, "keys": {}}),
+            {"seed": 11, "trials": 0, "keys": {"cwd": {"DISTILL.CWD.WEIGHT": [1.0, 9]}}},
+            {"seed": 11, "trials": 2, "keys": {"cdw": {"DISTILL.CWD.WEIGHT": [1.0, 9]}}},
+            {"seed": 11, "trials": 2, "keys": {"cwd": {"DISTILL.CWD.WEIGHT": [9, NAN]}}},
+            {"seed": 11, "trials": 2, "keys": {"cwd": {"DISTILL.CWD.WEIGHT": 5}}},
+        ),
+        ({"seed": 11, "trials": 2, "keys": {"cwd": {"DISTILL.CWD.WEIGHT": [1.0, 9]}}}, None),
+    ),
     (
         "common",
         (5, [], "x", {"NOPE": 1}, {"SEED": 3}, {"OUTPUT_DIR": "x"}, {"IMPORTS": []}, {5: 6}),
@@ -53,6 +66,7 @@ TABLE: tuple[tuple[str, tuple[Any, ...], tuple[Any, ...]], ...] = (
     ("methods.cwd.config", (None, "", "gone.yaml", 5, [], "/", "README.md"), ()),
     ("methods.cwd.title", (5, [], "plain student"), ("A title", None)),
     ("methods.cwd.teacher", ("gone", "", 5, [], "plain"), ()),
+    ("methods.cwd.control", ("gone", "", 5, [], "big"), ("plain", None)),
     ("methods.cwd.baseline", ("gone", "", 5, [], "cwd", "big"), ("plain", None)),
     ("methods.cwd.opts", (5, [], "x", {"NOPE": 1}, {"SEED": 1}, {"DISTILL": {}}), ()),
     (
