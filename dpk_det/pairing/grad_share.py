@@ -24,8 +24,9 @@ class GradShare(nn.Module):
     Args:
         methods: names.
         target: share that each method is steered to; 0: measure alone.
-        every: steps from one measurement to the next. While it is steered, the steps 1, 2, 4, ...
-            below that measure too, because a student changes fast at first. 0: never measure.
+        every: steps from one measurement to the next; 0: never measure. A share that is steered is
+            measured four times as often and, before that, in the steps 0, 1, 2, 4, ..., because a
+            student changes fast at first.
     """
 
     def __init__(self, methods: Iterable[str], target: float = 0.0, every: int = 100) -> None:
@@ -39,8 +40,10 @@ class GradShare(nn.Module):
         """Whether a step, from 0, measures."""
         if not self.every:
             return False
-        early = self.target > 0 and step < self.every and step & (step - 1) == 0
-        return step % self.every == 0 or early
+        if not self.target:
+            return step % self.every == 0
+        period = max(1, self.every // 4)
+        return step % period == 0 or (step < period and step & (step - 1) == 0)
 
     def forward(
         self,
