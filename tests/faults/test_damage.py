@@ -1,6 +1,8 @@
 """Trainings that find damaged files when they resume."""
 
 import random
+import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,13 +36,21 @@ def without(*names: str) -> Callable[[Path], None]:
 
 
 def flip(share: float) -> Callable[[Path], None]:
-    """One byte is another, that share of the file from its start."""
+    """One byte is another, in the middle of that one of the archive's records.
 
-    def change(data: bytes) -> bytes:
-        place = min(int(share * len(data)), len(data) - 1)
-        return data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :]
+    Between records there is padding, which nobody reads.
+    """
 
-    return rewrite(change)
+    def change(path: Path) -> None:
+        with zipfile.ZipFile(path) as archive:
+            records = [x for x in archive.infolist() if x.file_size]
+        record, data = records[int(share * (len(records) - 1))], bytearray(path.read_bytes())
+        # of a record's own header, whose name and extra field have lengths that it tells
+        name, extra = struct.unpack_from("<HH", data, record.header_offset + 26)
+        data[record.header_offset + 30 + name + extra + record.file_size // 2] ^= 0x10
+        path.write_bytes(data)
+
+    return change
 
 
 def foreign(path: Path) -> None:
