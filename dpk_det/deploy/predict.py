@@ -67,9 +67,9 @@ def predict(
             "RGB: evaluate such a model by tools/train_net.py --eval-only."
         )
     root = Path(os.path.commonpath([file.parent for file in files]))
-    targets = drawing_paths(files, root, output / DRAWINGS) if drawings else [None] * len(files)
     finder = (Classifying if classifies(cfg) else Detecting)(cfg, weights, names, threshold)
     _make_writable(output)
+    targets = drawing_paths(files, root, output / DRAWINGS) if drawings else [None] * len(files)
 
     what, path = finder.what, output / PREDICTIONS
     found = Findings(names, root, description=f"{what} of {weights}", score_from=finder.threshold)

@@ -321,7 +321,7 @@ def test_a_threshold_that_is_no_share_is_refused(tiny, images, tmp_path, thresho
         predict(tiny.cfg("plain"), "unread.pth", files, tmp_path / "out", threshold)
 
 
-@pytest.mark.parametrize("output", ["file", "file/below", "/proc/nowhere"])
+@pytest.mark.parametrize("output", ["a\0b", "file", "file/below", "/proc/nowhere"])
 def test_an_output_that_cannot_be_written_to_is_refused(tiny, trained, images, tmp_path, output):
     (tmp_path / "file").write_text("mine")
     files = find_inputs([str(images / "0.png")])

@@ -14,7 +14,7 @@ from cases import Proof
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from dpk_det.engine.check import check
-from dpk_det.engine.train import parse_args, setup
+from dpk_det.engine.train import check_batch, parse_args, setup
 from dpk_det.engine.trainer import DistillTrainer
 
 TESTS = Path(__file__).parents[1]
@@ -59,6 +59,7 @@ class World:
         opts = (*(("OUTPUT_DIR", output) if output else ()), *opts)
         argv = ["--config-file", config_file, flag, *opts]
         cfg = setup(parse_args([str(arg) for arg in argv]))
+        check_batch(cfg, num_processes=1)
         check(cfg)
         return functools.partial(_train_one_step, cfg)
 
