@@ -5,6 +5,7 @@ own losses there. It tells weights of different methods, losses and teachers on 
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,11 @@ class GradShare(nn.Module):
         self.target, self.every = target, every
         self.register_buffer("shares", torch.zeros(len(self.methods)))
         self.register_buffer("factors", torch.ones(len(self.methods)))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        for name, value in self.named_buffers():  # absent from checkpoints of earlier versions
+            state_dict.setdefault(prefix + name, value)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def is_due(self, step: int) -> bool:
         """Whether a step, from 0, measures."""

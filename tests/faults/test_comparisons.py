@@ -15,7 +15,6 @@ from harness import (
     await_file,
     check_equal,
     check_whole,
-    moments,
 )
 
 pytestmark = pytest.mark.whole

@@ -4,6 +4,7 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
+from dpk_det.checkpoint.loading import Checkpointer
 from dpk_det.pairing.distil import attach_from_config
 from dpk_det.pairing.grad_share import GradShare
 
@@ -96,6 +97,16 @@ def test_factors_and_shares_resume_from_the_state_dict(tiny, batch):
     one, two = (step(x, batch, 77) for x in (model, other))
     assert one[0].keys() == two[0].keys() and one[1] == two[1]
     assert all(torch.equal(one[0][name], two[0][name]) for name in one[0])
+
+
+def test_a_checkpoint_of_an_earlier_version_lacks_them(tiny, tmp_path):
+    model = attach(tiny)
+    old = {k: v for k, v in model.state_dict().items() if "grad_share" not in k}
+    assert len(model.state_dict()) - len(old) == 2
+    model.load_state_dict(old)  # strictly
+    torch.save({"model": old}, tmp_path / "old.pth")
+    found = Checkpointer(model).load(str(tmp_path / "old.pth"), checkpointables=[])
+    assert found == {} and model.distiller.grad_share.factors.tolist() == [1, 1]
 
 
 def test_steered_students_measure_often_at_first():
