@@ -26,6 +26,7 @@ from dpk_det.engine import DistillTrainer
 from dpk_det.engine.launch import use_device
 from dpk_det.errors import UserError, find
 from dpk_det.pairing.distil import distil
+from dpk_det.pairing.schedule import schedule_arguments
 from dpk_det.pairing.teacher import Teacher, build_teacher, load_teacher_config
 
 Size = tuple[int, int]
@@ -219,6 +220,7 @@ def make_steppers(
                 method_arguments(cfg),
                 cfg.DISTILL.LEVELS,
                 max_iter=90000,
+                **schedule_arguments(cfg),
             )
             stepper = Stepper(cfg, model, batch, precision, teacher)
             stepper()

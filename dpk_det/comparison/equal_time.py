@@ -5,6 +5,8 @@ import json
 import multiprocessing
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from operator import truediv
 from pathlib import Path
 from statistics import median, quantiles
@@ -17,10 +19,11 @@ from detectron2.config import CfgNode
 from dpk_det.comparison.plan import plan
 from dpk_det.comparison.run import Run
 from dpk_det.comparison.suite import Method, Suite
-from dpk_det.comparison.suite_configs import load_as_is
+from dpk_det.comparison.suite_configs import load_as_is, load_configs
 from dpk_det.engine.launch import use_device
 from dpk_det.engine.machine import describe_machine
 from dpk_det.engine.step_time import step_times
+from dpk_det.errors import UserError
 from dpk_det.files import write_whole
 
 STEP_TIMES = "step_times.json"
@@ -54,7 +57,7 @@ def with_controls(
             :func:`measure_apart`.
 
     Raises:
-        UserError: when a config cannot be built.
+        UserError: for a mistake in a config, before anything is measured; when measuring is killed.
     """
     learners = _learners(suite)
     if not suite.equal_time or not learners:
@@ -62,11 +65,12 @@ def with_controls(
     todo = plan(suite, output / "runs")
     names = list(dict.fromkeys([*learners, *(x for group in learners.values() for x in group)]))
     runs = {name: next(iter(todo.methods[name].values())) for name in names}
-    configs = {name: load_as_is(run) for name, run in runs.items()}
+    configs = {name: cfg for name, cfg in load_configs(todo, trains=False).items() if name in runs}
     found = _read(output / STEP_TIMES, configs)
     if found is None:
         if slot is None:
             return suite
+        load_configs(todo, trains=True)  # what is wrong with a row is said before measuring
         say(f"Measuring a step of {', '.join(names)}, side by side")
         found = _summarise((measure or measure_apart)(runs, slot), configs)
     controls = _controls(suite, learners, configs, found["ratios"])
@@ -101,9 +105,19 @@ def measure_apart(runs: Mapping[str, Run], slot: Mapping[str, str]) -> dict[str,
 
     Returns:
         As :func:`~dpk_det.engine.step_time.step_times`.
+
+    Raises:
+        UserError: when that process is killed.
     """
-    with multiprocessing.get_context("spawn").Pool(1, _enter, (dict(slot),)) as pool:
-        return pool.apply(_measure, (dict(runs),))
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, _enter, (dict(slot),)) as pool:
+        try:
+            return pool.submit(_measure, dict(runs)).result()
+        except BrokenProcessPool as e:
+            raise UserError(
+                f"The process that measures a step of {', '.join(runs)} was killed, as happens "
+                "when memory runs out: give it more, or take out equal_time."
+            ) from e
 
 
 def _summarise(taken: Mapping[str, list[float]], configs: Mapping[str, CfgNode]) -> dict[str, Any]:

@@ -98,9 +98,10 @@ def comparable(content: Mapping[str, Any]) -> dict[str, Any]:
     Arguments that others of their method imply (``DISTILL.DPK.FORM``) are filled in.
     """
     flat = dict(flatten(content))
+    distill = content.get("DISTILL") or {}
     for method, constructor in DISTILLERS.items():
-        node = content.get("DISTILL", {}).get(method.upper())
-        if node and hasattr(constructor, "settle"):
+        node = distill.get(method.upper())
+        if isinstance(node, Mapping) and hasattr(constructor, "settle"):
             settled = constructor.settle({key.lower(): value for key, value in node.items()})
             flat |= {f"DISTILL.{method}.{key}".upper(): v for key, v in settled.items()}
     return flat

@@ -26,13 +26,17 @@ from dpk_det.architectures import build, classifies
 from dpk_det.checkpoint.loading import find_weights
 from dpk_det.data import dataset_sizes
 from dpk_det.engine.results import count_parameters
-from dpk_det.engine.start import Start, has_teacher, load_start, teacher_weights
+from dpk_det.engine.start import (
+    Start,
+    has_teacher,
+    load_start,
+    make_teacher_weights,
+    teacher_weights,
+)
 from dpk_det.engine.trainer import DistillTrainer
 from dpk_det.errors import UserError
 from dpk_det.pairing.teacher import (
     WEIGHTS_KEY,
-    build_untrained,
-    load_teacher_config,
 )
 
 NUM_EVALUATED = 2
@@ -78,7 +82,7 @@ def check(cfg: CfgNode) -> str:
         cfg.INPUT.IMAGES.BATCH_TEST = NUM_EVALUATED
         missing = _missing_weights(cfg)
         if missing:
-            cfg.DISTILL.TEACHER.WEIGHTS = _make_weights(cfg, f"{folder}/teacher.pth")
+            make_teacher_weights(cfg, f"{folder}/teacher.pth")
         report = _try(cfg, "none yet, random ones in this check" if missing else "all found")
     if missing:
         raise NotReadyError(missing, report)
@@ -128,13 +132,6 @@ def _missing_weights(cfg: CfgNode) -> str:
         except UserError as e:
             return str(e)
     return ""
-
-
-def _make_weights(cfg: CfgNode, path: str) -> str:
-    node = cfg.DISTILL.TEACHER
-    model, _ = build_untrained(load_teacher_config(node.CONFIG_FILE, node.OPTS))
-    torch.save({"model": model.state_dict()}, path)
-    return path
 
 
 def _describe_weights(cfg: CfgNode, model: nn.Module, start: Start, teacher: str) -> str:

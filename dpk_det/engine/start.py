@@ -1,8 +1,10 @@
 """What a training starts from: weights given, and the teacher's neck and heads."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from torch import nn
 
@@ -10,7 +12,12 @@ from dpk_det.architectures import distils
 from dpk_det.checkpoint.loading import load_backbone_weights, load_weights
 from dpk_det.data import check_teachers_classes
 from dpk_det.pairing.inherit import inherit_weights
-from dpk_det.pairing.teacher import build_teacher, find_teacher_weights, load_teacher_config
+from dpk_det.pairing.teacher import (
+    build_teacher,
+    build_untrained,
+    find_teacher_weights,
+    load_teacher_config,
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,18 @@ def teacher_weights(cfg: CfgNode) -> str:
     node = cfg.DISTILL.TEACHER
     teacher_cfg = load_teacher_config(node.CONFIG_FILE, node.OPTS)
     return find_teacher_weights(node.CONFIG_FILE, node.WEIGHTS, teacher_cfg)
+
+
+def make_teacher_weights(cfg: CfgNode, path: str | Path) -> None:
+    """Write random weights of a config's teacher, for one that is not trained yet, and name them.
+
+    Args:
+        cfg: changed in place: its teacher's weights are ``path``.
+    """
+    node = cfg.DISTILL.TEACHER
+    model, _ = build_untrained(load_teacher_config(node.CONFIG_FILE, node.OPTS))
+    torch.save({"model": model.state_dict()}, path)
+    node.WEIGHTS = str(path)
 
 
 def load_start(model: nn.Module, cfg: CfgNode) -> Start:

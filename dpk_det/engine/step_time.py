@@ -12,13 +12,9 @@ from detectron2.utils.events import EventStorage
 
 from dpk_det import random_state
 from dpk_det.architectures import build
+from dpk_det.engine.start import has_teacher, make_teacher_weights, teacher_weights
 from dpk_det.engine.trainer import DistillTrainer
 from dpk_det.errors import UserError
-from dpk_det.pairing.teacher import (
-    build_untrained,
-    find_teacher_weights,
-    load_teacher_config,
-)
 
 SEED = 1
 
@@ -87,15 +83,12 @@ class _Step:
 
 
 def _build(cfg: CfgNode) -> torch.nn.Module:
-    node = cfg.DISTILL.TEACHER
     with tempfile.TemporaryDirectory() as folder:
-        if node.CONFIG_FILE:
-            theirs = load_teacher_config(node.CONFIG_FILE, node.OPTS)
+        if has_teacher(cfg):
             try:
-                found = Path(find_teacher_weights(node.CONFIG_FILE, node.WEIGHTS, theirs)).is_file()
+                found = Path(teacher_weights(cfg)).is_file()
             except UserError:
                 found = False
             if not found:
-                node.WEIGHTS = f"{folder}/untrained.pth"
-                torch.save({"model": build_untrained(theirs)[0].state_dict()}, node.WEIGHTS)
+                make_teacher_weights(cfg, f"{folder}/untrained.pth")
         return build(cfg)

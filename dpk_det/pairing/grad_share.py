@@ -101,9 +101,10 @@ class GradShare(nn.Module):
         distilled: Mapping[str, Mapping[str, Tensor]],
         maps: list[Tensor],
     ) -> Tensor:
-        """(M,) the share of each of M methods, mean over ranks."""
+        """(M,) the share of each of M methods, mean over ranks; 0 where none can be told."""
         task = _norm(own, maps)
         shares = torch.stack([_norm(distilled[method], maps) for method in self.methods]) / task
+        shares = shares.nan_to_num(0, 0, 0)  # a task without a gradient has nothing to share
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(shares)
             shares = shares / torch.distributed.get_world_size()

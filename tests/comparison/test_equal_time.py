@@ -1,6 +1,8 @@
 """Controls of equal time: how long they train, and what the report says of a useless method."""
 
 import json
+import os
+import signal
 
 import pytest
 import yaml
@@ -141,6 +143,32 @@ def test_a_suite_that_does_not_ask_has_no_controls(write, tmp_path):
 def test_what_cannot_be_meant_is_refused(write, changed, message):
     with pytest.raises(UserError, match=message):
         read_suite(write(**changed))
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        ({"DATASETS.TRAIN": ["none_such"]}, "none_such"),
+        ({"DISTILL.DPK.WIDTH": 30}, r"methods\.dpk .* cannot be trained"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_measured(write, tmp_path, opts, message):
+    suite, clock = read_suite(write(equal_time=True)), Clock()
+    suite.methods["dpk"].opts.update(opts)
+    with pytest.raises(UserError, match=message):
+        with_controls(suite, tmp_path, SLOT, measure=clock)
+    assert not clock.calls
+
+
+def die(runs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_measuring_that_is_killed_is_told(write, tmp_path, monkeypatch):
+    monkeypatch.setattr("dpk_det.comparison.equal_time._measure", die)
+    runs = {"plain": plan(read_suite(write()), tmp_path).methods["plain"][1]}
+    with pytest.raises(UserError, match="measures a step of plain was killed"):
+        measure_apart(runs, SLOT)
 
 
 def test_step_times_are_those_of_real_steps(write, tmp_path):

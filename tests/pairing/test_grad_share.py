@@ -138,3 +138,11 @@ def test_a_backbone_that_learns_nothing_has_no_share():
     share = GradShare(["a"], target=0.5)
     share(0, {"loss": x.sum()}, {"a": {"loss_a": x.sum()}}, [x])
     assert share.shares.tolist() == [0] and share.factors.tolist() == [1]
+
+
+def test_a_task_without_a_gradient_gives_no_share():
+    maps = [torch.ones(1, 1, 2, 2, requires_grad=True)]
+    own, distilled = {"loss": 0 * maps[0].sum()}, {"pkd": {"loss_pkd": maps[0].square().sum()}}
+    steered = GradShare(["pkd"], target=2.0)
+    assert steered(0, own, distilled, maps)["pkd"]["loss_pkd"] == 4
+    assert steered.metrics() == {"pkd/grad_share": 0, "pkd/factor": 1}

@@ -19,7 +19,7 @@ from dpk_det.comparison.runs import train_all
 from dpk_det.comparison.suite import Suite, read_suite
 from dpk_det.comparison.suite_configs import load_configs
 from dpk_det.comparison.tuning.trials import Trainings
-from dpk_det.engine.launch import exit_on_user_error
+from dpk_det.engine.ends import exit_on_user_error
 from dpk_det.engine.signals import INTERRUPTED
 from dpk_det.errors import UserError
 
