@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from dpk_det.comparison.equal_time import with_controls
+from dpk_det.comparison.evidence import Evidence
 from dpk_det.comparison.interrupts import Interrupts
 from dpk_det.comparison.jobs import make_slots
 from dpk_det.comparison.made_with import check_config
@@ -46,6 +47,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="METHOD", help="train and report only these"
     )
+    parser.add_argument(
+        "--evidence",
+        type=Path,
+        metavar="FOLDER",
+        help="keep each training's config and figures there too, without weights, and train "
+        "nothing of which this folder has them",
+    )
     add_machine_arguments(parser)
     parser.add_argument(
         "--report-only", action="store_true", help="train nothing, report what is finished"
@@ -77,6 +85,7 @@ def compare(
     command: str,
     say: Callable[[str], None] = print,
     interrupts: Interrupts | None = None,
+    evidence: Evidence | None = None,
 ) -> str:
     """Train what is not trained yet; write the report after each training that ends.
 
@@ -84,7 +93,7 @@ def compare(
         todo: the trainings. output: folder of the report, its plots and results.json.
         slots: see :func:`dpk_det.comparison.runs.train_all`. None: train nothing.
         command: that the report shows. say: gets the lines of progress.
-        interrupts: tells when to stop.
+        interrupts: tells when to stop. evidence: where finished runs are kept as well.
 
     Returns:
         The table of the report.
@@ -100,6 +109,8 @@ def compare(
     failed: list[str] = []
 
     def report() -> str:
+        if evidence:
+            evidence.keep(todo.runs, output, say)
         return write_report(todo, configs, output, command, failed)
 
     def try_to_report() -> None:
@@ -152,7 +163,12 @@ def run(argv: Sequence[str] | None = None) -> None:
         output = args.output or Path("output") / args.suite.stem
         slots = None if args.report_only else make_slots(args.workers, args.threads, args.gpus)
         say = partial(print, flush=True)  # one may be watching a file
+        evidence = Evidence(args.evidence) if args.evidence else None
+        if evidence:
+            evidence.restore_step_times(output)
         suite = with_controls(suite, output, slots and slots[0], say)
         todo = plan(suite, args.runs or output / "runs", args.seeds, args.only)
-        table = compare(todo, output, slots, shlex.join(command), say, interrupts)
+        if evidence:
+            evidence.restore(todo.runs)
+        table = compare(todo, output, slots, shlex.join(command), say, interrupts, evidence)
     print(f"{table}\n\nThe report is in {output / REPORT}.")

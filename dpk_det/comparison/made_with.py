@@ -105,9 +105,14 @@ def _content(cfg: CfgNode) -> dict[str, Any]:
 def check_age(run: Run, needed: Iterable[Run]) -> None:
     """Check that a run, finished or begun, is younger than those that it needs.
 
+    Of a run that has left its figures alone, without weights (see :mod:`.evidence`), the time says
+    nothing.
+
     Raises:
         UserError: when it is older: it was made, or began, under another teacher.
     """
+    if run.results is not None and run.trains and not run.weights.is_file():
+        return
     trace = run.folder / (run.results_file if run.results is not None else "config.yaml")
     if not trace.is_file():
         return

@@ -113,8 +113,8 @@ def plan(suite: Suite, folder: Path, seeds: Sequence[int] = (), only: Collection
 
 def _student(suite: Suite, method: Method, seed: int, folder: Path) -> Run:
     def weights(teacher: Teacher) -> str:
-        is_trained = teacher.weights is None
-        return str(folder / teacher.name / "model_final.pth") if is_trained else teacher.weights
+        trained = Run(teacher.name, teacher.config, folder / teacher.name).weights
+        return str(trained) if teacher.weights is None else teacher.weights
 
     start, teacher = (suite.teachers.get(name) for name in (suite.start, method.teacher))
     opts = dict(method.opts)

@@ -70,6 +70,11 @@ class Run:
         return flatten_results_dict(self.results["results"])
 
     @property
+    def weights(self) -> Path:
+        """What a finished training leaves to those that learn from it."""
+        return self.folder / "model_final.pth"
+
+    @property
     def log(self) -> Path:
         """Where the run's output goes."""
         return self.folder / "train.log"

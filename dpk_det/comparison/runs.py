@@ -92,8 +92,16 @@ class _Work:
             check_config(run, say=self._say)
             check_age(run, [by_name[name] for name in run.after])
             if run.results is not None:
-                self._say(f"{run.name}: done before")
                 done.add(run.name)
+        wanted = {name for run in self._runs if run.name not in done for name in run.after}
+        for name in wanted & done:
+            if not by_name[name].weights.is_file():  # its figures alone were kept
+                self._say(f"{name}: trained again, because its weights are not here")
+                (by_name[name].folder / by_name[name].results_file).unlink()
+                done.remove(name)
+        for run in self._runs:
+            if run.name in done:
+                self._say(f"{run.name}: done before")
         return done
 
     @property

@@ -1,9 +1,9 @@
 """Shapes: a small detection dataset, drawn on first use, to try everything without a download.
 
-``shapes_train`` (3,000 images) and ``shapes_val`` (500) hold 1 to 6 shapes an image, 96 x 96
-pixels, in six classes. The colour says nothing about the class; textured backgrounds, strokes,
-partial overlap, noise and blur keep a small detector well away from a perfect score. They are drawn
-into ``$DETECTRON2_DATASETS/shapes``.
+``shapes_train`` (3,000 images), ``shapes_few_train`` (the first 300 of them) and ``shapes_val``
+(500) hold 1 to 6 shapes an image, 96 x 96 pixels, in six classes. The colour says nothing about the
+class; textured backgrounds, strokes, partial overlap, noise and blur keep a small detector well
+away from a perfect score. They are drawn into ``$DETECTRON2_DATASETS/shapes``.
 """
 
 import json
@@ -24,14 +24,14 @@ from dpk_det.files import write_whole
 VERSION = 1
 """Names the folder. Raise it with every change of what is drawn: older images are not used then."""
 
-SPLITS = {"train": (3000, 1), "val": (500, 2)}
+SPLITS = {"train": (3000, 1), "few_train": (300, 1), "val": (500, 2)}
 """Number of images and seed of each split."""
 
 _ANNOTATION_FILE = "instances.json"
 
 
 def register_all(root: str) -> None:
-    """Register ``shapes_train`` and ``shapes_val`` below the datasets folder ``root``.
+    """Register the sets of shapes below the datasets folder ``root``.
 
     Draws nothing; names that are already registered are left as they are.
     """

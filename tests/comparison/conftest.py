@@ -41,6 +41,7 @@ def note(*what):
 
 def finish(**other):
     results = {RESULTS!r} | other
+    open(folder + "/model_final.pth", "w").close()
     with open(folder + "/results.json", "w") as file:
         json.dump(results, file)
 
@@ -102,6 +103,7 @@ def finish() -> Callable[..., None]:
     def finish(run: Any, ap: float | None, **other: Any) -> None:
         run.folder.mkdir(parents=True)
         results = RESULTS | {"results": {"bbox": {"AP": ap, "AP50": ap and ap + 20}}}
+        (run.folder / "model_final.pth").touch()
         (run.folder / "results.json").write_text(json.dumps(results | other))
 
     return finish

@@ -28,6 +28,7 @@ def quiet(line):
 def finished_before(run):
     """Leaves the results of a run that was trained before."""
     run.folder.mkdir(exist_ok=True)
+    (run.folder / "model_final.pth").touch()
     (run.folder / "results.json").write_text(json.dumps(RESULTS))
 
 
@@ -66,6 +67,20 @@ def test_what_is_done_is_not_done_again(stand_in, tmp_path):
     assert said[0] == "done: done before"
     assert said[-1] == "new: done, bbox AP 12.3 (2 of 2 done)"
     assert stand_in.events() == ["new starts", "new ends"]
+
+
+def test_a_teacher_without_weights_is_trained_again_where_it_is_needed(stand_in):
+    teacher, spare = stand_in.run("teacher"), stand_in.run("spare")
+    student, old = (stand_in.run(name, after=("teacher",)) for name in ("student", "old"))
+    for run in (teacher, spare, old):
+        finished_before(run)
+        (run.folder / "model_final.pth").unlink()
+    said = []
+    train_all([teacher, spare, old, student], [{}], said.append)
+    assert said[0] == "teacher: trained again, because its weights are not here"
+    assert stand_in.events() == [
+        f"{name} {what}" for name in ("teacher", "student") for what in ("starts", "ends")
+    ]
 
 
 def test_what_is_older_than_a_run_that_it_needs_is_refused(stand_in):

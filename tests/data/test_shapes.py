@@ -253,7 +253,8 @@ def test_the_truth_scores_a_perfect_ap(tmp_path, cfg):
 
 def test_the_registered_sets_are_the_documented_ones():
     counts = {split: count for split, (count, _) in shapes.SPLITS.items()}
-    assert counts == {"train": 3000, "val": 500}
+    assert counts == {"train": 3000, "few_train": 300, "val": 500}
+    assert shapes.SPLITS["few_train"][1] == shapes.SPLITS["train"][1]  # the first of them
     for split in shapes.SPLITS:
         metadata = MetadataCatalog.get(f"shapes_{split}")
         assert metadata.thing_classes == shapes.CLASSES
