@@ -1,0 +1,115 @@
+#!/usr/bin/env python
+"""How much of the teacher's maps a trained student's own maps explain, without a distiller's help.
+
+For each student and level two shares of the variance of the teacher's standardised map, over all
+cells of the evaluation images: what the student's map explains channel by channel, as it is (the
+squared correlation; for maps of one width), and what the best 1 x 1 convolution of it explains
+(least squares, fitted on the same cells).
+
+    python benchmarks/explained.py --teacher output/NAME/runs/teacher output/NAME/runs/pkd-seed1 ...
+
+Takes folders of finished trainings and prints a Markdown table.
+"""
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from detectron2.data import build_detection_test_loader
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from dpk_det import load_config
+from dpk_det.architectures import build, plain_architecture
+from dpk_det.checkpoint.loading import load_weights
+from dpk_det.distill import Level
+from dpk_det.pairing.levels import pair_levels
+
+RIDGE = 1e-6
+"""Times the mean variance, on the diagonal: a dead channel must not make the fit singular."""
+
+
+class Moments:
+    """Sums over cells, from which correlations and least squares follow, in float64."""
+
+    def __init__(self) -> None:
+        self.n, self.sum, self.products = 0, 0.0, 0.0
+
+    def add(self, student: Tensor, teacher: Tensor) -> None:
+        """Take in (n, Cs) and (n, Ct), the same n cells of both."""
+        z = torch.cat([student, teacher], 1).double()
+        self.n += len(z)
+        self.sum = self.sum + z.sum(0)
+        self.products = self.products + z.T @ z
+
+    def explained(self, width: int) -> tuple[float | None, float]:
+        """What the first ``width`` columns explain of the others, as the module says.
+
+        Returns:
+            The mean over the teacher's channels of the squared correlation with the student's same
+            channel (None where the widths differ), and of the share that least squares explain.
+        """
+        mean = self.sum / self.n
+        covariance = self.products / self.n - mean.outer(mean)
+        s, cross, t = (
+            covariance[:width, :width],
+            covariance[:width, width:],
+            covariance[width:, width:].diagonal(),
+        )
+        alive = t > 1e-12
+        fit = torch.linalg.solve(s + RIDGE * s.diagonal().mean() * torch.eye(width), cross)
+        linear = ((cross * fit).sum(0) / t)[alive].mean().item()
+        if width != len(t):
+            return None, linear
+        correlation = cross.diagonal() / (s.diagonal() * t).sqrt().clamp(min=1e-12)
+        return correlation.square()[alive].mean().item(), linear
+
+
+def load(folder: Path) -> tuple[nn.Module, object]:
+    """The plain network of a finished training, in eval mode, and its config."""
+    cfg = plain_architecture(load_config(folder / "config.yaml", ["MODEL.DEVICE", "cpu"]))
+    model = build(cfg)
+    load_weights(model, str(folder / "model_final.pth"))
+    return model.eval().requires_grad_(False), cfg
+
+
+@torch.no_grad()
+def measure(
+    student: nn.Module, teacher: nn.Module, levels: Iterable[Level], batches: Iterable[list[dict]]
+) -> dict[str, tuple[float | None, float]]:
+    """Name of the student's level to what :meth:`Moments.explained` says."""
+    moments = {level: Moments() for level in levels}
+    for batch in batches:
+        maps = [x.backbone(x.preprocess_image(batch).tensor) for x in (student, teacher)]
+        for level, sums in moments.items():
+            s, t = maps[0][level.student], maps[1][level.teacher]
+            size = min(s.shape[2], t.shape[2]), min(s.shape[3], t.shape[3])
+            s, t = (x[..., : size[0], : size[1]].movedim(1, -1).flatten(0, 2) for x in (s, t))
+            sums.add(s, t)
+    return {x.student: sums.explained(x.student_channels) for x, sums in moments.items()}
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("students", type=Path, nargs="+", metavar="FOLDER")
+    parser.add_argument("--teacher", type=Path, required=True, metavar="FOLDER")
+    args = parser.parse_args()
+    other, _ = load(args.teacher)
+    rows = []
+    for folder in args.students:
+        own, cfg = load(folder)
+        loader = build_detection_test_loader(cfg, cfg.DATASETS.TEST[0])
+        levels = pair_levels(own.backbone.output_shape(), other.backbone.output_shape(), [])
+        found = measure(own, other, levels, loader)
+        shown = ("" if x is None else f"{x:.2f}" for pair in found.values() for x in pair)
+        rows.append([folder.name, *shown])
+    heads = [f"{level}, {what}" for level in found for what in ("as it is", "linear")]
+    print(tabulate(rows, ["student", *heads], tablefmt="github", disable_numparse=True))
+
+
+if __name__ == "__main__":
+    main()
