@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from operator import truediv
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import torch
@@ -30,6 +30,8 @@ STEP_TIMES = "step_times.json"
 """What was measured, and the schedules that follow from it, beside the report."""
 Measure = Callable[[Mapping[str, Run], Mapping[str, str]], dict[str, list[float]]]
 
+T = TypeVar("T")
+
 LEAST = 1.02
 """A method that costs less than this is measured against its baseline alone."""
 
@@ -39,7 +41,7 @@ def with_controls(
     output: Path,
     slot: Mapping[str, str] | None,
     say: Callable[[str], None] = print,
-    measure: Measure | None = None,
+    measure: Measure = lambda runs, slot: apart(step_times, runs, slot),
 ) -> Suite:
     """A suite with the students that it asks for by ``equal_time``.
 
@@ -54,7 +56,7 @@ def with_controls(
             measured, and without the file the suite stays as it is.
         say: gets a line when it measures.
         measure: of runs by name, in an environment, the seconds of each round; by default
-            :func:`measure_apart`.
+            :func:`~dpk_det.engine.step_time.step_times` in a process of its own.
 
     Raises:
         UserError: for a mistake in a config, before anything is measured; when measuring is killed.
@@ -72,7 +74,7 @@ def with_controls(
             return suite
         load_configs(todo, trains=True)  # what is wrong with a row is said before measuring
         say(f"Measuring a step of {', '.join(names)}, side by side")
-        found = _summarise((measure or measure_apart)(runs, slot), configs)
+        found = _summarise(measure(runs, slot), configs)
     controls = _controls(suite, learners, configs, found["ratios"])
     found["controls"] = {
         name: {"baseline": base, "as_long_as": of, "opts": control.opts}
@@ -97,14 +99,14 @@ def _learners(suite: Suite) -> dict[str, list[str]]:
 # ------------------------------------------------------------------ step times
 
 
-def measure_apart(runs: Mapping[str, Run], slot: Mapping[str, str]) -> dict[str, list[float]]:
-    """Measure runs side by side, in a process of its own, whose memory is free afterwards.
+def apart(
+    function: Callable[[dict[str, CfgNode]], T], runs: Mapping[str, Run], slot: Mapping[str, str]
+) -> T:
+    """What a function says of the configs of runs, called in a process of its own.
 
     Args:
-        runs: by name. slot: the environment of a training.
-
-    Returns:
-        As :func:`~dpk_det.engine.step_time.step_times`.
+        function: of configs by name, defined in a module. runs: by name.
+        slot: the environment of a training.
 
     Raises:
         UserError: when that process is killed.
@@ -112,11 +114,11 @@ def measure_apart(runs: Mapping[str, Run], slot: Mapping[str, str]) -> dict[str,
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context, _enter, (dict(slot),)) as pool:
         try:
-            return pool.submit(_measure, dict(runs)).result()
+            return pool.submit(_apply, function, dict(runs)).result()
         except BrokenProcessPool as e:
             raise UserError(
-                f"The process that measures a step of {', '.join(runs)} was killed, as happens "
-                "when memory runs out: give it more, or take out equal_time."
+                f"The process that measures {', '.join(runs)} was killed, as happens "
+                "when memory runs out: give it more, or compare fewer at a time."
             ) from e
 
 
@@ -138,11 +140,11 @@ def _enter(slot: dict[str, str]) -> None:
     torch.set_num_threads(int(slot.get("OMP_NUM_THREADS", torch.get_num_threads())))
 
 
-def _measure(runs: dict[str, Run]) -> dict[str, list[float]]:
+def _apply(function: Callable[[dict[str, CfgNode]], T], runs: dict[str, Run]) -> T:
     configs = {name: load_as_is(run) for name, run in runs.items()}
     for cfg in configs.values():
         use_device(cfg)
-    return step_times(configs)
+    return function(configs)
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:

@@ -8,13 +8,14 @@ import pytest
 import yaml
 
 from dpk_det.comparison.command import run
-from dpk_det.comparison.equal_time import measure_apart, with_controls
+from dpk_det.comparison.equal_time import apart, with_controls
 from dpk_det.comparison.jobs import make_slots
 from dpk_det.comparison.plan import plan
 from dpk_det.comparison.report import report_text
 from dpk_det.comparison.suite import read_suite
 from dpk_det.comparison.suite_configs import load_configs
 from dpk_det.comparison.summary import summarise
+from dpk_det.engine.step_time import step_times
 from dpk_det.errors import UserError
 
 SLOT = {"OMP_NUM_THREADS": "1"}
@@ -160,21 +161,20 @@ def test_mistakes_are_found_before_anything_is_measured(write, tmp_path, opts, m
     assert not clock.calls
 
 
-def die(runs):
+def die(configs):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_measuring_that_is_killed_is_told(write, tmp_path, monkeypatch):
-    monkeypatch.setattr("dpk_det.comparison.equal_time._measure", die)
+def test_measuring_that_is_killed_is_told(write, tmp_path):
     runs = {"plain": plan(read_suite(write()), tmp_path).methods["plain"][1]}
-    with pytest.raises(UserError, match="measures a step of plain was killed"):
-        measure_apart(runs, SLOT)
+    with pytest.raises(UserError, match="measures plain was killed"):
+        apart(die, runs, SLOT)
 
 
 def test_step_times_are_those_of_real_steps(write, tmp_path):
     suite = read_suite(write())
     runs = {name: each[1] for name, each in plan(suite, tmp_path).methods.items()}
-    taken = measure_apart({name: runs[name] for name in ("plain", "dpk")}, make_slots(1)[0])
+    taken = apart(step_times, {name: runs[name] for name in ("plain", "dpk")}, make_slots(1)[0])
     assert {name: len(seconds) for name, seconds in taken.items()} == {"plain": 30, "dpk": 30}
     assert all(x > 0 for seconds in taken.values() for x in seconds)
 

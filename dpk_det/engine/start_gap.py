@@ -1,0 +1,61 @@
+"""How far a student is from a teacher before it is trained, by CKA."""
+
+from itertools import islice
+
+import torch
+from detectron2.config import CfgNode
+
+from dpk_det import random_state
+from dpk_det.architectures import build, plain_architecture
+from dpk_det.distill import Distiller, Features
+from dpk_det.distill.dpk.cka import MIN_SAMPLES, cka_from_terms, hsic_terms
+from dpk_det.distill.dpk.samples import LevelView, of_tokens
+from dpk_det.engine.start import load_start
+from dpk_det.engine.trainer import DistillTrainer
+from dpk_det.pairing.batches import image_sizes
+from dpk_det.pairing.levels import pair_levels
+from dpk_det.pairing.teacher import build_teacher, feature_strides, preprocess
+
+SEED = 1
+
+
+@torch.no_grad()
+def start_gap(cfg: CfgNode, batches: int = 8) -> dict[str, float]:
+    """The gap that DPK would see in its first step, ``1 - CKA``, of the student as it starts.
+
+    The terms of CKA are averaged over the first batches of the training data. Tokens have the size
+    that ``DISTILL.DPK.TOKEN_STRIDE`` says, whatever the method is.
+
+    Args:
+        cfg: of a training with a teacher whose weights are there, its datasets registered.
+        batches: how many.
+
+    Returns:
+        The gap of each level, by the student's name of it. A level that has too few tokens for CKA
+        has the gap 1.
+
+    Raises:
+        UserError: as building student and teacher and pairing their levels do.
+    """
+    with random_state.kept():
+        torch.manual_seed(SEED)
+        student, teacher = build(plain_architecture(cfg)), build_teacher(cfg)
+        load_start(student, cfg)
+        student.train()  # norms as in the first step
+        pairs = pair_levels(
+            student.backbone.output_shape(),
+            teacher.model.backbone.output_shape(),
+            cfg.DISTILL.LEVELS,
+        )
+        eyes, strides = Distiller(pairs), feature_strides(student.backbone)
+        terms = torch.zeros(len(pairs), 3)
+        for batch in islice(DistillTrainer.build_train_loader(cfg), batches):
+            maps = student.backbone(preprocess(student, batch).tensor)
+            own = Features(maps, strides, image_sizes(batch))
+            for i, pair in enumerate(eyes.pairs(own, teacher(batch))):
+                patch = max(1, cfg.DISTILL.DPK.TOKEN_STRIDE // pair.level.stride)
+                samples = of_tokens(LevelView(pair, patch))
+                if samples[-1] >= MIN_SAMPLES:
+                    terms[i] += hsic_terms(*samples).float().cpu()
+    gaps = (1 - cka_from_terms(terms)).tolist()
+    return {pair.student: gap for pair, gap in zip(pairs, gaps, strict=True)}
