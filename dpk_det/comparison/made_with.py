@@ -28,9 +28,9 @@ def check_config(
     """Check that what lies in a run's folder was made with the config that the run has now.
 
     A key that is newer than the folder may have its default, and one of an earlier version what is
-    its only meaning now. How a path is spelled, where the folder itself lies, what is imported (for
-    the keys of it count), and the keys of distillation methods that the run does not use make no
-    difference.
+    its only meaning now. How a path is spelled, where the folder lies with all the runs beside it,
+    what is imported (for the keys of it count), and the keys of distillation methods that the run
+    does not use make no difference.
 
     Args:
         run: perhaps finished, perhaps not even begun.
@@ -66,6 +66,11 @@ def check_config(
     for each in (had, has):
         each |= {key: os.path.abspath(each.get(key) or "") for key in _PATHS}
         each[_OPTS] = _without_imports(each.get(_OPTS) or [])
+    folder = os.path.abspath(had.get("OUTPUT_DIR") or run.folder)
+    for key in _PATHS:
+        # of another run that moved along with this one
+        if os.path.relpath(had[key], folder) == os.path.relpath(has[key], run.folder):
+            had[key] = has[key]
     nothing = object()
     for key in {**had, **has}:
         before = had.get(key, default.get(key, nothing))

@@ -82,6 +82,23 @@ def test_the_spelling_of_the_teachers_path_is_no_difference(tiny, trained, monke
         check_config(Run("dpk", str(tiny.dpk), trained, ("DISTILL.TEACHER.WEIGHTS", "plain.pth")))
 
 
+def test_a_teacher_that_moved_with_its_student_is_no_difference(tiny, trained, tmp_path):
+    lines = (trained / "config.yaml").read_text().splitlines()
+    output = next(line for line in lines if line.startswith("OUTPUT_DIR: "))
+    weights = next(line for line in lines if line.strip() == f"WEIGHTS: {tiny.weights}")
+    folder = copy_of(
+        trained,
+        tmp_path,
+        (output, "OUTPUT_DIR: before/runs/student"),
+        (weights, "    WEIGHTS: before/runs/teacher/model_final.pth"),
+    )
+    there = str(folder.parent / "teacher" / "model_final.pth")
+    check_config(Run("dpk", str(tiny.dpk), folder, ("DISTILL.TEACHER.WEIGHTS", there)))
+    other = str(folder.parent / "other" / "model_final.pth")
+    with pytest.raises(UserError, match=r"DISTILL\.TEACHER\.WEIGHTS differs"):
+        check_config(Run("dpk", str(tiny.dpk), folder, ("DISTILL.TEACHER.WEIGHTS", other)))
+
+
 def test_what_is_imported_is_no_difference_but_its_keys_are(tiny, trained, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "a_runs_keys.py").write_text("def add_config(cfg):\n    cfg.OWN_KEY = 1\n")
