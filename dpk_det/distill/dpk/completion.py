@@ -104,7 +104,7 @@ class HybridCompletion(nn.Module):
         ratio: float,
         valid: Tensor | None,
         cells: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor]:
         """Complete the hybrid map.
 
         Args:
@@ -114,12 +114,11 @@ class HybridCompletion(nn.Module):
             cells: (B, H, W) bool, cells that are not padding; None: all.
 
         Returns:
-            (B, Ct, H, W), the completed map; what stands at padding means nothing. (B, h, w) bool,
-            true for the tokens that took the prior. And (B, Ct, H, W), what the shortcut adds: the
-            student's own map, comparable with the target; None without a shortcut.
+            (B, Ct, H, W), the completed map; what stands at padding means nothing. And (B, h, w)
+            bool, true for the tokens that took the prior.
         """
         size = tuple(student.shape[-2:])
-        added = None
+        added = 0.0
         if self.shortcut is not None:
             # in float32: under autocast a small correction of a large map would be lost
             added = self.shortcut(student).float()
@@ -142,8 +141,7 @@ class HybridCompletion(nn.Module):
         completed = self.decoder(mixed + positions, flat)
         expanded = self.expand(completed, (h * self.patch, w * self.patch))
         given = torch.zeros_like(layout.flatten(1)).scatter_(1, prior, True).unflatten(1, (h, w))
-        expanded = expanded[..., : size[0], : size[1]].float()
-        return expanded if added is None else expanded + added, given, added
+        return expanded[..., : size[0], : size[1]].float() + added, given
 
     def _mix(
         self,

@@ -80,10 +80,6 @@ class DPK(Distiller):
             take the prior.
         prior: Give the teacher's tokens as prior knowledge. False is the paper's ablation: learned
             blanks stand in their place and the student completes itself.
-        direct: Hold the student's own map, as the shortcut adds it, to the target as well. A
-            level's error is then the ratio times the error of the completed map, plus the rest
-            times the error of the student's own. So the help fades as the gap closes. It needs the
-            shortcut. Not in the paper.
         ratio: Schedule of the prior ratio: "gap" (1 - CKA), "fixed", or falling from 1 to 0 with
             the training's progress: "linear", "cosine", "exponential".
         ratio_fixed: The ratio of the fixed schedule.
@@ -108,7 +104,6 @@ class DPK(Distiller):
         loss: str = "mse",
         positions: str = "all",
         prior: bool = True,
-        direct: bool = False,
         ratio: str = "gap",
         ratio_fixed: Share = 0.5,
         mask: str = "random",
@@ -127,7 +122,6 @@ class DPK(Distiller):
         )
         self.weight = weight
         self.level_weights = _weights_of(levels, level_weights)
-        self.direct = direct
         self.schedule = find(RATIOS, ratio, "ratio schedule")
         self.ratio_fixed = ratio_fixed
         self.target = find(TARGETS, chosen["target"], "target")
@@ -168,10 +162,10 @@ class DPK(Distiller):
         # Token counts are shapes, which the host must know. It knows the gap of the step before; to
         # ask for this step's would halt the device.
         ratios = self.schedule(self.cka.before(), self.progress, self.ratio_fixed).tolist()
-        losses, direct = [], []
+        losses = []
         for view, ratio in zip(views, ratios, strict=True):
             pair = view.pair
-            out, given, own_map = self.completions[pair.level.student](
+            out, given = self.completions[pair.level.student](
                 pair.student, pair.teacher, ratio, view.tokens, pair.cells
             )
             target, scale = self.target(pair.teacher.float(), pair.cells)
@@ -179,23 +173,13 @@ class DPK(Distiller):
             if self.errs_at_student:
                 own = ~view.to_cells(given)
                 cells = own if cells is None else cells & own
-            loss = self.loss(out, target, cells)
-            if self.direct:
-                own = self.loss(own_map, target, pair.cells)
-                direct.append(scale * own)
-                loss = torch.lerp(loss, own, 1 - ratio)
-            losses.append(scale * loss)
+            losses.append(scale * self.loss(out, target, cells))
         total = sum(w * loss for w, loss in zip(self.level_weights, losses, strict=True))
         given = torch.tensor(ratios).to(cka.device, non_blocking=True)
         self.metrics = {
             f"dpk/{what}_{view.pair.level.student}": value.detach()
-            for what, values in (
-                ("ratio", given),
-                ("cka", cka),
-                ("loss", losses),
-                ("direct", direct),
-            )
-            for view, value in zip(views, values, strict=False)
+            for what, values in (("ratio", given), ("cka", cka), ("loss", losses))
+            for view, value in zip(views, values, strict=True)
         }
         return {"loss_dpk": self.weight * total / len(views)}
 
