@@ -1,0 +1,28 @@
+"""The figures that docs/evidence holds: the report is made from them, and docs/results.md has it."""
+
+from pathlib import Path
+
+import pytest
+
+from dpk_det.comparison.command import run
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = sorted(path for path in (ROOT / "docs" / "evidence").iterdir() if path.is_dir())
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_the_results_page_has_the_table_of_the_evidence(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    suite = f"configs/compare/{folder.name}.yaml"
+    where = ["--output", tmp_path / "report", "--runs", tmp_path / "runs"]
+    run([suite, "--report-only", "--evidence", str(folder), *map(str, where)])
+    printed = capsys.readouterr().out.splitlines()
+    table = [line for line in printed if line.startswith("|")]
+    assert len(table) > 3
+    page = (ROOT / "docs" / "results.md").read_text().splitlines()
+    assert [line for line in table if line not in page] == []
+
+
+def test_no_path_of_a_machine_is_kept():
+    texts = [path.read_text() for folder in FOLDERS for path in folder.rglob("*") if path.is_file()]
+    assert not [line for text in texts for line in text.splitlines() if ": /" in line]
