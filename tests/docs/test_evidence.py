@@ -1,4 +1,4 @@
-"""The figures that docs/evidence holds: the report is made from them, and docs/results.md has it."""
+"""What docs/evidence holds: reports are made from it, and docs/results.md has their tables."""
 
 from pathlib import Path
 
