@@ -8,14 +8,15 @@ squared correlation; for maps of one width), and what the best 1 x 1 convolution
 
     python benchmarks/explained.py --teacher output/NAME/runs/teacher output/NAME/runs/pkd-seed1 ...
 
-Takes folders of finished trainings and prints a Markdown table.
+Takes folders of finished trainings of detectors, with their weights, and prints a Markdown table.
 """
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from tabulate import tabulate
 from torch import Tensor, nn
@@ -23,8 +24,9 @@ from torch import Tensor, nn
 from dpk_det import load_config
 from dpk_det.architectures import build, plain_architecture
 from dpk_det.checkpoint.loading import load_weights
-from dpk_det.distill import Level
+from dpk_det.distill import Distiller, Features, Level
 from dpk_det.pairing.levels import pair_levels
+from dpk_det.pairing.teacher import Teacher
 
 RIDGE = 1e-6
 """Times the mean variance, on the diagonal: a dead channel must not make the fit singular."""
@@ -66,7 +68,7 @@ class Moments:
         return correlation.square()[alive].mean().item(), linear
 
 
-def load(folder: Path) -> tuple[nn.Module, object]:
+def load(folder: Path) -> tuple[nn.Module, CfgNode]:
     """The plain network of a finished training, in eval mode, and its config."""
     cfg = plain_architecture(load_config(folder / "config.yaml", ["MODEL.DEVICE", "cpu"]))
     model = build(cfg)
@@ -76,17 +78,18 @@ def load(folder: Path) -> tuple[nn.Module, object]:
 
 @torch.no_grad()
 def measure(
-    student: nn.Module, teacher: nn.Module, levels: Iterable[Level], batches: Iterable[list[dict]]
+    student: Callable[[list[dict]], Features],
+    teacher: Callable[[list[dict]], Features],
+    levels: list[Level],
+    batches: Iterable[list[dict]],
 ) -> dict[str, tuple[float | None, float]]:
-    """Name of the student's level to what :meth:`Moments.explained` says."""
-    moments = {level: Moments() for level in levels}
+    """Name of the student's level to what :meth:`Moments.explained` says; padding is left out."""
+    eyes, moments = Distiller(levels), {level: Moments() for level in levels}
     for batch in batches:
-        maps = [x.backbone(x.preprocess_image(batch).tensor) for x in (student, teacher)]
-        for level, sums in moments.items():
-            s, t = maps[0][level.student], maps[1][level.teacher]
-            size = min(s.shape[2], t.shape[2]), min(s.shape[3], t.shape[3])
-            s, t = (x[..., : size[0], : size[1]].movedim(1, -1).flatten(0, 2) for x in (s, t))
-            sums.add(s, t)
+        for pair in eyes.pairs(student(batch), teacher(batch)):
+            own, other = (x.movedim(1, -1) for x in (pair.student, pair.teacher))
+            cells = torch.ones(own.shape[:-1], dtype=bool) if pair.cells is None else pair.cells
+            moments[pair.level].add(own[cells], other[cells])
     return {x.student: sums.explained(x.student_channels) for x, sums in moments.items()}
 
 
@@ -98,13 +101,18 @@ def main() -> None:
     parser.add_argument("students", type=Path, nargs="+", metavar="FOLDER")
     parser.add_argument("--teacher", type=Path, required=True, metavar="FOLDER")
     args = parser.parse_args()
-    other, _ = load(args.teacher)
+    other, other_cfg = load(args.teacher)
     rows = []
     for folder in args.students:
         own, cfg = load(folder)
         loader = build_detection_test_loader(cfg, cfg.DATASETS.TEST[0])
         levels = pair_levels(own.backbone.output_shape(), other.backbone.output_shape(), [])
-        found = measure(own, other, levels, loader)
+        # as a teacher looks: images normalised its own way, in its own channel order
+        eyes = [
+            Teacher(model, its.INPUT.FORMAT, cfg.INPUT.FORMAT)
+            for model, its in ((own, cfg), (other, other_cfg))
+        ]
+        found = measure(*eyes, levels, loader)
         shown = ("" if x is None else f"{x:.2f}" for pair in found.values() for x in pair)
         rows.append([folder.name, *shown])
     heads = [f"{level}, {what}" for level in found for what in ("as it is", "linear")]

@@ -59,8 +59,9 @@ class Evidence:
             _copy(run.folder / run.results_file, kept.folder / run.results_file)
             if kept.figures != run.figures:
                 say(
-                    f"{run.name}: {describe(run)}, but {kept.folder} has {describe(kept)}: the "
-                    "students that are kept learnt from another one"
+                    f"{run.name}: {describe(run)}, but {kept.folder} has {describe(kept)}, which "
+                    "stays: remove that folder, and those of the students that learnt from it, to "
+                    "keep the new figures"
                 )
 
 

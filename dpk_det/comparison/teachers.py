@@ -18,15 +18,15 @@ from dpk_det.comparison.command import add_machine_arguments
 from dpk_det.comparison.equal_time import apart, longer
 from dpk_det.comparison.interrupts import Interrupts
 from dpk_det.comparison.jobs import make_slots
-from dpk_det.comparison.metric_names import metric_names
 from dpk_det.comparison.plan import plan
 from dpk_det.comparison.runs import train_all
 from dpk_det.comparison.suite import Suite, read_suite
 from dpk_det.comparison.suite_configs import check_evaluations, load_configs
+from dpk_det.comparison.tuning.trials import diverged
 from dpk_det.engine.ends import exit_on_user_error
 from dpk_det.engine.start_gap import start_gap
 from dpk_det.engine.step_time import step_times
-from dpk_det.errors import UserError
+from dpk_det.errors import UserError, find
 from dpk_det.files import write_whole
 
 RANKING = "teachers"
@@ -73,7 +73,7 @@ def rank_teachers(
     Every method with a teacher is a candidate. Successive halving (Jamieson and Talwalkar, AISTATS
     2016): all candidates have a short training with a whole schedule; the better half has one of
     twice the steps, and so on until one is left, or the suite's own steps are reached. A trial that
-    is done is not made again.
+    is done is not made again. One that diverges counts as the worst.
 
     Args:
         suite: with a baseline that learns from none of the teachers. output: folder.
@@ -86,7 +86,8 @@ def rank_teachers(
 
     Raises:
         UserError: for a mistake in the suite, before any training; when fewer than two candidates
-            are there, or two methods learn from one teacher; when a training failed.
+            are there, or two methods learn from one teacher; when a training failed for another
+            reason than that it diverged.
         Stopped: when a signal came.
     """
     chosen = _candidates(suite, only)
@@ -107,8 +108,9 @@ def rank_teachers(
         candidate.cost = median(map(truediv, taken[name], taken[suite.baseline]))
         candidate.gap = mean(gaps[name].values())
     left = [*chosen.values()]
+    train = partial(train_all, slots=slots, say=say, interrupts=interrupts)
     while len(left) > 1 and share <= 1:
-        _try(suite, output, left, seed, share, configs, partial(train_all, slots=slots, say=say))
+        _try(suite, output, left, seed, share, configs, train)
         left = sorted(left, key=lambda x: x.rank, reverse=True)[: (len(left) + 1) // 2]
         share *= 2
     return sorted(chosen.values(), key=lambda x: x.rank, reverse=True)
@@ -116,10 +118,7 @@ def rank_teachers(
 
 def _candidates(suite: Suite, only: Sequence[str]) -> dict[str, Candidate]:
     for name in only:
-        if name not in suite.methods:
-            raise UserError(
-                f"{suite.path} has no method {name}: it has {', '.join(suite.methods)}."
-            )
+        find(suite.methods, name, f"method in {suite.path}")
     learners = {
         name: method
         for name, method in suite.methods.items()
@@ -153,25 +152,24 @@ def _try(
 ) -> None:
     """Train the student once under each candidate, for a share of its steps."""
     methods = {suite.baseline: suite.methods[suite.baseline]}
-    names, steps = {}, {}
+    names = {}
     for x in candidates:
         opts = longer(configs[x.method], share)
-        steps[x.method] = opts["SOLVER.MAX_ITER"] = max(opts["SOLVER.MAX_ITER"], 1)
-        name = names[x.method] = f"{x.method}-{steps[x.method]}-steps"
-        method = suite.methods[x.method]
+        opts["SOLVER.MAX_ITER"] = steps = max(opts["SOLVER.MAX_ITER"], 1)
+        method, name = suite.methods[x.method], f"{x.method}-{steps}-steps"
         methods[name] = msgspec.structs.replace(method, name=name, opts={**method.opts, **opts})
+        names[name] = (x, steps)
     tried = msgspec.structs.replace(suite, methods=methods)
-    todo = plan(tried, output / "runs", [seed], only=[*names.values()])
-    train(todo.runs)
-    for x in candidates:
-        figures = todo.methods[names[x.method]][seed].figures
-        if suite.metric not in figures and suite.metric not in (
-            metric_names(configs[x.method]) or ()
-        ):
-            raise UserError(
-                f"{names[x.method]} was not evaluated by {suite.metric}: correct metric."
-            )
-        x.trials[steps[x.method]] = figures.get(suite.metric)
+    todo = plan(tried, output / "runs", [seed], only=names)
+    students = {name: todo.methods[name][seed] for name in names}
+    try:
+        train([*todo.teachers.values(), *students.values()])
+    except UserError:
+        if not all(run.results is not None or diverged(run) for run in students.values()):
+            raise
+    for name, (x, steps) in names.items():
+        run = students[name]
+        x.trials[steps] = None if run.results is None else run.figures.get(suite.metric)
 
 
 # ------------------------------------------------------------------ what is said

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpk_det.distill import Level
+from dpk_det.distill import Features, Level
 
 
 @pytest.fixture
@@ -38,14 +38,16 @@ def test_dead_channels_and_other_widths_do_no_harm(maps):
     assert linear == pytest.approx(measured(student, teacher)[1], abs=1e-4)
 
 
-def test_a_student_explains_itself_whole():
-    class Network(torch.nn.Module):
-        def preprocess_image(self, batch):
-            return type("Images", (), {"tensor": torch.stack(batch)})
+def test_padding_is_left_out():
+    level, sums = Level("p2", "p2", 4, 3, 3), explained.Moments()
 
-        def backbone(self, images):
-            return {"p2": images[..., :5]}
+    def as_features(maps):
+        return Features({"p2": maps}, {"p2": 4}, [(16, 24), (16, 12)])  # the second is padded
 
-    batches = [torch.randn(2, 3, 4, 6).unbind() for _ in range(5)]
-    found = explained.measure(Network(), Network(), [Level("p2", "p2", 4, 3, 3)], batches)
-    assert found["p2"] == pytest.approx((1, 1), abs=1e-4)
+    pairs = [(x, x + torch.randn(2, 3, 4, 6) + 1) for x in torch.randn(5, 2, 3, 4, 6)]
+    own, other = (iter([as_features(pair[i]) for pair in pairs]) for i in (0, 1))
+    for maps in pairs:
+        for real in (lambda x: x[0], lambda x: x[1, :, :, :3]):
+            sums.add(*(real(x).flatten(1).T for x in maps))
+    found = explained.measure(lambda batch: next(own), lambda batch: next(other), [level], pairs)
+    assert found["p2"] == pytest.approx(sums.explained(3), abs=1e-6)

@@ -79,7 +79,7 @@ class Trainings:
             watch = _Watch(self.interrupts, run, self.metric, steps, report)
             train_all([run], [slot], self.say, interrupts=watch)
         except UserError:
-            if not _diverged(run, written):
+            if not diverged(run, written):
                 raise
             self.say(f"{name}: it diverged, which counts as the worst")
             return None
@@ -97,7 +97,7 @@ def _log_size(run: Run) -> int:
     return run.log.stat().st_size if run.log.is_file() else 0
 
 
-def _diverged(run: Run, written: int) -> bool:
+def diverged(run: Run, written: int = 0) -> bool:
     """Whether the log says so, after as many bytes that were written before."""
     log = run.log.read_bytes() if run.log.is_file() else b""
     return f"\nerror: {DIVERGED}".encode() in b"\n" + log[written:]
