@@ -9,12 +9,9 @@ import yaml
 
 from dpk_det.comparison.interrupts import Interrupts
 from dpk_det.comparison.jobs import make_slots
-from dpk_det.comparison.run import Run
 from dpk_det.comparison.suite import read_suite
-from dpk_det.comparison.suite_configs import load_as_is
 from dpk_det.comparison.teachers import Candidate, foretold, rank_teachers, ranking_table, run
 from dpk_det.engine.signals import Stopped
-from dpk_det.engine.start_gap import start_gap
 from dpk_det.errors import UserError
 
 
@@ -88,15 +85,6 @@ def test_a_signal_ends_the_trials(write, tmp_path):
         rank_teachers(
             read_suite(write()), tmp_path, make_slots(1), share=0.25, say=say, interrupts=interrupts
         )
-
-
-def test_a_student_that_is_its_teacher_has_no_gap(tiny):
-    names = ("DISTILL.TEACHER.CONFIG_FILE", "DISTILL.TEACHER.WEIGHTS", "MODEL.WEIGHTS")
-    values = (str(tiny.teacher), str(tiny.weights), str(tiny.weights))
-    opts = [text for pair in zip(names, values, strict=True) for text in pair]
-    cfg = load_as_is(Run("twin", str(tiny.teacher), tiny.teacher.parent, tuple(opts)))
-    found = start_gap(cfg, batches=2)
-    assert found and max(found.values()) == pytest.approx(0, abs=1e-3)
 
 
 def test_two_methods_under_one_teacher_are_told_apart_by_only(write, tmp_path):

@@ -1,0 +1,18 @@
+"""The gap before training: none where student and teacher are one, some where they are not."""
+
+import pytest
+
+from dpk_det.engine.start_gap import start_gap
+
+
+def test_a_student_that_is_its_teacher_has_no_gap(tiny):
+    learns_from = ["DISTILL.TEACHER.CONFIG_FILE", tiny.teacher]
+    learns_from += ["DISTILL.TEACHER.WEIGHTS", tiny.weights]
+    found = start_gap(tiny.cfg("teacher", *learns_from, "MODEL.WEIGHTS", tiny.weights), batches=2)
+    assert found and max(found.values()) == pytest.approx(0, abs=1e-3)
+
+
+def test_another_student_has_a_gap_on_each_level(tiny):
+    found = start_gap(tiny.cfg("dpk"), batches=2)
+    assert list(found) == ["p2", "p3", "p4"] and min(found.values()) > 0.05
+    assert found == start_gap(tiny.cfg("dpk"), batches=2)
