@@ -38,6 +38,7 @@ TWINS = {
         "configs/bccd_small/plain.yaml",
         "configs/bccd_small/inherit.yaml",
     ],
+    "configs/cards/dpk.yaml": ["configs/cards/plain.yaml", "configs/cards/inherit.yaml"],
     "configs/shapes/dpk.yaml": ["configs/shapes/plain.yaml", "configs/shapes/inherit.yaml"],
 }
 CLASSIFIERS = ROOT / "configs" / "classification"

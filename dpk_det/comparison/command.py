@@ -108,9 +108,10 @@ def compare(
     check_evaluations(todo, configs, trains, say)
     failed: list[str] = []
 
-    def report() -> str:
+    def report(last: bool = False) -> str:
         if evidence:
-            evidence.keep(todo.runs, output, say)
+            # what it says is true of every report, and said with one
+            evidence.keep(todo.runs, output, say if last else lambda line: None)
         return write_report(todo, configs, output, command, failed)
 
     def try_to_report() -> None:
@@ -134,7 +135,7 @@ def compare(
     else:
         for run in todo.runs:
             check_config(run, any_machine=True, say=say)
-    table = report()
+    table = report(last=True)
     if not table:
         raise UserError(f"There is nothing to report: no training of {todo.suite.path} is done.")
     return table

@@ -35,6 +35,12 @@ KEYS: dict[str, tuple[Any, str]] = {
         "for each class, or `name: [path, part]` of CIFAR's archive, unpacked or not, where part "
         "is train or test.",
     ),
+    "DATALOADER.RANDOM_SUBSET_RATIO": (
+        1.0,
+        "Share of the training images that are used if DATALOADER.SAMPLER_TRAIN is "
+        "RandomSubsetTrainingSampler. SEED decides which. Detectron2 0.6 has the sampler without "
+        "the key.",
+    ),
     "INPUT.IMAGES.SIZE": (224, "Side in pixels of the images that a classifier is given."),
     "INPUT.IMAGES.IN_MEMORY": (
         False,

@@ -43,6 +43,7 @@ KINDS: dict[str, Any] = {
     "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_*": Count,
     "DATALOADER.NUM_WORKERS": Few,
     "DATALOADER.REPEAT_THRESHOLD": NotNegative,
+    "DATALOADER.RANDOM_SUBSET_RATIO": Annotated[float, Meta(gt=0, le=1)],
     "INPUT.MIN_SIZE_TRAIN": Sizes,  # 0: images are not resized
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": Literal["choice", "range"],
     "INPUT.MAX_SIZE_*": Annotated[int, Meta(ge=LEAST, le=MOST)],

@@ -5,14 +5,20 @@ from functools import lru_cache
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data.samplers import InferenceSampler, TrainingSampler
+from detectron2.data.samplers import InferenceSampler
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from torchvision.transforms import v2
 
 from dpk_det.data.image_sets import Place, find_place, read_images
 from dpk_det.data.loader_workers import leave_signals_to_parent
-from dpk_det.data.train_loader import TrainLoader, as_it_is, images_per_process, loader_seed
+from dpk_det.data.train_loader import (
+    TrainLoader,
+    as_it_is,
+    choose_sampler,
+    images_per_process,
+    loader_seed,
+)
 from dpk_det.errors import UserError
 from dpk_det.pairing.batches import flip_channels
 
@@ -88,8 +94,8 @@ def build_image_train_loader(cfg: CfgNode) -> TrainLoader:
     ``INPUT.IMAGES`` describes them.
 
     Raises:
-        UserError: when ``SOLVER.IMS_PER_BATCH`` cannot be shared by the processes, or data are not
-            named or not found.
+        UserError: when ``SOLVER.IMS_PER_BATCH`` cannot be shared by the processes, data are not
+            named or not found, or ``DATALOADER``'s sampler is unknown or leaves no image.
     """
     batch_size = images_per_process(cfg)
     if not cfg.DATASETS.TRAIN:
@@ -97,7 +103,7 @@ def build_image_train_loader(cfg: CfgNode) -> TrainLoader:
     dataset = _dataset(cfg, cfg.DATASETS.TRAIN, trains=True)
     return TrainLoader(
         dataset,
-        lambda seed: TrainingSampler(len(dataset), seed=seed),
+        choose_sampler(cfg, dataset),
         loader_seed(cfg),
         batch_size,
         num_workers=_num_workers(cfg),

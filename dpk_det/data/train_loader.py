@@ -25,6 +25,7 @@ from detectron2.data.samplers import (
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from dpk_det.architectures import classifies
 from dpk_det.data.loader_workers import leave_signals_to_parent
 from dpk_det.errors import UserError
 from dpk_det.random_state import seeded
@@ -171,7 +172,7 @@ def build_detection_train_loader(cfg: CfgNode, mapper: Callable | None = None) -
 
     Raises:
         UserError: when the processes cannot share ``SOLVER.IMS_PER_BATCH``, or
-            ``DATALOADER.SAMPLER_TRAIN`` is unknown.
+            ``DATALOADER``'s sampler is unknown or leaves no image.
     """
     batch_size = images_per_process(cfg)
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
@@ -181,7 +182,7 @@ def build_detection_train_loader(cfg: CfgNode, mapper: Callable | None = None) -
         min_keypoints=keypoints,
         proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
     )
-    make_sampler = _choose_sampler(cfg, records)
+    make_sampler = choose_sampler(cfg, records)
     groups = _aspect_groups(records) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None
     if isinstance(records, list):
         records = DatasetFromList(records, copy=False)
@@ -195,24 +196,42 @@ def build_detection_train_loader(cfg: CfgNode, mapper: Callable | None = None) -
     )
 
 
-def _choose_sampler(cfg: CfgNode, records: Sequence[dict]) -> Callable[[int], Any]:
+def choose_sampler(cfg: CfgNode, records: Sequence[Any]) -> Callable[[int], Any]:
+    """What makes the sampler that ``DATALOADER.SAMPLER_TRAIN`` names from a seed.
+
+    Args:
+        records: what it chooses from. RepeatFactorTrainingSampler needs Detectron2's dicts.
+
+    Raises:
+        UserError: the name is unknown, or the sampler cannot be had of these records.
+    """
     node, num = cfg.DATALOADER, len(records)
     logging.getLogger("dpk_det").info("Using training sampler %s", node.SAMPLER_TRAIN)
     if node.SAMPLER_TRAIN == "TrainingSampler":
         return lambda seed: TrainingSampler(num, seed=seed)
-    ratio = node.get("RANDOM_SUBSET_RATIO")  # Detectron2 0.6 has no such key
-    if node.SAMPLER_TRAIN == "RandomSubsetTrainingSampler" and ratio:
-        return lambda seed: RandomSubsetTrainingSampler(
-            num, ratio, seed_shuffle=seed, seed_subset=seed + 1
-        )
-    if node.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
+    if node.SAMPLER_TRAIN == "RandomSubsetTrainingSampler":
+        return _subset_sampler(num, node.RANDOM_SUBSET_RATIO)
+    if node.SAMPLER_TRAIN == "RepeatFactorTrainingSampler" and not classifies(cfg):
         factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
             records, node.REPEAT_THRESHOLD
         )
         return lambda seed: RepeatFactorTrainingSampler(factors, seed=seed)
+    others = "" if classifies(cfg) else "RepeatFactorTrainingSampler, "
     raise UserError(
-        f"DATALOADER.SAMPLER_TRAIN is {node.SAMPLER_TRAIN}: choose TrainingSampler, "
-        "RepeatFactorTrainingSampler or RandomSubsetTrainingSampler."
+        f"DATALOADER.SAMPLER_TRAIN is {node.SAMPLER_TRAIN}: choose TrainingSampler, {others}or "
+        "RandomSubsetTrainingSampler."
+    )
+
+
+def _subset_sampler(num: int, ratio: float) -> Callable[[int], Any]:
+    if not (0 < ratio <= 1 and int(num * ratio)):
+        raise UserError(
+            f"DATALOADER.RANDOM_SUBSET_RATIO is {ratio}: of {num} images that must leave one at "
+            "least, and at most all; choose a share up to 1."
+        )
+    # the seeds are those of Detectron2's own loader
+    return lambda seed: RandomSubsetTrainingSampler(
+        num, ratio, seed_shuffle=seed, seed_subset=seed + 1
     )
 
 

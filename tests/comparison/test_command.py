@@ -4,6 +4,7 @@ import json
 import os
 import runpy
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,6 +130,22 @@ def test_a_comparison_is_trained_reported_and_not_repeated(suite, tmp_path, comm
     assert status == 0
     assert printed.count("done before") == 3 and "started" not in printed
     assert (output / "report.md").read_text() == report
+
+
+def test_figures_that_differ_from_those_kept_are_told_once(suite, tmp_path, command_line):
+    kept = tmp_path / "kept"
+    argv = (suite(seeds=[2]), "--workers", "2", "--evidence", kept, "--output")
+    command_line(*argv, tmp_path / "before")
+    for path in (kept / "plain-seed2", kept / "dpk-seed2"):
+        shutil.rmtree(path)
+    figures = kept / "big" / "results.json"
+    content = json.loads(figures.read_text())
+    content["results"]["bbox"]["AP"] = 99.0
+    figures.write_text(json.dumps(content))
+    status, printed, error = command_line(*argv, tmp_path / "after")
+    assert status == 0, error
+    assert "(3 of 3 done)" in printed
+    assert printed.count("remove that folder, and those of the students") == 1
 
 
 ATTENTION = """

@@ -99,6 +99,25 @@ def test_the_seed_decides_and_other_draws_do_not_interfere(tiny_images, more):
 
 
 @pytest.mark.parametrize("more", [[], DISK])
+def test_a_share_of_the_images_is_seen(tiny_images, more):
+    sampler = ["DATALOADER.SAMPLER_TRAIN", "RandomSubsetTrainingSampler"]
+    cfg = tiny_images.cfg("plain", *PLAIN, *more, *sampler, "DATALOADER.RANDOM_SUBSET_RATIO", 0.5)
+    first, again = (
+        torch.cat([batch["labels"] for batch in take(cfg, 15, seed=1)]).view(8, 15)
+        for _ in range(2)
+    )
+    assert torch.equal(first, again)
+    assert len({tuple(epoch.sort().values.tolist()) for epoch in first}) == 1
+    assert len({tuple(epoch.tolist()) for epoch in first}) == 8
+
+
+def test_a_sampler_that_reads_boxes_is_refused(tiny_images):
+    cfg = tiny_images.cfg("plain", "DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler")
+    with pytest.raises(UserError, match="choose TrainingSampler, or RandomSubset"):
+        build_image_train_loader(cfg)
+
+
+@pytest.mark.parametrize("more", [[], DISK])
 def test_batches_begin_at_any_step(tiny_images, more):
     cfg = tiny_images.cfg("plain", *more)
     assert_same(take(cfg, 2, step=3), take(cfg, 5)[3:])  # four steps go through all images

@@ -28,7 +28,7 @@ def take(cfg, num, step=0, **more):
 
 def subset(cfg, ratio):
     cfg.DATALOADER.SAMPLER_TRAIN = "RandomSubsetTrainingSampler"
-    cfg.DATALOADER.RANDOM_SUBSET_RATIO = ratio  # Detectron2 0.6 has no such key
+    cfg.DATALOADER.RANDOM_SUBSET_RATIO = ratio
     return cfg
 
 
@@ -138,6 +138,23 @@ def test_an_unknown_sampler(tiny):
     cfg.DATALOADER.SAMPLER_TRAIN = "TrainSampler"  # as code may do, that no config's check has seen
     with pytest.raises(UserError, match="SAMPLER_TRAIN is TrainSampler: choose TrainingSampler"):
         build_detection_train_loader(cfg)
+
+
+@pytest.mark.parametrize("ratio", [0.13, 0.5, 1.0])
+def test_a_share_of_the_images_is_seen_and_the_seed_decides_which(tiny, ratio):
+    first, again, other = (
+        take(subset(tiny.cfg("plain", *STILL, *NO_GROUPS, "SEED", seed), ratio), 16)
+        for seed in (1, 1, 3)
+    )
+    assert names(first) == names(again)
+    seen, others = ({x for batch in names(some) for x in batch} for some in (first, other))
+    assert len(seen) == len(others) == int(ratio * 8)
+    assert (seen == others) == (ratio == 1.0)
+
+
+def test_a_share_that_leaves_no_image(tiny):
+    with pytest.raises(UserError, match=r"RANDOM_SUBSET_RATIO is 0\.1: of 8 images"):
+        build_detection_train_loader(subset(tiny.cfg("plain"), 0.1))
 
 
 def test_images_without_a_size_are_looked_at(tiny, monkeypatch):
