@@ -17,7 +17,10 @@ setup(
     description="Distil big object detectors into small ones with Dynamic Prior Knowledge",
     author="The dpk_det authors",
     license="Apache-2.0",
-    packages=find_packages(include=("dpk_det*",)),
+    packages=[*find_packages(include=("dpk_det*",)), "dpk_det.configs"],
+    package_dir={"dpk_det.configs": "configs"},
+    package_data={"dpk_det.configs": ["**/*.yaml"]},
+    entry_points={"console_scripts": ["dpk-det = dpk_det.cli:main"]},
     python_requires=">=3.10,<3.13",
     install_requires=[
         "torch>=2.11,<2.16",

@@ -24,6 +24,7 @@ FLOORS = [
     {"data", "modeling"},
     {"engine"},
     {"comparison", "deploy"},
+    {"cli"},
     {""},  # dpk_det/__init__.py, the public face
 ]
 # rooms whose files are usable where Detectron2 is absent -> all that they may import besides

@@ -108,10 +108,9 @@ def compare(
     check_evaluations(todo, configs, trains, say)
     failed: list[str] = []
 
-    def report(last: bool = False) -> str:
+    def report(say: Callable[[str], None] = lambda line: None) -> str:
         if evidence:
-            # what it says is true of every report, and said with one
-            evidence.keep(todo.runs, output, say if last else lambda line: None)
+            evidence.keep(todo.runs, output, say)
         return write_report(todo, configs, output, command, failed)
 
     def try_to_report() -> None:
@@ -135,7 +134,7 @@ def compare(
     else:
         for run in todo.runs:
             check_config(run, any_machine=True, say=say)
-    table = report(last=True)
+    table = report(say)
     if not table:
         raise UserError(f"There is nothing to report: no training of {todo.suite.path} is done.")
     return table
@@ -158,7 +157,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     given = sys.argv[1:] if argv is None else argv
     # as it is to be called to train what is reported
-    command = ["python", "tools/compare.py", *(x for x in given if x != "--report-only")]
+    called = "dpk-det compare" if sys.argv[0].startswith("dpk-det") else "python tools/compare.py"
+    command = [*called.split(), *(x for x in given if x != "--report-only")]
     with exit_on_user_error(), Interrupts().taken() as interrupts:
         suite = read_suite(args.suite)
         output = args.output or Path("output") / args.suite.stem

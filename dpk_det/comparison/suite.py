@@ -13,6 +13,7 @@ import msgspec
 from dpk_det.comparison.opts import check_opts
 from dpk_det.comparison.tuning.space import Tune, read_tune
 from dpk_det.config.imports import import_modules
+from dpk_det.config.shipped import find_config
 from dpk_det.config.strict_yaml import read_yaml
 from dpk_det.errors import UserError, find
 
@@ -120,6 +121,7 @@ def read_suite(path: Path) -> Suite:
         UserError: when there is no such file, it is no YAML, or something in it has the wrong name
             or type, naming file and key.
     """
+    path = Path(find_config(str(path)))
     if not os.path.isfile(path):
         raise UserError(
             f"There is no suite {path}: give a path to one, such as configs/compare/demo.yaml."

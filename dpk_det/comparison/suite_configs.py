@@ -16,6 +16,7 @@ from dpk_det.comparison.run import Run
 from dpk_det.comparison.suite import Method, Teacher
 from dpk_det.config.loading import load_config
 from dpk_det.config.methods import method_arguments
+from dpk_det.config.shipped import find_config
 from dpk_det.config.values import flatten
 from dpk_det.data import register_image_datasets, register_json_datasets
 from dpk_det.distill import Level, build_distiller
@@ -47,7 +48,7 @@ def load_configs(todo: Plan, trains: bool) -> dict[str, CfgNode]:
         is_teacher = name in todo.teachers
         entry = (suite.teachers if is_teacher else suite.methods)[name]
         where = f"{'teachers' if is_teacher else 'methods'}.{name} of {suite.path}"
-        if not os.path.isfile(os.path.expanduser(entry.config)):
+        if not os.path.isfile(find_config(entry.config)):
             raise UserError(
                 f"The config {entry.config!r} of {where} is no file below {Path.cwd()}: correct it."
             )

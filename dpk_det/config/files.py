@@ -27,7 +27,7 @@ def read_config_file(path: str) -> dict[str, Any]:
             itself; as :func:`~dpk_det.config.strict_yaml.read_yaml` does.
     """
     try:
-        content = _Reader.load_yaml_with_base(os.path.expanduser(path))
+        content = _Reader.load_yaml_with_base(path)
     except UserError:
         raise
     except AssertionError as e:  # "Cannot inherit key 'MODEL' from base!"

@@ -11,6 +11,7 @@ from detectron2.config import get_cfg
 from dpk_det.config.files import read_config_file
 from dpk_det.config.imports import add_keys, import_modules
 from dpk_det.config.keys import GONE, add_dpk_config
+from dpk_det.config.shipped import find_config
 from dpk_det.config.values import check_values, flatten
 from dpk_det.errors import REFUSALS, UserError, nearest
 
@@ -22,17 +23,19 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
     ``IMPORTS`` are imported first.
 
     Args:
-        config_file: a path, with Detectron2's ``_BASE_`` chains.
+        config_file: a path, with Detectron2's ``_BASE_`` chains; of ``configs/`` the project's own
+            files, wherever one is.
         opts: ``[KEY, VALUE, KEY, VALUE, ...]`` as they stand on the command line.
 
     Raises:
         UserError: when the file is absent, no YAML or holds code, a key is unknown (naming the
             nearest one), or a value has the wrong type or cannot be meant.
     """
-    if config_file and not Path(config_file).expanduser().is_file():
+    path = find_config(config_file)
+    if config_file and not Path(path).is_file():
         raise UserError(f"There is no config file {config_file}: give --config-file a path to one.")
     check_pairs(opts)
-    content = _without_gone(read_config_file(config_file)) if config_file else {}
+    content = _without_gone(read_config_file(path)) if config_file else {}
     overrides = list(zip(opts[::2], opts[1::2], strict=True))
     imports = _imports(content, overrides)
     modules = import_modules(imports)

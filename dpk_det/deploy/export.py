@@ -1,5 +1,6 @@
 """From a training's checkpoint to a file of the plain student: weights, TorchScript or ONNX."""
 
+import argparse
 import contextlib
 import io
 import os
@@ -16,6 +17,7 @@ from dpk_det.checkpoint.loading import load_weights_strictly
 from dpk_det.config.loading import load_config
 from dpk_det.deploy.plain_config import describe_plain_config
 from dpk_det.deploy.tracing import Written, onnx, torchscript
+from dpk_det.engine.ends import exit_on_user_error
 from dpk_det.engine.results import count_parameters
 from dpk_det.errors import UserError
 from dpk_det.files import whole_file
@@ -93,3 +95,24 @@ def _weights(model: nn.Module, cfg: CfgNode, output: str) -> Written:
 
 
 _WRITERS = {".pth": _weights, ".safetensors": _weights, ".ts": torchscript, ".onnx": onnx}
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; ``sys.argv`` when none is given."""
+    parser = argparse.ArgumentParser(
+        description="Write the plain student alone: its weights, TorchScript or ONNX, by the "
+        "suffix of the output.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config-file", required=True, help="config of the training")
+    parser.add_argument("weights", help="checkpoint of the training")
+    parser.add_argument("output", help="file to write: *.pth, *.safetensors, *.ts or *.onnx")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="further KEY VALUE overrides")
+    return parser.parse_args(argv)
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    args = parse_args(argv)
+    with exit_on_user_error():
+        print(export_student(args.config_file, args.weights, args.output, args.opts))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dpk_det.architectures import build, plain_architecture
 from dpk_det.checkpoint.loading import load_weights_strictly
 from dpk_det.config.loading import check_pairs, load_config
+from dpk_det.config.shipped import find_config
 from dpk_det.distill import Features
 from dpk_det.errors import UserError, find, mistakes
 from dpk_det.pairing.batches import Batch, flip_channels, image_sizes
@@ -156,7 +157,7 @@ def load_teacher_config(config_file: str, opts: Sequence[Any] = ()) -> CfgNode |
             "DISTILL.TEACHER.CONFIG_FILE is empty: give it a path or a model zoo name "
             f"such as {ZOO_EXAMPLE}."
         )
-    path = os.path.expanduser(config_file)
+    path = find_config(config_file)
     if not os.path.isfile(path):  # which takes any text, too long a one and ~nobody/x too
         try:
             path = _model_zoo().get_config_file(config_file)
@@ -200,7 +201,7 @@ def find_teacher_weights(config_file: str, weights: str, teacher_cfg: CfgNode | 
     """
     if weights:
         return weights
-    if not os.path.isfile(os.path.expanduser(config_file)):
+    if not os.path.isfile(find_config(config_file)):
         try:
             return _model_zoo().get_checkpoint_url(config_file)
         except RuntimeError as e:

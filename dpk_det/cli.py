@@ -1,0 +1,45 @@
+"""``dpk-det``: every command of the project by one name, so that none needs a clone."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "train": ("dpk_det.engine.train", "train a teacher, or a student with or without one"),
+    "check": ("dpk_det.engine.train", "see whether a training would run to its end"),
+    "compare": ("dpk_det.comparison.command", "train what a suite names, and report"),
+    "tune": ("dpk_det.comparison.tuning.command", "find good values of a suite's keys"),
+    "teachers": ("dpk_det.comparison.teachers", "rank the teachers of a suite"),
+    "predict": ("dpk_det.deploy.predict", "draw what a trained detector finds in images"),
+    "export": ("dpk_det.deploy.export", "write the plain student: weights, TorchScript or ONNX"),
+}
+"""Name -> module whose ``run`` it calls, and what it is for."""
+
+_READ_A_CONFIG = ("train", "check", "predict", "export")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run ``dpk-det COMMAND ...``; ``sys.argv`` when no arguments are given.
+
+    The commands' own options are those of the scripts in ``tools/``. Where a command takes
+    ``--config-file``, the file may stand first without it: ``dpk-det train my/student.yaml``.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="dpk-det",
+        description="Distil big object detectors into small ones.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="commands:\n"
+        + "\n".join(f"  {name:10}{what}" for name, (_, what) in COMMANDS.items())
+        + "\n\nEach has its own options: dpk-det COMMAND --help.",
+    )
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="see below")
+    command = parser.parse_args(argv[:1]).command
+    rest = argv[1:]
+    if command in _READ_A_CONFIG and rest and rest[0].endswith((".yaml", ".yml")):
+        rest.insert(0, "--config-file")
+    if command == "check":
+        rest.insert(0, "--check")
+    sys.argv[0] = f"dpk-det {command}"  # which the commands' own help shows
+    import_module(COMMANDS[command][0]).run(rest)
