@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 COMMANDS = {
+    "init": ("dpk_det.project.command", "write the files of a comparison from photos"),
     "train": ("dpk_det.engine.train", "train a teacher, or a student with or without one"),
     "check": ("dpk_det.engine.train", "see whether a training would run to its end"),
     "compare": ("dpk_det.comparison.command", "train what a suite names, and report"),

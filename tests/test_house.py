@@ -23,7 +23,7 @@ FLOORS = [
     {"pairing"},
     {"data", "modeling"},
     {"engine"},
-    {"comparison", "deploy"},
+    {"comparison", "deploy", "project"},
     {"cli"},
     {""},  # dpk_det/__init__.py, the public face
 ]

@@ -12,6 +12,7 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 
+from dpk_det.config.shipped import find_config
 from dpk_det.config.strict_yaml import read_yaml
 from dpk_det.errors import UserError
 
@@ -50,6 +51,8 @@ class _Reader(CfgNode):
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
         path = os.path.abspath(filename)
+        if cls._above and not os.path.exists(path):
+            path = filename = _find_named(path, cls._above[-1])
         if path in cls._above:
             raise UserError(f"The config {filename} is a _BASE_ of itself: take it out there.")
         trusted = Path(path).is_relative_to(_MODEL_ZOO)
@@ -60,6 +63,19 @@ class _Reader(CfgNode):
             return super().load_yaml_with_base(filename, allow_unsafe=trusted)
         finally:
             cls._above.pop()
+
+
+def _find_named(path: str, above: str) -> str:
+    """A ``_BASE_`` that is no file beside the one above: a config of this project's or the zoo's.
+
+    Args:
+        path: that Detectron2 has made of it, below the folder of the file above.
+    """
+    name = os.path.relpath(path, os.path.dirname(above))
+    for found in (find_config(name), _MODEL_ZOO / name):
+        if os.path.isfile(found):
+            return os.path.abspath(found)
+    return path
 
 
 def _check_names(content: Any, filename: str) -> None:

@@ -80,7 +80,7 @@ def check_teachers_classes(cfg: CfgNode) -> None:
         UserError: when a class of the teacher has another number, or none has the same name.
     """
     names = (class_names(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
-    own, told = next(filter(None, names), None), _teachers_classes(cfg)
+    own, told = next(filter(None, names), None), teacher_classes(_teacher_config(cfg))
     if own is None or told is None or len(own) != len(told[1]):
         return
     name, classes = told
@@ -114,10 +114,12 @@ def _strange(own: Sequence[str], other: Sequence[str]) -> str:
     return next(f"number {i} is {a!r} and {b!r}" for i, (a, b) in enumerate(pairs) if a != b)
 
 
-def _teachers_classes(cfg: CfgNode) -> tuple[str, list[str]] | None:
-    """Name of a dataset of the teacher's, and its classes."""
-    node = cfg.DISTILL.TEACHER
-    teacher = load_teacher_config(node.CONFIG_FILE, node.OPTS)
+def _teacher_config(cfg: CfgNode) -> CfgNode | DictConfig:
+    return load_teacher_config(cfg.DISTILL.TEACHER.CONFIG_FILE, cfg.DISTILL.TEACHER.OPTS)
+
+
+def teacher_classes(teacher: CfgNode | DictConfig) -> tuple[str, list[str]] | None:
+    """Name of the first dataset in a teacher's config whose classes are known, and these."""
     if isinstance(teacher, DictConfig):
         keys = (f"dataloader.{split}.dataset.names" for split in ("train", "test"))
         names, files, images = [OmegaConf.select(teacher, key) for key in keys], {}, {}

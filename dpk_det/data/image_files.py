@@ -132,6 +132,19 @@ def find_problem(
     return ""
 
 
+def image_size(path: str) -> tuple[int, int]:
+    """Width and height in pixels of an image as Detectron2 reads it, turned as its EXIF tag says.
+
+    Raises:
+        UserError: it cannot be read as an image.
+    """
+    if problem := find_problem(ImageFile(path), decode=False):
+        raise UserError(problem)
+    with Image.open(path) as image:
+        width, height = image.size
+        return (height, width) if _orientation(image) in _TURNED else (width, height)
+
+
 def _orientation(image: Image.Image) -> int | None:
     # to look for what may stand at the end of a PNG, all of it would be decoded
     if image.format == "PNG" and not {"exif", "Raw profile type exif"} & image.info.keys():

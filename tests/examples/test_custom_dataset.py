@@ -4,7 +4,6 @@ import json
 import re
 import runpy
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -107,88 +106,6 @@ def test_boxes_are_those_that_were_drawn(voc, convert):
         photo = cv2.imread(str(voc / "JPEGImages" / image["file_name"]))
         assert np.abs(photo.astype(int) - pixels).mean() < 10  # JPEG
     assert total > 12
-
-
-XML = """<annotation><filename>a.jpg</filename>
-<size><width>40</width><height>30</height><depth>3</depth></size>
-<object><name>cat</name>{flags}
-<bndbox><xmin>{0}</xmin><ymin>{1}</ymin><xmax>{2}</xmax><ymax>{3}</ymax></bndbox></object>
-</annotation>"""
-
-
-@pytest.fixture
-def xml(tmp_path):
-    """``xml(1, 1, 40, 30)`` writes one file with that box, and returns its folder."""
-
-    def write(*box, flags="", change=("", "")):
-        (tmp_path / "xml").mkdir(exist_ok=True)
-        (tmp_path / "xml" / "a.xml").write_text(XML.format(*box, flags=flags).replace(*change))
-        return tmp_path / "xml"
-
-    return write
-
-
-@pytest.mark.parametrize(
-    ("corners", "box"),
-    [
-        ((1, 1, 40, 30), [0, 0, 40, 30]),  # the whole image
-        ((5, 6, 5, 6), [4, 5, 1, 1]),  # one pixel
-        ((0, 0, 50, 50), [0, 0, 40, 30]),  # beyond the image
-        ((2.5, 3, 10.5, 8), [1.5, 2, 9, 6]),
-    ],
-)
-def test_corners_count_pixels_from_one(xml, convert, corners, box):
-    (found,) = convert(xml(*corners), "--classes", "dog", "cat")["annotations"]
-    assert found["bbox"] == box and found["category_id"] == 2
-
-
-@pytest.mark.parametrize(
-    ("flags", "options", "crowd"),
-    [
-        ("", [], 0),
-        ("<difficult>0</difficult><truncated>1</truncated>", [], 0),
-        ("<difficult>1</difficult>", [], 1),
-        ("<difficult>1</difficult>", ["--keep-difficult"], 0),
-    ],
-)
-def test_difficult_objects_are_crowds(xml, convert, flags, options, crowd):
-    (found,) = convert(xml(1, 1, 9, 9, flags=flags), "--classes", "cat", *options)["annotations"]
-    assert found["iscrowd"] == crowd
-
-
-@pytest.mark.parametrize(
-    ("box", "change", "message"),
-    [
-        ((9, 1, 8, 9), ("", ""), "box of a cat that is empty"),
-        ((50, 1, 60, 9), ("", ""), "box of a cat that is empty"),
-        ((1, 1, 9, 9), ("<name>cat", "<name>cow"), "has the class 'cow': add it to --classes"),
-        ((1, 1, 9, 9), ("<width>40", "<width>0"), "gives a size of 0 x 30"),
-        ((1, 1, 9, "x"), ("", ""), "has 'x' as bndbox/ymax"),
-        ((1, 1, 9, 9), ("<filename>a.jpg</filename>", ""), "has no filename in its annotation"),
-        ((1, 1, 9, 9), ("</annotation>", ""), "cannot be read"),
-    ],
-)
-def test_a_bad_file_is_named(xml, convert, capsys, box, change, message):
-    with pytest.raises(SystemExit) as stop:
-        convert(xml(*box, change=change), "--classes", "cat")
-    assert stop.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ") and "a.xml" in line and message in line
-
-
-def test_an_empty_folder_and_a_split_that_is_absent_are_told(tmp_path, convert, capsys):
-    for argv in ([], ["--split", tmp_path / "gone.txt"]):
-        with pytest.raises(SystemExit):
-            convert(tmp_path, "--classes", "cat", *argv)
-    first, second = capsys.readouterr().err.splitlines()
-    assert "no XML files" in first and "gone.txt" in second
-
-
-def test_it_needs_nothing_but_python(xml, tmp_path):
-    script = [EXAMPLE / "voc_to_coco.py", xml(1, 1, 9, 9), tmp_path / "o.json", "--classes", "cat"]
-    command = [sys.executable, "-I", "-S", *script]  # -S: no installed packages
-    subprocess.run([str(x) for x in command], check=True)
-    assert (tmp_path / "o.json").exists()
 
 
 # ------------------------------------------------------------------ the README's commands

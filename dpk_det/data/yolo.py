@@ -1,0 +1,154 @@
+"""YOLO's text files, found by a ``data.yaml``, as the content of a COCO JSON file.
+
+A line is ``class x y width height``: the number of the class, and the box's middle and size as
+shares of the image's width and height. A line of more numbers is ``class x y x y ...``, a polygon,
+whose box is taken.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dpk_det.config.strict_yaml import read_yaml
+from dpk_det.data.image_files import image_size
+from dpk_det.errors import UserError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+class Yolo(NamedTuple):
+    """What a ``data.yaml`` says.
+
+    Attributes:
+        path: of the file. root: folder where its paths start. classes: names, in the order of
+            their numbers.
+        splits: name of a split, "train", "val" or "test", to the paths that it names.
+    """
+
+    path: Path
+    root: Path
+    classes: list[str]
+    splits: dict[str, list[str]]
+
+
+def read_data_yaml(path: Path) -> Yolo:
+    """Read a ``data.yaml``.
+
+    Raises:
+        UserError: it cannot be read, or names no classes or no images to train on.
+    """
+    content = read_yaml(path, "data.yaml")
+    names = content.get("names") if isinstance(content, dict) else None
+    if isinstance(names, dict) and [*names] == [*range(len(names))]:
+        names = [*names.values()]
+    if not isinstance(names, list) or not names or not all(isinstance(x, str) for x in names):
+        raise UserError(
+            f"{path} has no list of classes under 'names': write 'names: [cat, dog]', or numbers "
+            "from 0 with a name each."
+        )
+    splits = {}
+    for split in ("train", "val", "test"):
+        value = content.get(split)
+        value = [value] if isinstance(value, str) else value
+        if isinstance(value, list) and value and all(isinstance(x, str) for x in value):
+            splits[split] = value
+    if "train" not in splits:
+        raise UserError(f"{path} names no images under 'train': write a folder or a list of files.")
+    root = path.parent / os.path.expanduser(str(content.get("path") or ""))
+    if not root.is_dir():  # relative to the working directory, as older files have it
+        root = Path(str(content.get("path")))
+    return Yolo(path, root, names, splits)
+
+
+def yolo_to_coco(yolo: Yolo, split: str) -> tuple[dict[str, Any], Path]:
+    """Convert a split.
+
+    Returns:
+        images, annotations and categories, as COCO's JSON has them (category ids count the classes
+        from 1), and the folder that ``file_name`` starts from.
+
+    Raises:
+        UserError: there are no images, or one or its text file cannot be read, or a line is none.
+    """
+    files = list(_images(yolo, split))
+    if not files:
+        raise UserError(f"{yolo.path} names no images under {split!r}: correct the paths there.")
+    folder = Path(os.path.commonpath([file.parent for file in files]))
+    images, annotations = [], []
+    for image_id, file in enumerate(files, 1):
+        width, height = image_size(str(file))
+        name = str(file.relative_to(folder))
+        images.append({"id": image_id, "file_name": name, "width": width, "height": height})
+        for class_, box in _boxes(_labels(file), len(yolo.classes)):
+            x, y, w, h = _within(box, width, height)
+            if w > 0 and h > 0:
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": image_id,
+                        "category_id": class_ + 1,
+                        "bbox": [x, y, w, h],
+                        "area": w * h,
+                        "iscrowd": 0,
+                    }
+                )
+    categories = [{"id": i, "name": name} for i, name in enumerate(yolo.classes, 1)]
+    return {"images": images, "annotations": annotations, "categories": categories}, folder
+
+
+def _images(yolo: Yolo, split: str) -> Iterator[Path]:
+    for name in yolo.splits[split]:
+        path = yolo.root / name
+        if not path.exists() and name.startswith("../"):  # as one annotation service writes them
+            path = yolo.root / name.removeprefix("../")
+        if path.is_dir():
+            yield from sorted(x for x in path.rglob("*") if x.suffix.lower() in SUFFIXES)
+        elif path.suffix == ".txt" and path.is_file():
+            lines = path.read_text().split("\n")
+            yield from (yolo.root / line.strip() for line in lines if line.strip())
+        else:
+            raise UserError(
+                f"{yolo.path} names {name} under {split!r}, which is neither a folder nor a list "
+                f"of files below {yolo.root}: correct it."
+            )
+
+
+def _labels(image: Path) -> Path:
+    """Beside the images' folder, as YOLO has it: ``images/a/b.jpg`` has ``labels/a/b.txt``."""
+    parts = list(image.parts)
+    for i in reversed(range(len(parts) - 1)):
+        if parts[i] == "images":
+            parts[i] = "labels"
+            return Path(*parts).with_suffix(".txt")
+    return image.with_suffix(".txt")
+
+
+def _boxes(file: Path, num_classes: int) -> Iterator[tuple[int, Sequence[float]]]:
+    """Class and corners x0, y0, x1, y1 of each line, as shares of the image."""
+    if not file.is_file():  # an image without an object
+        return
+    for number, line in enumerate(file.read_text().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            class_, *values = (float(x) for x in line.split())
+        except ValueError:
+            class_, values = -1, []
+        polygon = len(values) >= 6 and len(values) % 2 == 0
+        if class_ not in range(num_classes) or not (len(values) == 4 or polygon):
+            raise UserError(
+                f"{file}, line {number}, is {line[:80]!r}: write a class from 0 to "
+                f"{num_classes - 1}, then x, y, width and height, or the points of a polygon."
+            )
+        if polygon:
+            xs, ys = values[::2], values[1::2]
+            yield int(class_), (min(xs), min(ys), max(xs), max(ys))
+        else:
+            x, y, w, h = values
+            yield int(class_), (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
+
+
+def _within(box: Sequence[float], width: int, height: int) -> tuple[float, float, float, float]:
+    x0, y0, x1, y1 = (min(max(value, 0.0), 1.0) for value in box)
+    return x0 * width, y0 * height, (x1 - x0) * width, (y1 - y0) * height

@@ -1,0 +1,1 @@
+"""``dpk-det init``: from photos and a teacher to the files of a comparison."""

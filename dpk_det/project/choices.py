@@ -1,0 +1,104 @@
+"""Sizes and schedules that suit the data, each with its reason."""
+
+from dataclasses import dataclass
+
+from dpk_det.project.measures import Measures
+
+COCO_IMAGES, COCO_EPOCHS = 118_000, 12
+SHORT, LONG = 800, 1333
+"""Detectron2's sizes for COCO: pixels of a photo's shorter side, and of its longer one at most."""
+
+_ENLARGE = 2.0  # beyond that there is nothing more to see
+_LARGE = 96  # pixels: to COCO an object of that size is large
+_LEAST_SHORT = 320
+_STEP = 32  # the coarsest stride of usual detectors
+_IMAGES_OF_A_GPU = 4
+_MOST_IMAGES = 16  # of a step, as Detectron2's schedules
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the configs get.
+
+    Attributes:
+        short, shorts, long: of the resized photos in pixels: shorter side in evaluation, those in
+            training, and the longer side at most.
+        small_anchors: whether anchors have to be half as large as usual.
+        images: of a step. rate: learning rate for these, over the architecture's usual one for 16.
+        epochs, steps, warmup: of the schedule.
+        detections: most detections of an image.
+        reasons: of some of these, a sentence each, by name.
+    """
+
+    short: int
+    shorts: list[int]
+    long: int
+    small_anchors: bool
+    images: int
+    rate: float
+    epochs: int
+    steps: int
+    warmup: int
+    detections: int
+    reasons: dict[str, str]
+
+
+def choose(data: Measures, gpus: int) -> Choices:
+    """Choose sizes and a schedule.
+
+    Args:
+        data: to train on. gpus: that train together; 0: the CPU does.
+    """
+    short, why_short = _choose_short(data)
+    long = max(round(short * LONG / SHORT), _whole(short * data.aspect))
+    scale = short / data.short
+    small = data.sizes[0] * scale < 16
+    images = min(_MOST_IMAGES, _IMAGES_OF_A_GPU * max(gpus, 1))
+    # between as many epochs and as many steps, whatever the number of photos
+    epochs = round(COCO_EPOCHS * max(1.0, COCO_IMAGES / data.num_images) ** 0.35)
+    steps = max(round(epochs * data.num_images / images), 300)
+    reasons = {
+        "short": why_short,
+        "anchors": f"5 % of the objects are smaller than {data.sizes[0] * scale:.0f} pixels then, "
+        "so anchors are half as large as usual",
+        "images": f"{_IMAGES_OF_A_GPU} for each of {gpus} GPUs, at most {_MOST_IMAGES}"
+        if gpus
+        else "what a CPU can bear",
+        "rate": f"the usual rate is for 16 images; for {images} it is {images}/16 of that",
+        "steps": f"{epochs} epochs of {data.num_images:,} photos; COCO's {COCO_IMAGES:,} have "
+        f"{COCO_EPOCHS}, and fewer photos need more",
+    }
+    return Choices(
+        short=short,
+        shorts=sorted({_whole(short * share) for share in (0.8, 0.84, 0.88, 0.92, 0.96, 1.0)}),
+        long=long,
+        small_anchors=small,
+        images=images,
+        rate=images / 16,
+        epochs=epochs,
+        steps=steps,
+        warmup=min(1000, max(steps // 10, 1)),
+        detections=max(100, data.crowded),
+        reasons=reasons,
+    )
+
+
+def _choose_short(data: Measures) -> tuple[int, str]:
+    usual = min(SHORT / data.short, _ENLARGE)
+    quarter = data.sizes[1]
+    if quarter * usual <= _LARGE:
+        short = _whole(data.short * usual)
+        why = "as for COCO" if short == SHORT else f"{data.short} in the photos, enlarged by 2"
+        return short, f"{why}; a quarter of the objects is below {quarter:.0f} pixels in the photos"
+    short = min(
+        max(_whole(data.short * _LARGE / quarter), _LEAST_SHORT), _whole(data.short * usual)
+    )
+    return short, (
+        f"three quarters of the objects are still {quarter * short / data.short:.0f} pixels large "
+        "or more, so more would cost time and show nothing new"
+    )
+
+
+def _whole(pixels: float) -> int:
+    """To a multiple of the coarsest stride."""
+    return max(round(pixels / _STEP), 1) * _STEP

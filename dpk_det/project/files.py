@@ -1,0 +1,201 @@
+"""The files that ``init`` writes: short, and commented with the reason of each choice."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dpk_det.architectures import distilling_names
+from dpk_det.data.model_classes import class_count_key
+from dpk_det.project.choices import Choices
+from dpk_det.project.measures import Measures
+from dpk_det.project.networks import Keys, TeacherChoice, base_from
+from dpk_det.project.presets import EVIDENCE, Preset
+
+
+@dataclass(frozen=True)
+class Project:
+    """All that the files say.
+
+    Attributes:
+        folder: of the files. data, choices: of the photos. splits: "train" and "val" to paths of
+            annotations and photos.
+        teacher, student: the networks; of the student the name and the keys that make it.
+        preset: how it learns. seeds: of the comparison.
+    """
+
+    folder: Path
+    data: Measures
+    choices: Choices
+    splits: dict[str, tuple[str, str]]
+    teacher: TeacherChoice
+    student: tuple[str, Keys]
+    preset: Preset
+    seeds: int
+
+    @property
+    def name(self) -> str:
+        """Of the folder; names of datasets and outputs begin with it."""
+        return self.folder.resolve().name
+
+    @property
+    def teacher_config(self) -> str:
+        """What ``DISTILL.TEACHER.CONFIG_FILE`` says."""
+        return self.teacher.base if self.teacher.teaches else str(self.folder / "teacher.yaml")
+
+
+def write_files(project: Project) -> dict[str, str]:
+    """Return the content of each file by its name."""
+    files = {"data.yaml": _data(project)}
+    if not project.teacher.teaches:
+        files["teacher.yaml"] = _teacher(project)
+    files["plain.yaml"] = _plain(project)
+    files["distilled.yaml"] = _distilled(project)
+    files["suite.yaml"] = _suite(project)
+    return files
+
+
+def _data(project: Project) -> str:
+    data, choices, cfg = project.data, project.choices, project.teacher.cfg
+    why = choices.reasons
+    rate = round(cfg.SOLVER.BASE_LR * choices.images / cfg.SOLVER.IMS_PER_BATCH, 6)
+    json = "".join(
+        f"    {project.name}_{split}: {_flow(list(paths))}\n"
+        for split, paths in project.splits.items()
+    )
+    anchors = ""
+    if choices.small_anchors:
+        sizes = [[round(x / 2, 3) for x in level] for level in cfg.MODEL.ANCHOR_GENERATOR.SIZES]
+        anchors = f"  ANCHOR_GENERATOR:\n    SIZES: {_flow(sizes)} # {why['anchors']}\n"
+    masks = ""
+    if cfg.MODEL.MASK_ON and not data.masks:
+        masks = "  MASK_ON: False # not all objects have a mask\n"
+    shown = ", ".join(data.classes[:6]) + ", ..." * (len(data.classes) > 6)
+    crowded = ""
+    if choices.detections > cfg.TEST.DETECTIONS_PER_IMAGE:
+        crowded = (
+            f"TEST:\n  DETECTIONS_PER_IMAGE: {choices.detections} # there are photos of so many\n"
+        )
+    return f"""\
+# {data.num_images:,} photos with {data.num_objects:,} objects. Teacher and students read this file.
+DATASETS:
+  JSON: # name: [annotations, folder of photos]; paths start at the working directory
+{json}  TRAIN: ["{project.name}_train"]
+  TEST: ["{project.name}_val"]
+MODEL:
+  {class_count_key(cfg)}:
+    NUM_CLASSES: {len(data.classes)} # {shown}
+{masks}{anchors}INPUT: # shorter and longer side of the resized photos in pixels
+  MIN_SIZE_TRAIN: {_flow(choices.shorts)}
+  MIN_SIZE_TEST: {choices.short} # {why["short"]}
+  MAX_SIZE_TRAIN: {choices.long}
+  MAX_SIZE_TEST: {choices.long}
+SOLVER:
+  IMS_PER_BATCH: {choices.images} # {why["images"]}
+  BASE_LR: {rate} # {why["rate"]}
+  MAX_ITER: {choices.steps} # {why["steps"]}
+  LR_SCHEDULER_NAME: "WarmupCosineLR" # needs no steps to be chosen
+  WARMUP_ITERS: {choices.warmup}
+  CHECKPOINT_PERIOD: {max(choices.steps // 10, 1)}
+{crowded}VERSION: 2
+"""
+
+
+def _teacher(project: Project) -> str:
+    teacher = project.teacher
+    keys = teacher.keys or {"MODEL": {"WEIGHTS": teacher.weights}}
+    why = (
+        "# It starts with these weights, and learns your classes, which are others.\n"
+        if teacher.weights
+        else ""
+    )
+    return f"""\
+# The teacher. It is trained first.
+{why}{_bases(project)}{_block(keys)}OUTPUT_DIR: "output/{project.name}/teacher"
+"""
+
+
+def _plain(project: Project) -> str:
+    name, keys = project.student
+    plain = project.teacher.cfg.MODEL.META_ARCHITECTURE
+    keys = {**keys, "MODEL": {"META_ARCHITECTURE": plain, **keys["MODEL"]}}
+    return f"""\
+# The student alone: the teacher's detector, with {name} in place of its network.
+{_bases(project)}{_block(keys)}OUTPUT_DIR: "output/{project.name}/plain"
+"""
+
+
+def _distilled(project: Project) -> str:
+    plain = project.teacher.cfg.MODEL.META_ARCHITECTURE
+    distilling = next(name for name, of in distilling_names().items() if of == plain)
+    weights = ""
+    if project.teacher.teaches and project.teacher.is_file:
+        weights = f"    WEIGHTS: {_flow(project.teacher.weights)}\n"
+    inherit = "  INHERIT: True # start with the teacher's neck and heads\n"
+    return f"""\
+# The student under the teacher, by {project.preset.title}: {project.preset.reason}.
+# What it gained elsewhere: {EVIDENCE}
+_BASE_: "plain.yaml"
+MODEL:
+  META_ARCHITECTURE: "{distilling}"
+DISTILL:
+  TEACHER:
+    CONFIG_FILE: "{project.teacher_config}"
+{weights}{inherit * project.preset.inherits}{_indent(project.preset.keys)}\
+OUTPUT_DIR: "output/{project.name}/distilled"
+"""
+
+
+def _suite(project: Project) -> str:
+    folder, teacher = project.folder, project.teacher
+    given = ""
+    if teacher.teaches:
+        given = f", weights: {_flow(teacher.weights if teacher.is_file else '')}"
+    inherit, baseline = "", ""
+    if project.preset.inherits:
+        baseline = ", baseline: inherit"
+        inherit = (
+            f"""  inherit: {{title: "inherits the teacher's heads", config: {folder}/plain.yaml, """
+            "teacher: teacher, opts: {DISTILL.INHERIT: True}}\n"
+        )
+    return f"""\
+# Compare them with `dpk-det compare {folder}/suite.yaml`; it goes on where it was stopped.
+title: "{project.name}"
+seeds: {_flow(list(range(1, project.seeds + 1)))} # one alone says little
+equal_time: True # also train each student without a teacher for as long as the dearest method takes
+teachers:
+  teacher: {{config: {project.teacher_config}{given}}}
+baseline: plain
+methods:
+  plain: {{title: "plain student", config: {folder}/plain.yaml}}
+{inherit}  distilled: {{title: "{project.preset.title}", config: {folder}/distilled.yaml, \
+teacher: teacher{baseline}}}
+"""
+
+
+def _bases(project: Project) -> str:
+    return f"_BASE_: {_flow([base_from(project.teacher, project.folder), 'data.yaml'])}\n"
+
+
+def _block(keys: Keys) -> str:
+    return yaml.safe_dump(keys, default_flow_style=None, sort_keys=False, width=1000)
+
+
+def _flow(value: Any) -> str:
+    return (
+        yaml.safe_dump(
+            value, default_flow_style=True, width=10_000, default_style='"' * _quoted(value)
+        )
+        .removesuffix("...\n")
+        .strip()
+    )
+
+
+def _quoted(value: Any) -> bool:
+    """Whether it consists of texts, which are put in quotes."""
+    return isinstance(value, str) or (isinstance(value, list) and _quoted(next(iter(value), 0)))
+
+
+def _indent(text: str) -> str:
+    return "".join(f"  {line}\n" for line in text.splitlines())
