@@ -19,7 +19,7 @@ from dpk_det.comparison.plan import Plan, plan
 from dpk_det.comparison.report_files import REPORT, write_report
 from dpk_det.comparison.run import Run
 from dpk_det.comparison.runs import train_all
-from dpk_det.comparison.suite import read_suite
+from dpk_det.comparison.suite import read_suite, suite_name
 from dpk_det.comparison.suite_configs import check_evaluations, load_configs
 from dpk_det.engine.ends import exit_on_user_error
 from dpk_det.engine.signals import Stopped
@@ -161,7 +161,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     command = [*called.split(), *(x for x in given if x != "--report-only")]
     with exit_on_user_error(), Interrupts().taken() as interrupts:
         suite = read_suite(args.suite)
-        output = args.output or Path("output") / args.suite.stem
+        output = args.output or Path("output") / suite_name(args.suite)
         slots = None if args.report_only else make_slots(args.workers, args.threads, args.gpus)
         say = partial(print, flush=True)  # one may be watching a file
         evidence = Evidence(args.evidence) if args.evidence else None

@@ -152,6 +152,11 @@ def read_suite(path: Path) -> Suite:
     return _with_default_baselines(suite)
 
 
+def suite_name(path: Path) -> str:
+    """The name of a suite's outputs: of its file, or of the folder that holds a ``suite.yaml``."""
+    return path.resolve().parent.name if path.stem == "suite" else path.stem
+
+
 def check_seeds(seeds: Sequence[int], where: str) -> tuple[int, ...]:
     """Seeds as a tuple.
 

@@ -20,7 +20,7 @@ from dpk_det.comparison.interrupts import Interrupts
 from dpk_det.comparison.jobs import make_slots
 from dpk_det.comparison.plan import plan
 from dpk_det.comparison.runs import train_all
-from dpk_det.comparison.suite import Suite, read_suite
+from dpk_det.comparison.suite import Suite, read_suite, suite_name
 from dpk_det.comparison.suite_configs import check_evaluations, load_configs
 from dpk_det.comparison.tuning.trials import diverged
 from dpk_det.engine.ends import exit_on_user_error
@@ -263,7 +263,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         if not 0 < args.share <= 1:
             raise UserError(f"--share is {args.share}: write a number above 0, up to 1.")
         suite = read_suite(args.suite)
-        output = args.output or Path("output") / f"{args.suite.stem}-teachers"
+        output = args.output or Path("output") / f"{suite_name(args.suite)}-teachers"
         full = _full(args.full) if args.full else {}
         slots = make_slots(args.workers, args.threads, args.gpus)
         say = partial(print, flush=True)

@@ -85,7 +85,7 @@ def _check(name: str, cfg: CfgNode) -> None:
     plain = cfg.MODEL.META_ARCHITECTURE
     wrong = ""
     if class_count_key(cfg) in (None, "CLASSIFIER") or plain not in distilling_names().values():
-        wrong = f"is a {plain}"
+        wrong = f"is of the architecture {plain}"
     elif "fpn" not in cfg.MODEL.BACKBONE.NAME.lower():
         wrong = "has no FPN"
     elif cfg.MODEL.KEYPOINT_ON:

@@ -7,7 +7,7 @@ import yaml
 
 from dpk_det.comparison.opts import overrides
 from dpk_det.comparison.plan import plan
-from dpk_det.comparison.suite import read_suite
+from dpk_det.comparison.suite import read_suite, suite_name
 from dpk_det.comparison.suite_configs import load_configs
 from dpk_det.config.loading import load_config
 from dpk_det.errors import UserError
@@ -421,3 +421,16 @@ def test_seeds_of_the_command_line_give_no_teachers_folder(write, tmp_path):
     suite = read_suite(write(teachers={"big": PLAIN, "plain-seed7": PLAIN}))
     with pytest.raises(UserError, match="plain-seed7 of .* names both a teacher and a method"):
         plan(suite, tmp_path, [7])
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("a/b.yaml", "b"),
+        ("a/suite.yaml", "a"),
+        ("./a/../c/suite.yaml", "c"),
+        ("suites.yaml", "suites"),
+    ],
+)
+def test_outputs_are_named_after_the_file_or_after_its_folder(path, name):
+    assert suite_name(Path(path)) == name

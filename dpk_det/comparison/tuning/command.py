@@ -16,7 +16,7 @@ from dpk_det.comparison.interrupts import Interrupts
 from dpk_det.comparison.jobs import make_slots
 from dpk_det.comparison.plan import plan
 from dpk_det.comparison.runs import train_all
-from dpk_det.comparison.suite import Suite, read_suite
+from dpk_det.comparison.suite import Suite, read_suite, suite_name
 from dpk_det.comparison.suite_configs import load_configs
 from dpk_det.comparison.tuning.trials import Trainings
 from dpk_det.engine.ends import exit_on_user_error
@@ -136,7 +136,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     with exit_on_user_error(), Interrupts().taken() as interrupts:
         suite = read_suite(args.suite)
-        output = args.output or Path("output") / args.suite.stem
+        output = args.output or Path("output") / suite_name(args.suite)
         slots = make_slots(args.workers, args.threads, args.gpus)
         try:
             tables = tune(suite, output, slots, _say, interrupts)
