@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 
 from dpk_det.architectures import distils
 from dpk_det.comparison.run import Run
-from dpk_det.config.keys import GONE
+from dpk_det.config.key_table import GONE
 from dpk_det.config.loading import load_config
 from dpk_det.config.methods import comparable
 from dpk_det.engine.train import parse_args, setup

@@ -9,7 +9,6 @@ from detectron2.config import CfgNode
 
 from dpk_det.architectures import build, distilling_names, distils, plain_architecture
 from dpk_det.checkpoint.loading import load_backbone_weights
-from dpk_det.comparison.metric_names import check_metric
 from dpk_det.comparison.opts import overrides
 from dpk_det.comparison.plan import Plan
 from dpk_det.comparison.run import Run
@@ -20,6 +19,7 @@ from dpk_det.config.shipped import find_config
 from dpk_det.config.values import flatten
 from dpk_det.data import register_image_datasets, register_json_datasets
 from dpk_det.distill import Level, build_distiller
+from dpk_det.engine.metric_names import check_metric
 from dpk_det.engine.teacher_accuracy import describe_teacher, evaluation_config
 from dpk_det.engine.train import parse_args, setup
 from dpk_det.errors import UserError, nearest

@@ -7,10 +7,10 @@ from typing import Any
 from detectron2.config import CfgNode
 from scipy.stats import ttest_rel
 
-from dpk_det.comparison.metric_names import metric_names
 from dpk_det.comparison.plan import Plan
 from dpk_det.comparison.run import Run
 from dpk_det.comparison.statistics import holm, mean_interval
+from dpk_det.engine.metric_names import metric_names
 from dpk_det.engine.trainer import RESULTS
 from dpk_det.errors import find
 

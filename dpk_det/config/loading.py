@@ -10,7 +10,8 @@ from detectron2.config import get_cfg
 
 from dpk_det.config.files import read_config_file
 from dpk_det.config.imports import add_keys, import_modules
-from dpk_det.config.keys import GONE, add_dpk_config
+from dpk_det.config.key_table import GONE
+from dpk_det.config.keys import add_dpk_config
 from dpk_det.config.shipped import find_config
 from dpk_det.config.values import check_values, flatten
 from dpk_det.errors import REFUSALS, UserError, nearest

@@ -60,6 +60,7 @@ KINDS: dict[str, Any] = {
     # ------------------------------------------------------------------ training and evaluation
     "SOLVER.MAX_ITER": Count,
     "SOLVER.BASE_LR": NotNegative,
+    "SOLVER.EMA_DECAY": Annotated[float, Meta(ge=0, lt=1)],
     "SOLVER.MOMENTUM": Annotated[float, Meta(ge=0, lt=1)],
     "SOLVER.WEIGHT_DECAY": NotNegative,
     "SOLVER.WEIGHT_DECAY_NORM": NotNegative,
@@ -78,6 +79,7 @@ KINDS: dict[str, Any] = {
     "SOLVER.CLIP_GRADIENTS.NORM_TYPE": Positive,
     "TEST.EXPECTED_RESULTS": Sequence[tuple[str, str, Number, NotNegative]],
     "TEST.EVAL_PERIOD": Whole,
+    "TEST.PATIENCE": Whole,
     "TEST.KEYPOINT_OKS_SIGMAS": Sequence[Positive],
     "TEST.DETECTIONS_PER_IMAGE": Count,
     "TEST.AUG.MIN_SIZES": Counts,

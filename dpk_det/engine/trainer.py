@@ -28,6 +28,8 @@ from dpk_det.data import (
 from dpk_det.data.loader_workers import leave_signals_to_parent
 from dpk_det.data.mapper import NamingMapper
 from dpk_det.engine.augmented import test_augmented
+from dpk_det.engine.average import AVERAGE, AverageHook
+from dpk_det.engine.best import BestHook, NoMoreGain
 from dpk_det.engine.ends import no_traceback_of_mistakes
 from dpk_det.engine.evaluators import build_evaluator
 from dpk_det.engine.finite import explain, require_finite
@@ -39,9 +41,7 @@ from dpk_det.engine.resume.continuity import (
     RESULTS,
     Continuity,
     find_start,
-    load_momenta,
-    parameter_names,
-    set_schedule,
+    take_up,
 )
 from dpk_det.engine.signals import StopHook, at_once
 from dpk_det.engine.start import load_start
@@ -58,6 +58,9 @@ class DistillTrainer(DefaultTrainer):
     ``DISTILL.INHERIT`` is obeyed, the console line shows the prior, and ``results.json`` closes a
     finished run.
     """
+
+    best: BestHook | None = None
+    average: AverageHook | None = None
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__(scale_to_processes(cfg))
@@ -136,8 +139,17 @@ class DistillTrainer(DefaultTrainer):
         self.writers = [PriorPrinter(self.max_iter), *files]
         return self.writers
 
+    @property
+    def result(self) -> nn.Module:
+        """The model that is evaluated: that of the last step, or the average over the steps."""
+        return self.average.model if self.average else self.model
+
+    def _test(self) -> dict[str, Any]:
+        self._last_eval_results = self.test(self.cfg, self.result)
+        return self._last_eval_results
+
     def _test_augmented(self) -> dict[str, Any]:
-        results = test_augmented(self.cfg, self.model, self.test)
+        results = test_augmented(self.cfg, self.result, self.test)
         self._last_eval_results.update(results)
         return results
 
@@ -187,7 +199,11 @@ class DistillTrainer(DefaultTrainer):
         if comm.is_main_process():  # an earlier run's, if this one fails
             (Path(self.cfg.OUTPUT_DIR) / RESULTS).unlink(missing_ok=True)
         with no_traceback_of_mistakes():
-            results = super().train()
+            try:
+                results = super().train()
+            except NoMoreGain:
+                self.iter += 1  # as at the end of a whole training
+                results = self._last_eval_results
         if comm.is_main_process():
             self.write_results()
         return results
@@ -200,10 +216,22 @@ class DistillTrainer(DefaultTrainer):
             self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
         hooks = [x for x in super().build_hooks() if not isinstance(x, PeriodicCheckpointer)]
-        evaluation = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
-        if self.cfg.TEST.AUG.ENABLED:
-            hooks.insert(evaluation + 1, EvalHook(0, self._test_augmented))
-        hooks[evaluation:evaluation] = SaveHook(self.cfg.SOLVER.CHECKPOINT_PERIOD), StopHook()
+        place = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
+        test, solver = self.cfg.TEST, self.cfg.SOLVER
+        own = [
+            SaveHook(solver.CHECKPOINT_PERIOD),
+            StopHook(),
+            EvalHook(test.EVAL_PERIOD, self._test),
+        ]
+        if solver.EMA_DECAY:
+            self.average = AverageHook(self.model, solver.EMA_DECAY)
+            own.insert(0, self.average)
+        if test.AUG.ENABLED:
+            own.append(EvalHook(0, self._test_augmented))
+        if test.BEST_METRIC:
+            self.best = BestHook(test.EVAL_PERIOD, test.BEST_METRIC, test.PATIENCE)
+            own.append(self.best)
+        hooks[place : place + 1] = own
         self.continuity = Continuity(self.writers if comm.is_main_process() else [])
         return [*hooks, self.continuity]
 
@@ -216,6 +244,16 @@ class DistillTrainer(DefaultTrainer):
         require_finite(unwrap(self.model), self.iter + 1, self.cfg.OUTPUT_DIR)
         self.continuity.gather()
         self.checkpointer.save(name or f"model_{self.iter:07d}", iteration=self.iter)
+        if self.average:
+            self.save_weights(AVERAGE)
+
+    def save_weights(self, name: str) -> None:
+        """Save the weights of the model that is evaluated, alone.
+
+        Raises:
+            UserError: when the disk is full.
+        """
+        self.checkpointer.save_weights(name, unwrap(self.result))
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the model: the optimizer too, which 0.6 leaves out."""
@@ -227,19 +265,7 @@ class DistillTrainer(DefaultTrainer):
         Raises:
             UserError: when the checkpoint is of another training.
         """
-        self.iter = self._trainer.iter = state_dict["iteration"]
-        kept, inner = state_dict.get("hooks", {}).get("Continuity", {}), state_dict["_trainer"]
-        now = parameter_names(unwrap(self.model), self.optimizer)
-        load_momenta(self.optimizer, inner["optimizer"], kept.get("parameters", now), now)
-        set_schedule(self.scheduler, self.iter + 1)
-        scaler, saved = getattr(self._trainer, "grad_scaler", None), inner.get("grad_scaler")
-        if scaler and saved:
-            scaler.load_state_dict(saved)
-        elif scaler or saved:
-            logging.getLogger("dpk_det").info(
-                "SOLVER.AMP.ENABLED is %s and was %s before.", bool(scaler), bool(saved)
-            )
-        self.continuity.load_state_dict(kept)
+        take_up(self, state_dict, [x for x in (self.best, self.average) if x])
 
     def write_results(self) -> None:
         """Leave the figures in ``OUTPUT_DIR/results.json``, the sign that this run is done."""
@@ -249,10 +275,12 @@ class DistillTrainer(DefaultTrainer):
         write_results(
             Path(self.cfg.OUTPUT_DIR) / RESULTS,
             {
-                "iterations": self.max_iter,
+                "iterations": min(self.iter, self.max_iter),
+                "ended_early": self.iter < self.max_iter,
+                **({"best": self.best.best} if self.best else {}),
                 "parameters": count_parameters(model) - num_distiller,
                 "distiller_parameters": num_distiller,
-                "seconds_per_step": times and times.median(self.max_iter),
+                "seconds_per_step": times and times.median(self.iter),
                 "peak_memory_mb": peak_memory_mb(),
                 "resumed": self.continuity.resumed,
                 "results": getattr(self, "_last_eval_results", {}),

@@ -18,9 +18,9 @@ from detectron2.evaluation import (
 )
 from detectron2.evaluation.testing import flatten_results_dict
 
-from dpk_det.comparison.metric_names import metric_names
 from dpk_det.data import check_datasets
 from dpk_det.engine import DistillTrainer, check, evaluators
+from dpk_det.engine.metric_names import metric_names
 from dpk_det.errors import UserError
 
 PANOPTIC = ["MODEL.META_ARCHITECTURE", "PanopticFPN", "MODEL.MASK_ON", True]

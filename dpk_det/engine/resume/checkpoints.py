@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from torch import nn
 
 from dpk_det.errors import UserError
 from dpk_det.files import whole_file, write_whole
@@ -51,6 +52,16 @@ class TrainingCheckpointer(DetectionCheckpointer):
         with whole_file(path) as partial:
             _save({"model": self.model.state_dict(), **entries, **kwargs}, partial)
         self.tag_last_checkpoint(path.name)
+
+    def save_weights(self, name: str, model: nn.Module) -> None:
+        """Write a model's weights alone to ``name.pth``, which is nothing to go on from.
+
+        Raises:
+            UserError: when the disk is full.
+        """
+        if self.save_dir and self.save_to_disk:
+            with whole_file(Path(self.save_dir) / f"{name}.pth") as partial:
+                _save({"model": model.state_dict()}, partial)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the last checkpoint."""

@@ -21,16 +21,16 @@ from detectron2.engine.hooks import EvalHook, PeriodicWriter, PreciseBN
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from dpk_det import random_state
 from dpk_det.data import TrainLoader
 from dpk_det.data.train_loader import Place
+from dpk_det.engine.best import BestHook
 from dpk_det.engine.launch import first_rank_does
 from dpk_det.engine.resume.changes import influential_changes
 from dpk_det.engine.resume.checkpoints import FINAL, Checkpoint, checkpoint_files, last_checkpoint
 from dpk_det.engine.resume.metrics import go_on_after, last_written, put_back, recent
+from dpk_det.engine.resume.optimizer import load_momenta, parameter_names, set_schedule
 from dpk_det.errors import UserError
 from dpk_det.pairing.ddp import unwrap
 from dpk_det.pairing.scaling import scale_to_processes
@@ -81,11 +81,12 @@ def _look(folder: str, resume: bool) -> Checkpoint | None:
 def is_finished(cfg: CfgNode, checkpoint: Checkpoint) -> bool:
     """Whether a training has nothing left to do, its evaluation included."""
     last = scale_to_processes(cfg).SOLVER.MAX_ITER
-    if checkpoint.step != last or checkpoint.path.stem != FINAL:
+    if checkpoint.path.stem != FINAL:
         return False
     try:
         results = json.loads((Path(cfg.OUTPUT_DIR) / RESULTS).read_text())
-        return results["iterations"] == last
+        ended = checkpoint.step == last or results.get("ended_early", False)
+        return ended and results["iterations"] == checkpoint.step
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -227,50 +228,39 @@ class Continuity(HookBase):
         if trainer.start_iter == trainer.max_iter:  # killed before or while that was saved
             trainer.save_checkpoint(FINAL)
         for hook in trainer._hooks:
-            if isinstance(hook, EvalHook | PeriodicWriter):
+            if isinstance(hook, EvalHook | BestHook | PeriodicWriter):
                 hook.after_step()
 
 
-def parameter_names(model: nn.Module, optimizer: Optimizer) -> list[str]:
-    """The names of the parameters in the order in which an optimizer numbers them."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
-
-
-def load_momenta(
-    optimizer: Optimizer, saved: Mapping[str, Any], before: Sequence[str], now: Sequence[str]
-) -> None:
-    """Take each parameter's state from a checkpoint; rates and decays stay those of the optimizer.
+def take_up(trainer: Any, state: Mapping[str, Any], hooks: Sequence[HookBase] = ()) -> None:
+    """Take a checkpoint's state up into a trainer; rates, decays and schedule stay the config's.
 
     Args:
-        saved: an optimizer's ``state_dict``. before, now: the parameters' names in the order in
-            which that one and this one number them.
+        trainer: with a hook ``continuity``. state: of its ``state_dict``. hooks: of its hooks those
+            that have a state besides.
 
     Raises:
-        UserError: when the two optimise different parameters.
+        UserError: when the checkpoint is of another training.
     """
-    if sorted(before) != sorted(now):
-        strange = sorted({*before} ^ {*now})
-        raise UserError(
-            f"The checkpoint's optimizer has {len(before)} parameters but this one {len(now)} "
-            f"({', '.join(strange[:3])}): resume with the config that it was begun with, or choose "
-            "another OUTPUT_DIR."
-        )
-    place = {name: i for i, name in enumerate(now)}
-    optimizer.load_state_dict(
-        {
-            "state": {place[before[i]]: state for i, state in saved["state"].items()},
-            "param_groups": optimizer.state_dict()["param_groups"],
-        }
+    trainer.iter = trainer._trainer.iter = state["iteration"]
+    saved, inner = state.get("hooks", {}), state["_trainer"]
+    kept, now = (
+        saved.get("Continuity", {}),
+        parameter_names(unwrap(trainer.model), trainer.optimizer),
     )
-
-
-def set_schedule(scheduler: LRScheduler, step: int) -> None:
-    """Bring a scheduler, new from the config, and its optimizer's rates to a step."""
-    scheduler.last_epoch = step
-    scheduler._last_lr = scheduler.get_lr()
-    for group, rate in zip(scheduler.optimizer.param_groups, scheduler._last_lr, strict=True):
-        group["lr"] = rate
+    load_momenta(trainer.optimizer, inner["optimizer"], kept.get("parameters", now), now)
+    set_schedule(trainer.scheduler, trainer.iter + 1)
+    scaler, before = getattr(trainer._trainer, "grad_scaler", None), inner.get("grad_scaler")
+    if scaler and before:
+        scaler.load_state_dict(before)
+    elif scaler or before:
+        logging.getLogger("dpk_det").info(
+            "SOLVER.AMP.ENABLED is %s and was %s before.", bool(scaler), bool(before)
+        )
+    for hook in hooks:
+        if type(hook).__name__ in saved:
+            hook.load_state_dict(saved[type(hook).__name__])
+    trainer.continuity.load_state_dict(kept)
 
 
 def _checksum(model: nn.Module) -> int:

@@ -6,7 +6,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation.testing import flatten_results_dict
 
-from dpk_det.comparison.metric_names import check_metric, metric_names
+from dpk_det.engine.metric_names import check_metric, metric_names
 from dpk_det.errors import UserError
 
 
