@@ -14,6 +14,7 @@ import runpy
 import shlex
 import sys
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from detectron2.config import LazyConfig
 from detectron2.modeling import META_ARCH_REGISTRY
 from pip._internal.commands import create_command
 
+from dpk_det.cli import COMMANDS
 from dpk_det.comparison.plan import plan
 from dpk_det.comparison.suite import read_suite
 from dpk_det.config.loading import load_config
@@ -31,10 +33,11 @@ from dpk_det.distill import DISTILLERS
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 PAGES += sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")])
-PROGRAMS = ("python", "make", "pip", "torchrun")
+PROGRAMS = ("python", "make", "pip", "torchrun", "dpk-det")
 # names that stand for the reader's own
 STANDS_FOR = {
     "configs/compare/NAME.yaml": "configs/compare/shapes_methods.yaml",
+    "my/suite.yaml": "configs/compare/demo.yaml",  # which `dpk-det init my` would write
     "output/my_tuning/tuned.yaml": "my_tuning.yaml",
 }
 
@@ -224,6 +227,10 @@ def check_command(text, monkeypatch):
         check_make([*environment, *argv])
     elif program == "pip":
         check_pip(argv)
+    elif program == "dpk-det":
+        args = import_module(COMMANDS[argv[0]][0]).parse_args(argv[1:])
+        if hasattr(args, "suite"):
+            read_suite(args.suite)
     elif argv[0] == "-c":
         ast.parse(argv[1])
     elif argv[0] == "-m":
