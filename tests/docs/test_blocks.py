@@ -228,7 +228,8 @@ def check_command(text, monkeypatch):
     elif program == "pip":
         check_pip(argv)
     elif program == "dpk-det":
-        args = import_module(COMMANDS[argv[0]][0]).parse_args(argv[1:])
+        module = import_module(COMMANDS[argv[0]][0])
+        args = module.parse_args(argv[1:]) if len(argv) > 1 else None  # else it is but named
         if hasattr(args, "suite"):
             read_suite(args.suite)
     elif argv[0] == "-c":
