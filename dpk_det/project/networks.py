@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import timm
 from detectron2.config import CfgNode, get_cfg
 from omegaconf import DictConfig
 
@@ -109,6 +108,8 @@ def backbone_keys(name: str, weights: str, like: CfgNode) -> Keys:
     """
     if name in RESNETS:
         return _resnet(RESNETS[name], weights, like)
+    import timm
+
     if not timm.is_model(name):
         near = nearest(name, [*RESNETS, *timm.list_models()])
         hint = f"did you mean {near}?" if near else f"take one of {', '.join(RESNETS)}, or timm's."
@@ -143,6 +144,8 @@ def _resnet(depth: int, weights: str, like: CfgNode) -> Keys:
 
 
 def _timm(name: str, weights: str, like: CfgNode) -> Keys:
+    import timm
+
     about = timm.get_pretrained_cfg(name)
     if about is None:
         raise UserError(f"timm has no ImageNet weights of {name}: take another network.")

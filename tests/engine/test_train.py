@@ -249,7 +249,7 @@ def test_a_distilled_student_can_teach_without_its_own_teacher(tiny, trained, tm
 
 def test_evaluation_needs_no_training_data(tiny, trained, tmp_path, command):
     (tmp_path / "evaluate.yaml").write_text(
-        f'_BASE_: "{tiny.dpk}"\nDATASETS:\n  JSON:\n    absent: ["gone.json", "gone"]\n'
+        f'_BASE_: "{tiny.dpk}"\nDATASETS:\n  JSON:\n    gone_json: ["gone.json", "gone"]\n'
         '  TRAIN: ("absent",)\n'
     )
     opts = ("MODEL.WEIGHTS", trained / "model_final.pth", "OUTPUT_DIR", tmp_path)
