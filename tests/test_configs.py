@@ -39,6 +39,7 @@ TWINS = {
         "configs/bccd_small/inherit.yaml",
     ],
     "configs/cards/dpk.yaml": ["configs/cards/plain.yaml", "configs/cards/inherit.yaml"],
+    "configs/boards/dpk.yaml": ["configs/boards/plain.yaml", "configs/boards/inherit.yaml"],
     "configs/shapes/dpk.yaml": ["configs/shapes/plain.yaml", "configs/shapes/inherit.yaml"],
 }
 CLASSIFIERS = ROOT / "configs" / "classification"
