@@ -151,8 +151,9 @@ KEYS: dict[str, tuple[Any, str]] = {
     ),
     "DISTILL.LEVELS": (
         [],
-        'The student\'s feature maps that learn, by name (["p3", "p4"]). []: all that pair by '
-        "stride. A method's own LEVELS go before.",
+        'The student\'s feature maps that learn, by name (["p3", "p4"]), or modules by their path '
+        '("backbone.bottom_up.res4"); "OWN from OTHER" names the teacher\'s too. []: all maps of '
+        "the backbone that pair by stride. A method's own LEVELS go before.",
     ),
     "DISTILL.WARMUP_ITERS": (
         0,

@@ -4,17 +4,18 @@ from itertools import islice
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.utils.events import EventStorage
 
 from dpk_det import random_state
 from dpk_det.architectures import build, plain_architecture
-from dpk_det.distill import Distiller, Features
+from dpk_det.distill import Distiller
 from dpk_det.distill.dpk.cka import MIN_SAMPLES, cka_from_terms, hsic_terms
 from dpk_det.distill.dpk.samples import LevelView, of_tokens
 from dpk_det.engine.start import load_start
 from dpk_det.engine.trainer import DistillTrainer
-from dpk_det.pairing.batches import image_sizes
-from dpk_det.pairing.levels import pair_levels
-from dpk_det.pairing.teacher import build_teacher, feature_strides, preprocess
+from dpk_det.pairing.levels import find_modules, pair_maps
+from dpk_det.pairing.modules import look, module_path
+from dpk_det.pairing.teacher import build_teacher
 
 SEED = 1
 
@@ -37,25 +38,21 @@ def start_gap(cfg: CfgNode, batches: int = 8) -> dict[str, float]:
     Raises:
         UserError: as building student and teacher and pairing their levels do.
     """
-    with random_state.kept():
+    with random_state.kept(), EventStorage():
         torch.manual_seed(SEED)
         student, teacher = build(plain_architecture(cfg)), build_teacher(cfg)
         load_start(student, cfg)
         student.train()  # norms as in the first step
-        pairs = pair_levels(
-            student.backbone.output_shape(),
-            teacher.model.backbone.output_shape(),
-            cfg.DISTILL.LEVELS,
-        )
-        eyes, strides = Distiller(pairs), feature_strides(student.backbone)
+        layouts = find_modules(student, teacher, cfg.DISTILL.LEVELS)
+        pairs = pair_maps(student, teacher, cfg.DISTILL.LEVELS, layouts=layouts)
+        eyes = Distiller(pairs)
         terms = torch.zeros(len(pairs), 3)
         for batch in islice(DistillTrainer.build_train_loader(cfg), batches):
-            maps = student.backbone(preprocess(student, batch).tensor)
-            own = Features(maps, strides, image_sizes(batch))
+            own = look(student, batch, layouts)
             for i, pair in enumerate(eyes.pairs(own, teacher(batch))):
                 patch = max(1, cfg.DISTILL.DPK.TOKEN_STRIDE // pair.level.stride)
                 samples = of_tokens(LevelView(pair, patch))
                 if samples[-1] >= MIN_SAMPLES:
                     terms[i] += hsic_terms(*samples).float().cpu()
     gaps = (1 - cka_from_terms(terms)).tolist()
-    return {pair.student: gap for pair, gap in zip(pairs, gaps, strict=True)}
+    return {module_path(pair.student): gap for pair, gap in zip(pairs, gaps, strict=True)}

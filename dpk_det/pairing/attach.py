@@ -1,7 +1,8 @@
 """Makes a built Detectron2 model distil, by forward hooks: no line of its forward is copied."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,15 +11,17 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from dpk_det.architectures import takes_tensors
-from dpk_det.distill import Distiller, Features
+from dpk_det.distill import Distiller
 from dpk_det.distill.late import Late
 from dpk_det.distill.registry import join_losses
 from dpk_det.errors import UserError
-from dpk_det.pairing.batches import box_targets, image_labels, image_sizes
+from dpk_det.pairing.batches import box_targets, image_labels
 from dpk_det.pairing.grad_share import GradShare
 from dpk_det.pairing.heads import ComparedHeads
+from dpk_det.pairing.modules import Layout, Seen, find_layouts, module_path, module_paths
+from dpk_det.pairing.preparing import prepare_alike
 from dpk_det.pairing.schedule import Schedule, event_storage
-from dpk_det.pairing.teacher import Teacher, feature_strides, prepare_alike
+from dpk_det.pairing.teacher import Teacher
 
 
 class Distillation:
@@ -37,10 +40,12 @@ class Distillation:
         teacher: Teacher,
         distiller: Distiller,
         schedule: Schedule,
+        layouts: Mapping[str, Layout],
     ) -> None:
         self.model, self.teacher, self.distiller = model, teacher, distiller
         self.schedule = schedule
-        self._maps: dict[str, Any] | None = None
+        self._layouts = layouts
+        self._seen = Seen()
         # what the student's backbone was given, where the teacher's would be given the same
         self._images: Tensor | None = None
         self._alike = not teacher.flip_channels and prepare_alike(model, teacher.model)
@@ -59,6 +64,12 @@ class Distillation:
             model.register_forward_pre_hook(self._begin),
             model.backbone.register_forward_hook(self._see_maps),
             model.register_forward_hook(self._add_losses, with_kwargs=True),
+            *(
+                model.get_submodule(module_path(name)).register_forward_hook(
+                    partial(self._see_module, name)
+                )
+                for name in layouts
+            ),
             # after an error as well: what was seen holds the step's graph, and its memory
             model.register_forward_hook(self._forget, always_call=True),
         ]
@@ -74,7 +85,7 @@ class Distillation:
         del self.model.distiller, self.model.distillation
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_maps": None, "_images": None}  # a graph cannot be copied
+        return {**vars(self), "_seen": Seen(), "_images": None}  # a graph cannot be copied
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Distillation":
         memo |= {id(part): part for part in (self.teacher, *self.teacher.model.modules())}
@@ -89,14 +100,18 @@ class Distillation:
             self.distiller.progress = progress
 
     def _forget(self, *of_the_hook: Any) -> None:
-        self._maps = self._images = None
+        self._seen, self._images = Seen(), None
         if self._heads:
             self._heads.forget()
 
     def _see_maps(self, backbone: nn.Module, inputs: tuple, maps: dict[str, Any]) -> None:
         if self._learns():
-            self._maps = maps
+            self._seen.keep_maps(backbone, inputs, maps)
             self._images = inputs[0] if self._alike and inputs else None
+
+    def _see_module(self, name: str, *of_the_hook: Any) -> None:
+        if self._learns():
+            self._seen.keep(name, *of_the_hook)
 
     def _learns(self) -> bool:
         # without gradients a model in training mode is only being looked at, by PreciseBN say
@@ -105,21 +120,24 @@ class Distillation:
     def _add_losses(self, model: nn.Module, inputs: tuple, kwargs: dict, losses: Any) -> Any:
         if not self._learns():
             return None
-        batch, maps, images = (*inputs, *kwargs.values())[0], self._maps, self._images
-        _check_step(model, losses, maps)
+        batch, seen, images = (*inputs, *kwargs.values())[0], self._seen, self._images
+        _check_step(model, losses, seen.maps)
         storage = event_storage()
         if self.schedule.is_over(self.distiller.progress):
             return _touch(losses, self.distiller)
-        sizes = image_sizes(batch)
-        student = Features(maps, feature_strides(model.backbone), sizes)
+        student = seen.features(model, self._layouts, batch)
+        device = next(iter(seen.maps.values())).device
         # no part of the model, it did not come along if the model was moved after attaching
-        self.teacher.move(next(iter(maps.values())).device)
+        self.teacher.move(device)
         teacher = self.teacher(batch, images)
         if self._heads:
             labels = image_labels(batch)
-            student.logits, teacher.logits = self._heads.compare(teacher.maps, sizes, labels)
-        targets = box_targets(batch, next(iter(maps.values())).device)
-        distilled = self.distiller(student, teacher, targets)
+            student.logits, teacher.logits = self._heads.compare(
+                teacher.maps, student.image_sizes, labels
+            )
+        distilled = self.distiller(student, teacher, box_targets(batch, device))
+        # what modules return, not how it is read: the student's own losses come from that
+        maps = [*seen.maps.values(), *seen.outputs.values()]
         distilled = self._steer(losses, distilled, maps, storage)
         warmth = self.schedule.warmth(storage)
         if warmth < 1:
@@ -132,7 +150,7 @@ class Distillation:
         self,
         losses: Mapping[str, Tensor],
         distilled: Mapping[str, Tensor],
-        maps: Mapping[str, Tensor],
+        maps: Sequence[Tensor],
         storage: EventStorage | None,
     ) -> dict[str, Tensor]:
         share = self.distiller.grad_share
@@ -142,7 +160,7 @@ class Distillation:
             by_method[owners.get(name, share.methods[0])][name] = loss
         step = storage.iter if storage else self._step
         self._step += 1
-        by_method = share(step, losses, by_method, maps.values())
+        by_method = share(step, losses, by_method, maps)
         self.distiller.metrics = {**self.distiller.metrics, **share.metrics()}
         return {name: loss for part in by_method.values() for name, loss in part.items()}
 
@@ -187,6 +205,7 @@ def attach_distiller(
     model: nn.Module,
     teacher: Teacher,
     distiller: Distiller,
+    layouts: Mapping[str, Layout] | None = None,
     **schedule: Any,
 ) -> Distillation:
     """Make a model distil: its training forward returns the distiller's losses beside its own.
@@ -200,6 +219,7 @@ def attach_distiller(
             dicts (a classifier: one dict of tensors) and returns a dict of losses.
         teacher: from :func:`~dpk_det.pairing.teacher.build_teacher`.
         distiller: on the levels that :func:`~dpk_det.pairing.levels.pair_levels` found.
+        layouts: of the student's modules among these levels; None: they are found.
         schedule: keyword arguments of :class:`~.schedule.Schedule`: ``max_iter``, ``warmup_iters``,
             ``stop_at``, ``grad_share``, ``grad_share_every``.
 
@@ -217,7 +237,17 @@ def attach_distiller(
             f"A {type(model).__name__} cannot learn from a {type(teacher.model).__name__}, for a "
             "classifier's batches are not a detector's: choose a teacher of the student's kind."
         )
-    return Distillation(model, teacher, distiller, Schedule(**schedule))
+    parts = [x for x in distiller.modules() if isinstance(x, Distiller)]
+    pairs = [level for part in parts for level in part.levels]
+    if layouts is None:
+        layouts = find_layouts(model, _modules(model, {level.student for level in pairs}))
+    teacher.look_at(_modules(teacher.model, {x.teacher for x in pairs} - {*teacher.layouts}))
+    return Distillation(model, teacher, distiller, Schedule(**schedule), layouts)
+
+
+def _modules(model: nn.Module, names: Collection[str]) -> list[str]:
+    """Paths of the modules among maps."""
+    return module_paths(model, [module_path(name) for name in names])
 
 
 def check_format(teacher: Teacher, image_format: str | None) -> None:

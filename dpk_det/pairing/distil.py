@@ -1,6 +1,7 @@
 """Makes a model distil in one call: pairs its levels, builds the distiller, attaches it."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -10,7 +11,8 @@ from dpk_det.config.methods import method_arguments
 from dpk_det.distill import Level, build_distiller
 from dpk_det.news import tell
 from dpk_det.pairing.attach import attach_distiller, check_backbone
-from dpk_det.pairing.levels import pair_levels
+from dpk_det.pairing.levels import find_modules, pair_maps
+from dpk_det.pairing.modules import module_path
 from dpk_det.pairing.schedule import schedule_arguments
 from dpk_det.pairing.teacher import Teacher, build_teacher
 
@@ -29,7 +31,8 @@ def distil(
         teacher: from :func:`~dpk_det.pairing.teacher.load_teacher`.
         methods: name of each method to its arguments, ``{"dpk": {"weight": 12.0}, "dkd": {}}``.
             A method may name its own ``levels`` among them.
-        levels: the model's feature maps that learn, by name; none: all that pair by stride.
+        levels: the model's feature maps that learn, as :func:`~.levels.pair_levels` takes names;
+            none: all of the backbone's that pair by stride.
         schedule: as :func:`~.attach.attach_distiller` takes.
 
     Returns:
@@ -40,9 +43,16 @@ def distil(
         UserError: as pairing the levels, building the distiller and attaching it do.
     """
     check_backbone(model)
-    pairs = _pair_each(model, teacher, methods, levels)
+    own = _own_levels(methods)
+    layouts = find_modules(model, teacher, [*levels, *chain(*own.values())])
+    common = pair_maps(model, teacher, levels, layouts=layouts)
+    pairs = dict.fromkeys(methods, common) if isinstance(methods, Mapping) else {}
+    for name, names in own.items():
+        key = f"DISTILL.{name.upper()}.LEVELS"
+        pairs[name] = pair_maps(model, teacher, names, key, layouts)
+        methods = {**methods, name: {**methods[name], "levels": [x.student for x in pairs[name]]}}
     distiller = build_distiller(methods, pairs)
-    attach_distiller(model, teacher, distiller, **schedule)
+    attach_distiller(model, teacher, distiller, layouts, **schedule)
     tell(
         "%s learns by %s from a %s teacher: %s. The distiller has %s parameters.",
         type(model).__name__,
@@ -54,27 +64,22 @@ def distil(
     return model
 
 
-def _pair_each(
-    model: nn.Module, teacher: Teacher, methods: Any, levels: Sequence[str]
-) -> dict[str, list[Level]]:
-    """The pairs that each method learns from."""
-    own, other = (x.backbone.output_shape() for x in (model, teacher.model))
-    common = pair_levels(own, other, levels)
-    if not isinstance(methods, Mapping):  # said by build_distiller
+def _own_levels(methods: Any) -> dict[str, Sequence[str]]:
+    """What methods name themselves; wrong arguments are said by build_distiller."""
+    if not isinstance(methods, Mapping):
         return {}
-    pairs = dict.fromkeys(methods, common)
-    for name, arguments in methods.items():
-        if isinstance(arguments, Mapping) and arguments.get("levels"):
-            key = f"DISTILL.{name.upper()}.LEVELS"
-            pairs[name] = pair_levels(own, other, arguments["levels"], key)
-    return pairs
+    return {
+        name: arguments["levels"]
+        for name, arguments in methods.items()
+        if isinstance(arguments, Mapping) and arguments.get("levels")
+    }
 
 
 def _describe(pairs: Mapping[str, Sequence[Level]]) -> str:
     lines = {
         method: "; ".join(
-            f"{x.student} from {x.teacher} (stride {x.stride}, {x.student_channels} channels from "
-            f"{x.teacher_channels})"
+            f"{module_path(x.student)} from {module_path(x.teacher)} (stride {x.stride}, "
+            f"{x.student_channels} channels from {x.teacher_channels})"
             for x in levels
         )
         for method, levels in pairs.items()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dpk_det.distill import Logits
 from dpk_det.distill.padding import valid_cells, valid_mask
 from dpk_det.errors import UserError
-from dpk_det.pairing.teacher import feature_strides
+from dpk_det.pairing.preparing import feature_strides
 
 
 @dataclass

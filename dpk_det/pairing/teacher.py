@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, LazyConfig, instantiate
-from detectron2.structures import ImageList
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
@@ -18,7 +17,9 @@ from dpk_det.config.loading import check_pairs, load_config
 from dpk_det.config.shipped import find_config
 from dpk_det.distill import Features
 from dpk_det.errors import UserError, find, mistakes
-from dpk_det.pairing.batches import Batch, flip_channels, image_sizes
+from dpk_det.pairing.batches import Batch, flip_channels
+from dpk_det.pairing.modules import Layout, find_layouts, look
+from dpk_det.pairing.preparing import preprocess
 
 PRECISIONS = {"": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 WEIGHTS_KEY = "DISTILL.TEACHER.WEIGHTS"
@@ -41,6 +42,7 @@ class Teacher:
 
     Attributes:
         model, student_format: as given. flip_channels: whether the two orders differ.
+        layouts: the modules whose maps are looked at beside the backbone's.
 
     Raises:
         UserError: for an unknown precision.
@@ -58,11 +60,13 @@ class Teacher:
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.student_format = student_format
+        self.layouts: dict[str, Layout] = {}
         self.flip_channels = image_format != student_format
         self._dtype = find(PRECISIONS, precision, "precision (DISTILL.TEACHER.PRECISION)")
         self._layout = torch.channels_last if channels_last else torch.preserve_format
         if channels_last:
             model.backbone.to(memory_format=torch.channels_last)
+        self._compiled = compiled
         # images may have any size
         self._look = torch.compile(model.backbone, dynamic=True) if compiled else model.backbone
 
@@ -70,6 +74,24 @@ class Teacher:
         """Go to a device; one that is there already stays."""
         if next(self.model.parameters()).device != device:
             self.model.to(device)
+
+    def look_at(self, paths: Sequence[str]) -> None:
+        """Look at these modules as well, from now on.
+
+        Args:
+            paths: such as "backbone.bottom_up.res4". For one outside the backbone the whole model
+                has to run.
+
+        Raises:
+            UserError: when the backbone is compiled, and as
+                :func:`~dpk_det.pairing.modules.find_layouts` does.
+        """
+        if paths and self._compiled:
+            raise UserError(
+                f"Within a compiled teacher {paths[0]} cannot be seen: set "
+                "DISTILL.TEACHER.COMPILE to False."
+            )
+        self.layouts |= find_layouts(self.model, paths)
 
     @torch.no_grad()
     def __call__(self, batch: Batch, images: Tensor | None = None) -> Features:
@@ -81,66 +103,17 @@ class Teacher:
             images: what the teacher would make of the batch, (B, 3, H, W), if somebody has made it
                 already; see :func:`prepare_alike`.
         """
+        if self.flip_channels:
+            batch = flip_channels(batch)
         if images is None:
-            images = preprocess(
-                self.model, flip_channels(batch) if self.flip_channels else batch
-            ).tensor
+            images = preprocess(self.model, batch).tensor
         images = images.to(memory_format=self._layout)
         if self._dtype is None:
-            maps = self._look(images)
-        else:
-            with torch.autocast(images.device.type, self._dtype):
-                maps = self._look(images)
-            maps = {name: x.float() for name, x in maps.items()}  # the student's heads may be asked
-        return Features(maps, feature_strides(self.model.backbone), image_sizes(batch))
-
-
-def preprocess(model: nn.Module, batch: Batch) -> ImageList:
-    """Normalise, pad and batch images as a model does.
-
-    Detectron2's ``ProposalNetwork`` and ``SemanticSegmentor`` do so within their forward, and have
-    no ``preprocess_image`` to call; theirs is repeated here.
-
-    Args:
-        model: with ``preprocess_image``, or ``pixel_mean`` and ``pixel_std``.
-        batch: as :class:`Teacher` takes it.
-    """
-    if hasattr(model, "preprocess_image"):
-        return model.preprocess_image(batch)
-    mean, std, backbone = model.pixel_mean, model.pixel_std, model.backbone
-    images = [(x["image"].to(mean.device) - mean) / std for x in batch]
-    # Detectron2 0.6 knows no constraints but the divisor
-    more = (
-        {"padding_constraints": backbone.padding_constraints}
-        if hasattr(backbone, "padding_constraints")
-        else {}
-    )
-    return ImageList.from_tensors(images, backbone.size_divisibility, **more)
-
-
-def prepare_alike(model: nn.Module, other: nn.Module) -> bool:
-    """Whether two models make the same tensor of a batch whose channels have the order of both.
-
-    False where it is not plain to see: where they are prepared by code of different classes.
-    """
-    ways = [getattr(type(m), "preprocess_image", None) for m in (model, other)]
-    if ways[0] is None or ways[0] is not ways[1]:
-        return False
-    for name in ("pixel_mean", "pixel_std"):
-        values = [getattr(m, name, None) for m in (model, other)]
-        if any(value is None for value in values) or not torch.equal(
-            *(value.cpu() for value in values)
-        ):
-            return False
-    return all(
-        getattr(model.backbone, name, None) == getattr(other.backbone, name, None)
-        for name in ("size_divisibility", "padding_constraints")
-    )
-
-
-def feature_strides(backbone: nn.Module) -> dict[str, int]:
-    """Name to pixels a cell of the backbone's maps."""
-    return {name: spec.stride for name, spec in backbone.output_shape().items()}
+            return look(self.model, batch, self.layouts, images, self._look)
+        with torch.autocast(images.device.type, self._dtype):
+            seen = look(self.model, batch, self.layouts, images, self._look)
+        seen.maps = {name: x.float() for name, x in seen.maps.items()}  # for the student's heads
+        return seen
 
 
 def load_teacher_config(config_file: str, opts: Sequence[Any] = ()) -> CfgNode | DictConfig:
