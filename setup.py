@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "dpk_det/__init__.py").read_text(), re.M)[1]
 ONNX = ["onnx>=1.16", "onnxruntime>=1.20"]
 TUNE = ["optuna>=4"]
+TRACKERS = {"wandb": ["wandb>=0.19"], "trackio": ["trackio>=0.20"]}
 
 setup(
     name="dpk_det",
@@ -54,6 +55,18 @@ setup(
         "onnx": ONNX,
         # for tools/tune.py
         "tune": TUNE,
-        "dev": ["pytest>=8", "pytest-xdist>=3", "ruff>=0.8", *ONNX, *TUNE],
+        # for TRACKER.NAME
+        **TRACKERS,
+        "mlflow": ["mlflow>=3"],
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3",
+            "ruff>=0.8",
+            *ONNX,
+            *TUNE,
+            *TRACKERS["wandb"],
+            *TRACKERS["trackio"],
+            "mlflow-skinny>=3",  # all but the parts that serve
+        ],
     },
 )

@@ -134,6 +134,12 @@ KEYS: dict[str, tuple[Any, str]] = {
         "End the training after so many evaluations without a new best of TEST.BEST_METRIC. 0: "
         "never.",
     ),
+    "TRACKER.NAME": (
+        "",
+        'Send the curves of metrics.json to an experiment tracker as well: "wandb" (Weights & '
+        'Biases), "mlflow" or "trackio", which is installed by the same name. "": do not.',
+    ),
+    "TRACKER.PROJECT": ("dpk_det", "Project of the tracker. The run has the name of OUTPUT_DIR."),
     "SOLVER.EMA_DECAY": (
         0.0,
         "Average the weights over the steps exponentially, a <- DECAY a + (1 - DECAY) w; 0.999 is "

@@ -32,6 +32,7 @@ from dpk_det.engine.resume.continuity import find_start, is_finished
 from dpk_det.engine.signals import watched
 from dpk_det.engine.start import has_teacher, teacher_weights
 from dpk_det.engine.teacher_accuracy import evaluate_teacher
+from dpk_det.engine.tracker import check_tracker
 from dpk_det.engine.trainer import DistillTrainer
 from dpk_det.errors import UserError, find
 from dpk_det.files import no_room_ends
@@ -92,6 +93,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     check_augmented(cfg)
     if trains:
         check_best(cfg)
+        check_tracker(cfg)
     use_device(cfg)
     cfg.freeze()
     return cfg

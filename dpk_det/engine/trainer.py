@@ -45,6 +45,7 @@ from dpk_det.engine.resume.continuity import (
 )
 from dpk_det.engine.signals import StopHook, at_once
 from dpk_det.engine.start import load_start
+from dpk_det.engine.tracker import TrackerWriter
 from dpk_det.errors import UserError
 from dpk_det.files import no_room_ends
 from dpk_det.pairing.ddp import unwrap
@@ -61,6 +62,7 @@ class DistillTrainer(DefaultTrainer):
 
     best: BestHook | None = None
     average: AverageHook | None = None
+    tracker: TrackerWriter | None = None
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__(scale_to_processes(cfg))
@@ -134,10 +136,23 @@ class DistillTrainer(DefaultTrainer):
         return build_evaluator(cfg, dataset_name)
 
     def build_writers(self) -> list[EventWriter]:
-        """Detectron2's writers, of which the console's shows the prior as well."""
+        """Detectron2's writers, of which the console's shows the prior as well, and a tracker's."""
         console, *files = super().build_writers()
         self.writers = [PriorPrinter(self.max_iter), *files]
+        if self.cfg.TRACKER.NAME:
+            self.tracker = TrackerWriter(self.cfg)
+            self.writers.append(self.tracker)
         return self.writers
+
+    def before_train(self) -> None:
+        """Begin the tracker's run, then what hooks do.
+
+        Raises:
+            UserError: when the tracker does not let us.
+        """
+        if self.tracker:
+            self.tracker.open(resume=self.start_iter > 0)
+        super().before_train()
 
     @property
     def result(self) -> nn.Module:
