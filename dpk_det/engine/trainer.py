@@ -37,12 +37,7 @@ from dpk_det.engine.hooks import PriorPrinter, SaveHook
 from dpk_det.engine.machine import peak_memory_mb
 from dpk_det.engine.results import count_parameters, write_results
 from dpk_det.engine.resume.checkpoints import Checkpoint, TrainingCheckpointer
-from dpk_det.engine.resume.continuity import (
-    RESULTS,
-    Continuity,
-    find_start,
-    take_up,
-)
+from dpk_det.engine.resume.continuity import RESULTS, Continuity, find_start, take_up
 from dpk_det.engine.signals import StopHook, at_once
 from dpk_det.engine.start import load_start
 from dpk_det.engine.tracker import TrackerWriter
