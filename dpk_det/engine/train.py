@@ -58,12 +58,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--eval-teacher",
         action="store_true",
         help="evaluate the teacher of the config on DATASETS.TEST, leave its figures in "
-        "OUTPUT_DIR/teacher.json, and exit",
+        "OUTPUT_DIR/teacher.json, and exit; with --check after its report",
     )
     args = parser.parse_args(argv)
     args.check = args.check or args.check_images
-    if args.check + args.eval_only + args.eval_teacher > 1:
-        parser.error("give one of --check, --eval-only and --eval-teacher")
+    if args.eval_only and (args.check or args.eval_teacher):
+        parser.error("--eval-only goes with neither --check nor --eval-teacher")
     return args
 
 
@@ -74,7 +74,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         UserError: for an unknown key, architecture or dataset, or a missing file.
     """
     cfg = load_config(args.config_file, args.opts)
-    trains = not (args.eval_only or args.eval_teacher)
+    trains = args.check or not (args.eval_only or args.eval_teacher)
     if not trains:  # needs no training data
         cfg = plain_architecture(cfg)
         # of which Detectron2 wants to know the keypoints' names all the same
@@ -124,10 +124,11 @@ def main(args: argparse.Namespace) -> Any:
         except NotReadyError as e:
             print(e.report)
             raise
-        return None
     if args.eval_teacher:
         with no_room_ends(cfg.OUTPUT_DIR):
             return evaluate_teacher(cfg)
+    if args.check:
+        return None
     model, last = build(cfg), args.resume and last_checkpoint(cfg.OUTPUT_DIR, False)
     weights = str(last.path) if last else cfg.MODEL.WEIGHTS
     if not weights:

@@ -87,9 +87,21 @@ def test_what_decides_on_the_figures_is_told_apart(tiny, weights):
     assert describe(any_machine=True).items() <= first.items()
 
 
-@pytest.mark.parametrize("other", ["--check", "--eval-only"])
-def test_the_command_does_one_thing_at_a_time(tiny, command, capsys, other):
+def test_the_check_tells_the_teachers_figures_by_option(tiny, tmp_path, command, capsys):
+    argv = ["--config-file", tiny.dpk, "--check", "OUTPUT_DIR", tmp_path]
+    assert command(*argv) is None and not [*tmp_path.iterdir()]
+    assert "Evaluation results" not in capsys.readouterr().out
+    found = command("--eval-teacher", *argv)
+    said = capsys.readouterr().out
+    assert said.index("The job is ready to run.") < said.index("Evaluation results for bbox")
+    assert found["bbox"]["AP"] > 0
+    left = json.loads((tmp_path / "teacher.json").read_text())
+    assert left["results"]["bbox"]["AP"] == found["bbox"]["AP"]
+
+
+@pytest.mark.parametrize("other", ["--check", "--eval-teacher"])
+def test_a_student_is_evaluated_by_itself(tiny, command, capsys, other):
     with pytest.raises(SystemExit) as error:
-        command("--config-file", tiny.dpk, "--eval-teacher", other)
+        command("--config-file", tiny.dpk, "--eval-only", other)
     assert error.value.code == 2
-    assert "give one of --check, --eval-only and --eval-teacher" in capsys.readouterr().err
+    assert "--eval-only goes with neither --check nor --eval-teacher" in capsys.readouterr().err
