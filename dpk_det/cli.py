@@ -36,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         + "\n\nEach has its own options: dpk-det COMMAND --help.",
     )
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="see below")
+    if not argv:
+        parser.print_help(sys.stderr)
+        parser.exit(2)
     command = parser.parse_args(argv[:1]).command
     rest = argv[1:]
     if command in _READ_A_CONFIG and rest and rest[0].endswith((".yaml", ".yml")):
