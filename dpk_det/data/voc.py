@@ -1,9 +1,10 @@
 """Pascal VOC's XML files as the content of a COCO JSON file.
 
 Corners in VOC count pixels from 1, the last one included; boxes in COCO are x, y, width, height
-from the image's outer corner. So x = xmin - 1 and width = xmax - x. The usual converters are not used
-for this: globox 2.9 leaves corners as they are, and neither it nor supervision 0.31 reads the mark
-"difficult".
+from the image's outer corner. So x = xmin - 1 and width = xmax - x.
+
+The usual converters are not used here: globox 2.9 leaves corners as they are, and neither it nor
+supervision 0.31 reads the mark "difficult".
 """
 
 from collections.abc import Iterable, Sequence
