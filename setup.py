@@ -20,7 +20,10 @@ setup(
     license="Apache-2.0",
     packages=[*find_packages(include=("dpk_det*",)), "dpk_det.configs"],
     package_dir={"dpk_det.configs": "configs"},
-    package_data={"dpk_det.configs": ["**/*.yaml"]},
+    package_data={
+        "dpk_det.configs": ["**/*.yaml"],
+        "dpk_det.comparison": ["templates/*.html"],
+    },
     entry_points={"console_scripts": ["dpk-det = dpk_det.cli:main"]},
     python_requires=">=3.10,<3.13",
     install_requires=[
@@ -41,6 +44,7 @@ setup(
         "yacs>=0.1.8",
         "PyYAML",
         "msgspec>=0.19",
+        "Jinja2>=3",
         "portalocker",
         "termcolor",
         # Upstream's model zoo imports pkg_resources, which setuptools 82 removed, and

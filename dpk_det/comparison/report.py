@@ -24,57 +24,58 @@ def report_text(summary: Mapping[str, Any], plots: Mapping[str, str]) -> str:
         summary: of :func:`dpk_det.comparison.summary.summarise`.
         plots: file name, beside the report, to caption.
     """
-    parts = [f"# {summary['title']}", summary["description"].strip(), _state(summary)]
+    parts = [f"# {summary['title']}", summary["description"].strip(), state(summary)]
     parts.append(method_table(summary))
-    parts.append("\n".join(f"- {note}" for note in _notes(summary)))
+    parts.append("\n".join(f"- {note}" for note in notes(summary)))
     parts.append(f"    {summary['command']}")
     parts += [f"![{name}]({name})\n\n{caption}" for name, caption in plots.items()]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def method_table(summary: Mapping[str, Any]) -> str:
-    """A Markdown table with a row a teacher and method; columns that are blank are left out."""
+    """A Markdown table of :func:`method_cells`."""
+    headers, rows = method_cells(summary)
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows.values()]
+    return tabulate(cells, headers, tablefmt="github", disable_numparse=True)
+
+
+def method_cells(summary: Mapping[str, Any]) -> tuple[list[str], dict[str, list[str]]]:
+    """The table of a comparison; columns that are blank are left out.
+
+    Returns:
+        The columns' heads, and the cells of each teacher and method by its name.
+    """
     metric = metric_label(summary["metric"])
     second = metric_label(summary["secondary"] or "")
     headers = ["", "seeds", metric, second, "gain", "over", "95 %", "p"]
     headers += ["gain at equal time", "95 %", "p", "step time", "memory"]
     headers.append(f"{metric_name(summary['metric'])} of each seed")
-    rows = []
-    for row in [*summary["teachers"].values(), *summary["methods"].values()]:
+    rows = {}
+    for name, row in [*summary["teachers"].items(), *summary["methods"].items()]:
         gain, honest = row.get("gain") or {}, row.get("gain_at_equal_time") or {}
         values = row["values"]
         # of a method also those that are missing, so that its neighbours' stand in the same place
         seeds = summary["seeds"] if "gain" in row else [seed for seed in values if seed != "given"]
-        rows.append(
-            [
-                _cell(row["title"]),
-                "" if _is_given(row) else str(len(values)),
-                spread(row["mean"], row["sd"]),
-                spread(row["secondary_mean"], row["secondary_sd"]),
-                spread(gain.get("mean"), gain.get("sd"), signed=True),
-                _cell(summary["methods"][row["baseline"]]["title"]) if gain else "",
-                _interval(gain.get("interval")),
-                _p(gain.get("holm")),
-                spread(honest.get("mean"), honest.get("sd"), signed=True),
-                _interval(honest.get("interval")),
-                _p(honest.get("holm")),
-                _times(row.get("relative_seconds")),
-                _times(row.get("relative_memory")),
-                # no commas, which would cut the cell in two where the table is pasted as CSV
-                " ".join(_value(row, seed) for seed in seeds),
-            ]
-        )
-    kept = [i for i in range(len(headers)) if any(row[i] for row in rows)]
-    return tabulate(
-        [[row[i] for i in kept] for row in rows],
-        [headers[i] for i in kept],
-        tablefmt="github",
-        disable_numparse=True,
-    )
-
-
-def _cell(title: str) -> str:
-    return title.replace("|", "\\|")
+        rows[name] = [
+            row["title"],
+            "" if _is_given(row) else str(len(values)),
+            spread(row["mean"], row["sd"]),
+            spread(row["secondary_mean"], row["secondary_sd"]),
+            spread(gain.get("mean"), gain.get("sd"), signed=True),
+            summary["methods"][row["baseline"]]["title"] if gain else "",
+            _interval(gain.get("interval")),
+            p_value(gain.get("holm")),
+            spread(honest.get("mean"), honest.get("sd"), signed=True),
+            _interval(honest.get("interval")),
+            p_value(honest.get("holm")),
+            times(row.get("relative_seconds")),
+            times(row.get("relative_memory")),
+            # no commas, which would cut the cell in two where the table is pasted as CSV
+            " ".join(_value(row, seed) for seed in seeds),
+        ]
+    kept = [i for i in range(len(headers)) if any(row[i] for row in rows.values())]
+    cells = {name: [row[i] for i in kept] for name, row in rows.items()}
+    return [headers[i] for i in kept], cells
 
 
 def _is_given(row: Mapping[str, Any]) -> bool:
@@ -122,7 +123,8 @@ def metric_label(metric: str) -> str:
     return f"{metric_name(metric)}, %" if parts and parts[2] == "cls" else metric_name(metric)
 
 
-def _p(p: float | None) -> str:
+def p_value(p: float | None) -> str:
+    """As tables show it."""
     if p is None:
         return ""
     return "<0.001" if p < 0.001 else f"{p:.3f}"
@@ -132,39 +134,42 @@ def _interval(ends: Sequence[float] | None) -> str:
     return "" if ends is None else f"{ends[0]:+.1f} to {ends[1]:+.1f}"
 
 
-def _times(ratio: float | None) -> str:
+def times(ratio: float | None) -> str:
+    """As tables show it: "1.66x"."""
     return "" if ratio is None else f"{ratio:.2f}x"
 
 
-def _state(summary: Mapping[str, Any]) -> str:
+def state(summary: Mapping[str, Any]) -> str:
+    """How many trainings are done, in Markdown; "" if all are."""
     if summary["finished"] == summary["trainings"]:
         return ""
     failed = f"; failed: {', '.join(summary['failed'])}" if summary["failed"] else ""
     return f"**{summary['finished']} of {summary['trainings']} trainings are done{failed}.**"
 
 
-def _notes(summary: Mapping[str, Any]) -> list[str]:
+def notes(summary: Mapping[str, Any]) -> list[str]:
+    """What columns mean, and how the figures were made, a sentence or more each."""
     methods, teachers = summary["methods"], summary["teachers"]
-    notes = [_metric_note(summary["metric"])]
+    said = [_metric_note(summary["metric"])]
     if any(row["sd"] is not None for row in methods.values()):
-        notes.append("±: standard deviation of a sample over the seeds.")
+        said.append("±: standard deviation of a sample over the seeds.")
     gains = [row["gain"] for row in methods.values() if row["gain"]]
     if gains:
-        notes.append(
+        said.append(
             "gain: over the method in the next column, mean of the differences seed by seed, over "
             "the seeds that both have."
         )
     honest = [row["gain_at_equal_time"] for row in methods.values() if row["gain_at_equal_time"]]
     if honest:
-        notes.append(
+        said.append(
             "gain at equal time: over the same baseline, trained without a teacher for as many "
             f"more steps as take the same time: {_controls(methods)}."
         )
     if any(gain["interval"] for gain in gains + honest):
-        notes.append("95 %: interval of confidence of the mean gain in the column before it.")
+        said.append("95 %: interval of confidence of the mean gain in the column before it.")
     for kind, found in (("gain", gains), ("gain at equal time", honest)):
         if count := sum(gain["holm"] is not None for gain in found):
-            notes.append(
+            said.append(
                 f"p behind the {kind}: of a two-sided paired t-test over those seeds, corrected "
                 f"for {count} comparison{'s' if count > 1 else ''} by Holm's method."
             )
@@ -175,25 +180,25 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
             if summary["side_by_side"]
             else "Trainings that share a machine slow one another."
         )
-        notes.append(
+        said.append(
             f"step time: median seconds of a training step, over that of '{baseline}'. {how}"
         )
     if any(row["relative_memory"] for row in methods.values()):
         gpus = [machine["gpu"] for machine in summary["machines"]]
         where = "GPU memory" if all(gpus) else "memory of the whole process, libraries included,"
-        notes.append(f"memory: peak {where} over that of '{baseline}'.")
-    notes.append(f"Schedule: {_schedule(methods)}.")
-    notes += [_teacher_note(row) for row in teachers.values()]
+        said.append(f"memory: peak {where} over that of '{baseline}'.")
+    said.append(f"Schedule: {_schedule(methods)}.")
+    said += [_teacher_note(row) for row in teachers.values()]
     for title, weights in summary["given_teachers"].items():
-        notes.append(f"{title}: neither trained nor evaluated here, weights {_weights(weights)}.")
-    notes.append(
+        said.append(f"{title}: neither trained nor evaluated here, weights {_weights(weights)}.")
+    said.append(
         f"Seeds: {', '.join(map(str, summary['seeds']))}; a seed is the same for all methods."
     )
-    notes += _resumed_notes(methods | teachers)
-    notes.append(f"Parameters: {_parameters(methods | teachers)}.")
-    notes += [f"Machine: {_machine(machine)}." for machine in summary["machines"]]
-    notes.append("Command:")
-    return notes
+    said += _resumed_notes(methods | teachers)
+    said.append(f"Parameters: {_parameters(methods | teachers)}.")
+    said += [f"Machine: {_machine(machine)}." for machine in summary["machines"]]
+    said.append("Command:")
+    return said
 
 
 def _controls(methods: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
+from dpk_det.comparison.page import write_page
 from dpk_det.comparison.plan import Plan
 from dpk_det.comparison.plots import plot_curves, plot_metric, plot_prior, plot_time
 from dpk_det.comparison.report import method_table, metric_name, report_text
@@ -69,4 +70,5 @@ def write_report(
             "includes the others."
         )
     write_whole(output / REPORT, report_text(summary, plots))
+    write_page(todo, summary, configs, plots, output)
     return method_table(summary)
