@@ -15,6 +15,7 @@ from dpk_det.comparison.evidence import Evidence
 from dpk_det.comparison.interrupts import Interrupts
 from dpk_det.comparison.jobs import make_slots
 from dpk_det.comparison.made_with import check_config
+from dpk_det.comparison.page import PAGE
 from dpk_det.comparison.plan import Plan, plan
 from dpk_det.comparison.report_files import REPORT, write_report
 from dpk_det.comparison.run import Run
@@ -172,4 +173,4 @@ def run(argv: Sequence[str] | None = None) -> None:
         if evidence:
             evidence.restore(todo.runs)
         table = compare(todo, output, slots, shlex.join(command), say, interrupts, evidence)
-    print(f"{table}\n\nThe report is in {output / REPORT}.")
+    print(f"{table}\n\nThe report is {output / PAGE}, and {output / REPORT} without the photos.")

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -9,9 +10,9 @@ from typing import Any
 from detectron2.config import CfgNode
 from jinja2 import Environment, PackageLoader
 
-from dpk_det import __version__
 from dpk_det.architectures import distils
 from dpk_det.comparison.matching import IOU
+from dpk_det.comparison.moments import read_moments
 from dpk_det.comparison.photos import THRESHOLD, Photos, compare_photos
 from dpk_det.comparison.plan import Plan
 from dpk_det.comparison.report import method_cells, metric_name, notes, p_value, spread, times
@@ -53,10 +54,12 @@ def write_page(
         UserError: when the file cannot be written.
     """
     names = contenders(summary, configs)
-    photos, classes = None, None
+    photos, classes, moments = None, None, []
     if names:
-        photos = _photos(todo, summary, configs, names)
+        seed = _common_seed(todo, names)
+        photos = _photos(todo, summary, configs, names, seed)
         classes = class_table(summary, names)
+        moments = read_moments(todo.methods[names[1]][seed].folder)
     heads, cells = method_cells(summary)
     rows = summary["teachers"] | summary["methods"]
     learners = {name for name in summary["methods"] if distils(configs[name])}
@@ -79,13 +82,14 @@ def write_page(
             else ""
         ),
         classes=classes,
+        moments=moments,
         plots=[
             {"title": _PLOTS[name], "caption": caption, "source": _embedded(output / name)}
             for name, caption in plots.items()
             if name in _PLOTS
         ],
         rows=[rows[name] for name in order],
-        version=__version__,
+        version=version("dpk_det"),
     )
     write_whole(output / PAGE, page)
 
@@ -94,13 +98,13 @@ def contenders(summary: Mapping[str, Any], configs: Mapping[str, CfgNode]) -> li
     """The rows that are looked at closely.
 
     Returns:
-        Names of the plain student, of the best of the distilled ones and, where it has a row, of
-        its teacher; nothing while one of the students is not trained.
+        Names of the suite's baseline, of the best of the other students that distil and, where it
+        has a row, of its teacher; nothing while one of the students is not trained.
     """
     methods = summary["methods"]
     measured = [name for name, row in methods.items() if row["mean"] is not None]
-    distilled = [name for name in measured if distils(configs[name])]
     plain = summary["baseline"]
+    distilled = [name for name in measured if distils(configs[name]) and name != plain]
     if plain not in measured or not distilled:
         return []
     best = max(distilled, key=lambda name: methods[name]["mean"])
@@ -116,7 +120,7 @@ def headline(summary: Mapping[str, Any], names: list[str]) -> list[str]:
     """
     methods, metric = summary["methods"], metric_name(summary["metric"])
     if not names:
-        return ["No student without a teacher can be compared with one that distils yet."]
+        return ["No student that distils can be compared with the baseline yet."]
     plain, best = methods[names[0]], methods[names[1]]
     sentences = [
         f'The best distilled student, "{best["title"]}", has {spread(best["mean"], best["sd"])} '
@@ -220,16 +224,22 @@ def _of_classes(row: Mapping[str, Any]) -> dict[str, float]:
     return {name: mean(values) for name, values in found.items()}
 
 
-def _photos(
-    todo: Plan, summary: Mapping[str, Any], configs: Mapping[str, CfgNode], names: list[str]
-) -> Photos | None:
-    plain, best = (
-        {seed for seed, run in todo.methods[name].items() if run.results is not None}
+def _common_seed(todo: Plan, names: list[str]) -> int:
+    """The first seed that both students have, else the distilled one's first."""
+    done = [
+        [seed for seed, run in todo.methods[name].items() if run.results is not None]
         for name in names[:2]
-    )
-    seed = next((seed for seed in todo.seeds if seed in plain & best), None)
-    if seed is None:
-        return None
+    ]
+    return next((seed for seed in done[1] if seed in done[0]), done[1][0])
+
+
+def _photos(
+    todo: Plan,
+    summary: Mapping[str, Any],
+    configs: Mapping[str, CfgNode],
+    names: list[str],
+    seed: int,
+) -> Photos | None:
     rows = summary["teachers"] | summary["methods"]
     runs = {rows[name]["title"]: todo.methods[name][seed] for name in names[:2]}
     for name in names[2:]:

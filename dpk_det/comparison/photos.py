@@ -1,9 +1,9 @@
 """Photos of the evaluation on which two students differ most, with what each model found there."""
 
-import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.data.detection_utils import read_image
 
 from dpk_det.comparison.matching import Box, as_coco, f1, match, objects
+from dpk_det.comparison.pictures import as_uri
 from dpk_det.comparison.run import Run
 
 DETECTIONS = "coco_instances_results.json"
 THRESHOLD = 0.5
-MOST = 8
+MOST = 4
 _SIDE = 480  # pixels of a photo's longer side on the page
 
 
@@ -59,7 +60,7 @@ class Photos:
         titles: of plain student, distilled student, and teacher if its detections are here.
         seed: of the students. dataset: that was evaluated.
         better, equal, worse: photos on which the distilled student's F1 is higher, the same, lower.
-        shown: those where it differs most.
+        won, lost: those on which it is better, and worse, by most.
     """
 
     titles: list[str]
@@ -68,7 +69,8 @@ class Photos:
     better: int
     equal: int
     worse: int
-    shown: list[Photo]
+    won: list[Photo]
+    lost: list[Photo]
 
 
 def compare_photos(
@@ -82,7 +84,8 @@ def compare_photos(
 
     Args:
         runs: title to finished run: the plain student, the distilled one and, if there is one,
-            the teacher. cfg: of a student. seed: of the students. most: photos to show.
+            the teacher. cfg: of a student. seed: of the students. most: photos to show of
+            each kind.
         threshold: score from which a detection counts.
 
     Returns:
@@ -103,15 +106,19 @@ def compare_photos(
         image: f1(found[distilled].get(image, [])) - f1(found[plain].get(image, []))
         for image in files
     }
-    # of those that differ as much, photos of many objects tell more
-    order = sorted(gains, key=lambda x: (abs(gains[x]), len(truth.imgToAnns[x])), reverse=True)
-    shown = []
-    for image in order[:most]:
-        views = [View("what is there", None, objects(truth, image))]
+
+    def shown(sign: int) -> list[Photo]:
+        # of those that differ as much, photos of many objects tell more
+        differ = [image for image in files if sign * gains[image] > 0]
+        differ.sort(key=lambda x: (abs(gains[x]), len(truth.imgToAnns[x])), reverse=True)
+        photos = (_photo(files[x], views(x)) for x in differ)
+        return [*islice(filter(None, photos), most)]
+
+    def views(image: int) -> Iterator[View]:
+        yield View("what is there", None, objects(truth, image))
         for title, boxes in found.items():
-            views.append(View(title, f1(boxes.get(image, [])), boxes.get(image, [])))
-        if photo := _photo(files[image], views):
-            shown.append(photo)
+            yield View(title, f1(boxes.get(image, [])), boxes.get(image, []))
+
     return Photos(
         titles=[*found],
         seed=seed,
@@ -119,7 +126,8 @@ def compare_photos(
         better=sum(gain > 0 for gain in gains.values()),
         equal=sum(gain == 0 for gain in gains.values()),
         worse=sum(gain < 0 for gain in gains.values()),
-        shown=shown,
+        won=shown(1),
+        lost=shown(-1),
     )
 
 
@@ -135,7 +143,7 @@ def _detections(run: Run) -> list[dict[str, Any]] | None:
         return None
 
 
-def _photo(file: str, views: list[View]) -> Photo | None:
+def _photo(file: str, views: Iterable[View]) -> Photo | None:
     try:
         image = read_image(file, "BGR")
     except (OSError, ValueError):
@@ -143,6 +151,4 @@ def _photo(file: str, views: list[View]) -> Photo | None:
     height, width = image.shape[:2]
     scale = min(1.0, _SIDE / max(height, width))
     small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    _, data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 80])
-    source = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
-    return Photo(Path(file).name, source, width, height, views)
+    return Photo(Path(file).name, as_uri(small, ".jpg"), width, height, [*views])

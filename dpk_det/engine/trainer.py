@@ -39,6 +39,7 @@ from dpk_det.engine.results import count_parameters, write_results
 from dpk_det.engine.resume.checkpoints import Checkpoint, TrainingCheckpointer
 from dpk_det.engine.resume.continuity import RESULTS, Continuity, find_start, take_up
 from dpk_det.engine.signals import StopHook, at_once
+from dpk_det.engine.snapshots import SnapshotHook
 from dpk_det.engine.start import load_start
 from dpk_det.engine.tracker import TrackerWriter
 from dpk_det.errors import UserError
@@ -229,6 +230,7 @@ class DistillTrainer(DefaultTrainer):
         place = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
         test, solver = self.cfg.TEST, self.cfg.SOLVER
         own = [
+            SnapshotHook(self.cfg.INPUT.FORMAT == "RGB"),
             SaveHook(solver.CHECKPOINT_PERIOD),
             StopHook(),
             EvalHook(test.EVAL_PERIOD, self._test),

@@ -1,0 +1,78 @@
+"""What DPK did at a few steps of a training, as pictures."""
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dpk_det.comparison.pictures import as_uri
+from dpk_det.engine.snapshots import FOLDER
+
+_DIM = 0.25  # of what took no prior
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A step on one image, at the finest level.
+
+    Attributes:
+        step: from 1. level: its name. ratio: of the prior. pictures: title to image as data URI.
+    """
+
+    step: int
+    level: str
+    ratio: float
+    pictures: dict[str, str]
+
+
+def read_moments(folder: Path) -> list[Moment]:
+    """The snapshots of a training in the order of its steps; none where it left none."""
+    moments = []
+    for path in (folder / FOLDER).glob("*.npz"):
+        try:
+            content = dict(np.load(path))
+            moments.append(_moment(int(path.stem), content))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            continue  # damaged, or of another kind
+    return sorted(moments, key=lambda moment: moment.step)
+
+
+def _moment(step: int, content: Mapping[str, np.ndarray]) -> Moment:
+    level = next(name for name in content if name.endswith("/given")).removesuffix("/given")
+    image, given = content["image"], content[f"{level}/given"]
+    shown = image * where_given(given, float(content[f"{level}/token"]), image.shape[:2])
+    maps = {
+        f"the {what} map": content[f"{level}/{name}"]
+        for what, name in (
+            ("student's", "student"),
+            ("completed", "completed"),
+            ("teacher's", "teacher"),
+        )
+    }
+    return Moment(
+        step,
+        level,
+        float(content[f"{level}/ratio"]),
+        {
+            "where the prior is given": as_uri(shown.astype(np.uint8), ".jpg"),
+            **{title: as_uri(np.ascontiguousarray(x), ".png") for title, x in maps.items()},
+        },
+    )
+
+
+def where_given(given: np.ndarray, token: float, size: tuple[int, int]) -> np.ndarray:
+    """Brightness of an image that shows which tokens took the prior.
+
+    Args:
+        given: (h, w) bool. token: pixels a side. size: H, W of the image.
+
+    Returns:
+        (H, W, 1), 1 where the prior was given, less elsewhere.
+    """
+    rows, columns = (
+        np.minimum((np.arange(side) / token).astype(int), tokens - 1)
+        for side, tokens in zip(size, given.shape, strict=True)
+    )
+    return np.where(given[rows][:, columns], 1.0, _DIM)[..., None]
