@@ -1,6 +1,7 @@
 """``dpk-det``: every command of the project by one name, so that none needs a clone."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -46,4 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if command == "check":
         rest.insert(0, "--check")
     sys.argv[0] = f"dpk-det {command}"  # which the commands' own help shows
-    import_module(COMMANDS[command][0]).run(rest)
+    try:
+        import_module(COMMANDS[command][0]).run(rest)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,5 +1,6 @@
 """``dpk-det``: its commands, in a clone and from a wheel."""
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -60,6 +61,21 @@ def test_without_a_known_command_the_commands_are_named(argv, capsys):
     assert end.value.code == 2
     said = capsys.readouterr().err
     assert [name for name in cli.COMMANDS if name not in said] == []
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tiny):
+    paths = [str(path) for path in tiny.cfg("plain").DATASETS.JSON.tiny]
+    argv = ["init", "my", "--print", "--train", *paths, "--val", *paths]
+    reader, writer = os.pipe()
+    os.close(reader)  # as `head` does
+    done = subprocess.run(
+        [sys.executable, "-c", f"from dpk_det.cli import main; main({argv})"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writer)
+    assert done.returncode == 0 and "Error" not in done.stderr
 
 
 def test_a_wheel_brings_its_configs_along(tmp_path):

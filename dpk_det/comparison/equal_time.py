@@ -22,7 +22,7 @@ from dpk_det.comparison.suite import Method, Suite
 from dpk_det.comparison.suite_configs import load_as_is, load_configs
 from dpk_det.engine.launch import use_device
 from dpk_det.engine.machine import describe_machine
-from dpk_det.engine.step_time import step_times
+from dpk_det.engine.step_time import LIMIT, step_times
 from dpk_det.errors import UserError
 from dpk_det.files import write_whole
 
@@ -73,7 +73,10 @@ def with_controls(
         if slot is None:
             return suite
         load_configs(todo, trains=True)  # what is wrong with a row is said before measuring
-        say(f"Measuring a step of {', '.join(names)}, side by side")
+        say(
+            f"Measuring a step of {', '.join(names)}, side by side, which takes about "
+            f"{LIMIT / 60:.0f} minutes at most, and more where a step takes seconds"
+        )
         found = _summarise(measure(runs, slot), configs)
     controls = _controls(suite, learners, configs, found["ratios"])
     found["controls"] = {

@@ -188,6 +188,7 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
         where = "GPU memory" if all(gpus) else "memory of the whole process, libraries included,"
         said.append(f"memory: peak {where} over that of '{baseline}'.")
     said.append(f"Schedule: {_schedule(methods)}.")
+    said += _blank_notes(teachers | methods, summary["metric"])
     said += [_teacher_note(row) for row in teachers.values()]
     for title, weights in summary["given_teachers"].items():
         said.append(f"{title}: neither trained nor evaluated here, weights {_weights(weights)}.")
@@ -199,6 +200,15 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
     said += [f"Machine: {_machine(machine)}." for machine in summary["machines"]]
     said.append("Command:")
     return said
+
+
+def _blank_notes(rows: Mapping[str, Any], metric: str) -> list[str]:
+    blank = [f"'{row['title']}'" for row in rows.values() if row["runs"].keys() - row["values"]]
+    return [
+        f"{title}: {metric_name(metric)} of a training could not be measured, as when nothing at "
+        "all is detected; see train.log in its folder."
+        for title in blank
+    ]
 
 
 def _controls(methods: Mapping[str, Any]) -> str:

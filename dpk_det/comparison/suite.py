@@ -126,7 +126,10 @@ def read_suite(path: Path) -> Suite:
         raise UserError(
             f"There is no suite {path}: give a path to one, such as configs/compare/demo.yaml."
         )
-    content = _lines(read_yaml(path, "suite"), str(path), _KEYS, required=["methods", "baseline"])
+    content = read_yaml(path, "suite")
+    if isinstance(content, dict) and not content.keys().isdisjoint(("_BASE_", "MODEL", "SOLVER")):
+        raise UserError(f"{path} is the config of one training, no suite: dpk-det train takes it.")
+    content = _lines(content, str(path), _KEYS, required=["methods", "baseline"])
     tune, imports = content.pop("tune", None), content.get("imports", [])
     import_modules(imports, f"imports of {path}")
     given = {"IMPORTS": imports} if imports else {}

@@ -141,4 +141,6 @@ def check_pairs(opts: Sequence[str]) -> None:
 def _unknown_key(key: str, cfg: CN, where: str) -> UserError:
     near = nearest(key, [key for key, _ in flatten(cfg)], 0.4)
     hint = f"did you mean {near}?" if near else "take it out."
+    if key in ("title", "seeds", "baseline", "methods", "teachers"):
+        hint = "it belongs to a suite, which dpk-det compare takes."
     return UserError(f"There is no config key {key} ({where}): {hint}")

@@ -6,6 +6,7 @@ import itertools
 import logging
 import math
 import tempfile
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -77,19 +78,20 @@ def check(cfg: CfgNode) -> str:
         cfg = cfg.clone()
         cfg.defrost()
         cfg.OUTPUT_DIR, cfg.DATALOADER.NUM_WORKERS = folder, 0
-        num_images = max(cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(), 1)
+        asked = num_images = max(cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(), 1)
         cfg.SOLVER.IMS_PER_BATCH = min(num_images, 8 if classifies(cfg) else 2)
         cfg.INPUT.IMAGES.BATCH_TEST = NUM_EVALUATED
         missing = _missing_weights(cfg)
         if missing:
             make_teacher_weights(cfg, f"{folder}/teacher.pth")
-        report = _try(cfg, "none yet, random ones in this check" if missing else "all found")
+        teachers = "none yet, random ones in this check" if missing else "all found"
+        report = _try(cfg, teachers, asked / cfg.SOLVER.IMS_PER_BATCH)
     if missing:
         raise NotReadyError(missing, report)
     return f"{report}\n\nThe job is ready to run."
 
 
-def _try(cfg: CfgNode, teachers_weights: str) -> str:
+def _try(cfg: CfgNode, teachers_weights: str, scale: float) -> str:
     model = build(cfg)
     start = load_start(model, cfg)
     bond = getattr(model, "distillation", None)
@@ -100,13 +102,20 @@ def _try(cfg: CfgNode, teachers_weights: str) -> str:
     counts["student"] -= counts.get("distiller", 0)
 
     teacher = teachers_weights if bond else ""
-    losses = _step(cfg, model)
+    losses, seconds = _step(cfg, model)
+    hours = seconds * scale * cfg.SOLVER.MAX_ITER / 3600
     figures = {name: _evaluate(cfg, model, name) for name in cfg.DATASETS.TEST}
     sections = [
         ("parameters", tabulate(counts.items(), intfmt=",")),
         ("weights", _describe_weights(cfg, model, start, teacher)),
         ("images", tabulate(dataset_sizes(cfg).items(), intfmt=",")),
         ("losses of one step", tabulate(losses.items(), floatfmt=".4f")),
+        (
+            "time",
+            f"about {f'{hours:.0f} hours' if hours > 2 else f'{60 * hours:.0f} minutes'} for "
+            f"{cfg.SOLVER.MAX_ITER:,} steps, from {seconds:.2g} seconds for a step of "
+            f"{cfg.SOLVER.IMS_PER_BATCH} images; evaluations come on top",
+        ),
         ("figures of the evaluation", tabulate(figures.items())),
     ]
     if bond:
@@ -137,7 +146,9 @@ def _missing_weights(cfg: CfgNode) -> str:
 def _describe_weights(cfg: CfgNode, model: nn.Module, start: Start, teacher: str) -> str:
     lines, found = [], start.weights
     if found is None:
-        lines.append("student: none given (MODEL.WEIGHTS is empty), starts at random")
+        own = _backbones_own(cfg)
+        rest = f"its network from {own}, the rest" if own else "starts"
+        lines.append(f"student: none given (MODEL.WEIGHTS is empty), {rest} at random")
     else:
         names = [name for name in model.state_dict() if not name.startswith("distiller.")]
         missing = {*found.missing_keys, *(name for name, *_ in found.incorrect_shapes)}
@@ -154,28 +165,49 @@ def _describe_weights(cfg: CfgNode, model: nn.Module, start: Start, teacher: str
     return "\n".join(lines)
 
 
+def _backbones_own(cfg: CfgNode) -> str:
+    """Weights that a network of timm's loads when it is built."""
+    timm = cfg.MODEL.TIMM
+    if "timm" not in cfg.MODEL.BACKBONE.NAME:
+        return ""
+    return timm.WEIGHTS or ("timm's weights" if timm.PRETRAINED else "")
+
+
 # ------------------------------------------------------------------ a step
 
 
-def _step(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
+def _step(cfg: CfgNode, model: nn.Module) -> tuple[dict[str, float], float]:
+    """The losses of a step, and the seconds of the next: the first also sets things up."""
     with _fails("Reading the first images of DATASETS.TRAIN"):
         batch = next(iter(DistillTrainer.build_train_loader(cfg)))
     optimizer = DistillTrainer.build_optimizer(cfg, model)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0  # without the warm-up that a training has, the next step could diverge
     model.train()
-    amp = cfg.SOLVER.AMP.ENABLED  # never without a GPU
     with _fails("The first step on images of DATASETS.TRAIN"):
-        with EventStorage(), torch.autocast(cfg.MODEL.DEVICE.partition(":")[0], enabled=amp):
-            losses = model(batch)
-        sum(losses.values()).backward()
-        optimizer.step()
-        values = {name: loss.item() for name, loss in losses.items()}
+        values = _take_step(cfg, model, batch, optimizer)
         for name, value in values.items():
             if not math.isfinite(value):
                 raise FloatingPointError(
                     f"{name} is {value}; the weights, INPUT.FORMAT, MODEL.PIXEL_MEAN and "
                     "MODEL.PIXEL_STD may be the cause"
                 )
-    return values
+    with _fails("The second step on images of DATASETS.TRAIN"):
+        start = time.perf_counter()
+        _take_step(cfg, model, batch, optimizer)
+    return values, time.perf_counter() - start
+
+
+def _take_step(
+    cfg: CfgNode, model: nn.Module, batch: Any, optimizer: torch.optim.Optimizer
+) -> dict[str, float]:
+    amp = cfg.SOLVER.AMP.ENABLED  # never without a GPU
+    with EventStorage(), torch.autocast(cfg.MODEL.DEVICE.partition(":")[0], enabled=amp):
+        losses = model(batch)
+    optimizer.zero_grad()
+    sum(losses.values()).backward()
+    optimizer.step()
+    return {name: loss.item() for name, loss in losses.items()}
 
 
 @contextlib.contextmanager

@@ -133,6 +133,6 @@ def colours(x: Tensor, axes: Tensor) -> np.ndarray:
 
 
 def _standard(x: Tensor) -> Tensor:
-    flat = x.flatten(1)
+    flat = x.flatten(1).nan_to_num(0, 0, 0)  # of a training that is about to fail
     centred = flat - flat.mean(1, keepdim=True)
     return centred / centred.std(1, keepdim=True, correction=0).clamp(min=1e-6)

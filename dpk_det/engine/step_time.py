@@ -17,10 +17,14 @@ from dpk_det.engine.trainer import DistillTrainer
 from dpk_det.errors import UserError
 
 SEED = 1
+LIMIT = 120.0
+"""Seconds after which slow steps are measured less often."""
+FEWEST = 5
+"""Rounds that are measured all the same."""
 
 
 def step_times(
-    configs: Mapping[str, CfgNode], rounds: int = 30, warmup: int = 5
+    configs: Mapping[str, CfgNode], rounds: int = 30, warmup: int = 5, limit: float = LIMIT
 ) -> dict[str, list[float]]:
     """Seconds of a training step of each config, measured in one run.
 
@@ -31,7 +35,8 @@ def step_times(
 
     Args:
         configs: of trainings on one machine, their datasets registered. rounds: steps of each.
-        warmup: rounds before, which are not counted.
+        warmup: rounds before, which are not counted. limit: seconds; where steps are so slow that
+            these are over, one round of warm-up and five that count are enough.
 
     Returns:
         Seconds of each round, by name.
@@ -39,12 +44,15 @@ def step_times(
     with random_state.kept():
         steps = {name: _Step(cfg) for name, cfg in configs.items()}
         taken: dict[str, list[float]] = {name: [] for name in configs}
-        names = list(configs)
-        for i in range(warmup + rounds):
+        names = [*configs]
+        end, warm = time.monotonic() + limit, 0
+        while len(taken[names[0]]) < (rounds if time.monotonic() < end else min(rounds, FEWEST)):
+            counts = warm >= (warmup if time.monotonic() < end else min(warmup, 1))
+            warm += 1
             random.shuffle(names)
             for name in names:
                 seconds = steps[name]()
-                if i >= warmup:
+                if counts:
                     taken[name].append(seconds)
     return taken
 

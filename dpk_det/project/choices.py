@@ -61,12 +61,12 @@ def choose(data: Measures, gpus: int) -> Choices:
         "short": why_short,
         "anchors": f"5 % of the objects are smaller than {data.sizes[0] * scale:.0f} pixels then, "
         "so anchors are half as large as usual",
-        "images": f"{_IMAGES_OF_A_GPU} for each of {gpus} GPUs, at most {_MOST_IMAGES}"
-        if gpus
-        else "what a CPU can bear",
-        "rate": f"the usual rate is for 16 images; for {images} it is {images}/16 of that",
-        "steps": f"{epochs} epochs of {data.num_images:,} photos; COCO's {COCO_IMAGES:,} have "
-        f"{COCO_EPOCHS}, and fewer photos need more",
+        "images": _why_images(images, gpus),
+        "rate": "the usual rate is for 16 images"
+        + f"; for {images} it is {images}/16 of that" * (images != _MOST_IMAGES),
+        "steps": f"{epochs} epochs of {data.num_images:,} photos"
+        + f"; COCO's {COCO_IMAGES:,} have {COCO_EPOCHS}, and fewer photos need more"
+        * (epochs != COCO_EPOCHS),
     }
     return Choices(
         short=short,
@@ -95,8 +95,16 @@ def _choose_short(data: Measures) -> tuple[int, str]:
     )
     return short, (
         f"three quarters of the objects are still {quarter * short / data.short:.0f} pixels large "
-        "or more, so more would cost time and show nothing new"
+        "or more; if small details decide, choose more, which costs time"
     )
+
+
+def _why_images(images: int, gpus: int) -> str:
+    if not gpus:
+        return "what a CPU can bear"
+    if images < _IMAGES_OF_A_GPU * gpus:
+        return "as Detectron2's schedules have, whatever the number of GPUs"
+    return f"{_IMAGES_OF_A_GPU} for each GPU"
 
 
 def _whole(pixels: float) -> int:

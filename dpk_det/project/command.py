@@ -49,7 +49,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--student-weights", default="", help="file (default: ImageNet's, fetched)")
     parser.add_argument("--method", default=DEFAULT, help=f"default: {DEFAULT}")
     parser.add_argument("--gpus", type=int, help="for a training (default: one, if there is one)")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each student")
+    parser.add_argument(
+        "--seeds", type=int, help="trainings of each student (default: 3; 1 without a GPU)"
+    )
     parser.add_argument("--print", action="store_true", help="show the files, and write nothing")
     return parser.parse_args(argv)
 
@@ -75,11 +77,15 @@ def init(args: argparse.Namespace) -> str:
     for option in ("train", "val"):
         if len(getattr(args, option)) > 2:
             raise UserError(f"--{option} takes one or two paths: {FORMS}.")
-    if args.seeds < 1 or (args.gpus is not None and args.gpus < 0):
+    gpus = min(torch.cuda.device_count(), 1) if args.gpus is None else args.gpus
+    seeds = (3 if gpus else 1) if args.seeds is None else args.seeds
+    if seeds < 1 or (args.gpus is not None and args.gpus < 0):
         raise UserError("--seeds must be 1 or more, and --gpus 0 or more: correct them.")
+    for weights in (args.teacher_weights, args.student_weights):
+        if weights and "://" not in weights and not Path(weights).expanduser().is_file():
+            raise UserError(f"There is no file of weights {weights}: correct the path.")
     train, val = read_sources(args.train, args.val, args.val_share)
     data = measure(train.content)
-    gpus = min(torch.cuda.device_count(), 1) if args.gpus is None else args.gpus
     teacher = choose_teacher(args.teacher, args.teacher_weights, data.classes)
     student = backbone_keys(args.student, args.student_weights, teacher.cfg)
     parts = {"train": train, "val": val}
@@ -94,7 +100,7 @@ def init(args: argparse.Namespace) -> str:
         teacher=teacher,
         student=(args.student, student),
         preset=preset,
-        seeds=args.seeds,
+        seeds=seeds,
     )
     files = write_files(project)
     if args.print:
@@ -109,6 +115,8 @@ def _write(project: Project, files: dict[str, str], parts: dict[str, Split]) -> 
         if part.file is None
     }
     contents |= files
+    for name, part in parts.items():
+        _check_photos(name, part)
     for name in contents:
         if (project.folder / name).exists():
             raise UserError(
@@ -120,6 +128,25 @@ def _write(project: Project, files: dict[str, str], parts: dict[str, Split]) -> 
     return (
         f"{data.num_images:,} photos to train on, {data.num_objects:,} objects, "
         f"{len(data.classes)} classes, {len(parts['val'].content['images']):,} photos to evaluate "
-        f"on.\nWrote {', '.join(contents)} to {folder}. Look at them, then:\n\n"
-        f"    dpk-det check {folder}/distilled.yaml\n    dpk-det compare {folder}/suite.yaml"
+        f"on.{_empty(parts['train'])}\nWrote {', '.join(contents)} to {folder}. Look at them, then:"
+        f"\n\n    dpk-det check {folder}/plain.yaml     # opens every photo, and tells the time\n"
+        f"    dpk-det compare {folder}/suite.yaml   # trains teacher and students, and reports"
     )
+
+
+def _check_photos(name: str, part: Split) -> None:
+    folder = Path(part.images).expanduser()
+    images = part.content["images"]
+    absent = [x["file_name"] for x in images if not (folder / x["file_name"]).is_file()]
+    if absent:
+        raise UserError(
+            f"{len(absent):,} of {len(images):,} photos of --{name} are not below {folder}, the "
+            f"first is {absent[0]}: correct the folder, or take them out of the annotations."
+        )
+
+
+def _empty(part: Split) -> str:
+    """What is said of photos without an object, whose annotations may be absent by mistake."""
+    seen = {x["image_id"] for x in part.content["annotations"]}
+    count = sum(x["id"] not in seen for x in part.content["images"])
+    return f" {count:,} of the photos to train on have no object." if count else ""

@@ -65,7 +65,7 @@ def _data(project: Project) -> str:
         for split, paths in project.splits.items()
     )
     anchors = ""
-    if choices.small_anchors:
+    if choices.small_anchors and project.teacher.keys:  # one with a config knows its anchors
         sizes = [[round(x / 2, 3) for x in level] for level in cfg.MODEL.ANCHOR_GENERATOR.SIZES]
         anchors = f"  ANCHOR_GENERATOR:\n    SIZES: {_flow(sizes)} # {why['anchors']}\n"
     masks = ""
@@ -74,9 +74,7 @@ def _data(project: Project) -> str:
     shown = ", ".join(data.classes[:6]) + ", ..." * (len(data.classes) > 6)
     crowded = ""
     if choices.detections > cfg.TEST.DETECTIONS_PER_IMAGE:
-        crowded = (
-            f"TEST:\n  DETECTIONS_PER_IMAGE: {choices.detections} # there are photos of so many\n"
-        )
+        crowded = f"  DETECTIONS_PER_IMAGE: {choices.detections} # there are photos of so many\n"
     return f"""\
 # {data.num_images:,} photos with {data.num_objects:,} objects. Teacher and students read this file.
 DATASETS:
@@ -98,6 +96,8 @@ SOLVER:
   LR_SCHEDULER_NAME: "WarmupCosineLR" # needs no steps to be chosen
   WARMUP_ITERS: {choices.warmup}
   CHECKPOINT_PERIOD: {max(choices.steps // 10, 1)}
+TEST:
+  EVAL_PERIOD: {max(choices.steps // 5, 1)} # for curves in the report
 {crowded}VERSION: 2
 """
 
@@ -112,7 +112,8 @@ def _teacher(project: Project) -> str:
     )
     return f"""\
 # The teacher. It is trained first.
-{why}{_bases(project)}{_block(keys)}OUTPUT_DIR: "output/{project.name}/teacher"
+{why}{_bases(project)}{_block(keys)}\
+OUTPUT_DIR: "output/{project.name}/runs/teacher" # where the suite trains it
 """
 
 
@@ -142,7 +143,8 @@ MODEL:
 DISTILL:
   TEACHER:
     CONFIG_FILE: "{project.teacher_config}"
-{weights}{inherit * project.preset.inherits}{_indent(project.preset.keys)}\
+{weights}{inherit * project.preset.inherits}\
+{_indent(project.preset.keys.format(fifth=project.choices.steps // 5))}\
 OUTPUT_DIR: "output/{project.name}/distilled"
 """
 

@@ -71,6 +71,8 @@ def _read(
     if path.suffix in (".yaml", ".yml") and len(paths) == 1:
         return _read_yolo(path, split)
     if path.suffix == ".json" and len(paths) == 2:
+        if not path.is_file():
+            raise UserError(f"--{split} names {path}, which is no file: correct the path.")
         read_coco(str(path))  # which says what is wrong with it
         return Split(json.loads(path.read_bytes()), paths[1], str(path)), None
     if path.is_dir() and len(paths) == 2:

@@ -434,3 +434,8 @@ def test_seeds_of_the_command_line_give_no_teachers_folder(write, tmp_path):
 )
 def test_outputs_are_named_after_the_file_or_after_its_folder(path, name):
     assert suite_name(Path(path)) == name
+
+
+def test_a_config_is_told_from_a_suite(tiny):
+    with pytest.raises(UserError, match="dpk.yaml is the config of one training, no suite"):
+        read_suite(tiny.dpk)

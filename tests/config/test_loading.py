@@ -93,3 +93,8 @@ def test_an_absent_file_is_named():
 def test_a_value_that_python_cannot_read_is_refused(value):
     with pytest.raises(UserError, match="on the command line"):
         load_config("", ["DISTILL.DPK.WEIGHT", value])
+
+
+def test_a_suite_is_told_from_a_config():
+    with pytest.raises(UserError, match="key title .*: it belongs to a suite, which dpk-det"):
+        load_config("configs/compare/demo.yaml")

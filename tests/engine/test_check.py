@@ -1,6 +1,7 @@
 """--check: a report, one step, a little evaluation, and no checkpoint."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -364,3 +365,25 @@ def test_a_training_without_data(tiny, fails):
     assert "DATASETS.TRAIN is empty: name what to train on" in fails(
         tiny.plain, "DATASETS.TRAIN", "()"
     )
+
+
+def test_it_tells_about_how_long_a_training_takes(tiny, report):
+    found = report(tiny.dpk, "SOLVER.MAX_ITER", 1_000_000, "SOLVER.IMS_PER_BATCH", 8)
+    line = next(x for x in found.splitlines() if "seconds for a step" in x)
+    hours, seconds = re.search(r"about (\d+) hours .* from ([\d.]+) seconds", line).groups()
+    # of two images, where the training takes eight
+    assert float(hours) == pytest.approx(4 * float(seconds) * 1_000_000 / 3600, rel=0.2)
+    assert "minutes for 10 steps" in report(tiny.plain, "SOLVER.MAX_ITER", 10)
+
+
+def test_it_says_what_a_network_of_timms_starts_from(tiny, report, tmp_path):
+    opts = ("MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.TIMM.NAME", "resnet10t")
+    small = ("MODEL.FPN.IN_FEATURES", "['res2', 'res3', 'res4']")
+    found = report(tiny.plain, *opts, *small, "MODEL.TIMM.PRETRAINED", "False")
+    assert "(MODEL.WEIGHTS is empty), starts at random" in found
+    import timm
+
+    path = tmp_path / "own.pth"
+    torch.save(timm.create_model("resnet10t").state_dict(), path)
+    found = report(tiny.plain, *opts, *small, "MODEL.TIMM.WEIGHTS", path)
+    assert f"(MODEL.WEIGHTS is empty), its network from {path}, the rest at random" in found

@@ -19,3 +19,8 @@ def test_a_teacher_that_is_not_trained_yet_is_looked_at_all_the_same(tiny, tmp_p
     opts = ("DISTILL.TEACHER.WEIGHTS", tmp_path / "none.pth")
     taken = step_times({"dpk": tiny.cfg("dpk", *opts)}, rounds=1, warmup=0)
     assert len(taken["dpk"]) == 1
+
+
+def test_slow_steps_are_measured_less_often(tiny):
+    taken = step_times({"one": tiny.cfg("plain"), "other": tiny.cfg("plain")}, limit=0)
+    assert {name: len(seconds) for name, seconds in taken.items()} == {"one": 5, "other": 5}

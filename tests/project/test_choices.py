@@ -59,3 +59,11 @@ def test_small_photos_are_enlarged_twice_at_most():
 def test_detections_are_as_many_as_objects():
     assert choose(COCO, 1).detections == 100
     assert choose(dataclasses.replace(COCO, crowded=250), 1).detections == 250
+
+
+def test_reasons_are_true_of_coco_itself():
+    reasons = choose(COCO, 8).reasons
+    assert reasons["rate"] == "the usual rate is for 16 images"
+    assert reasons["images"] == "as Detectron2's schedules have, whatever the number of GPUs"
+    assert reasons["steps"] == "12 epochs of 118,000 photos"
+    assert choose(COCO, 2).reasons["images"] == "4 for each GPU"

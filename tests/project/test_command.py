@@ -14,6 +14,7 @@ from dpk_det.comparison.suite import read_suite
 from dpk_det.config.loading import load_config
 from dpk_det.config.methods import method_arguments
 from dpk_det.distill import build_distiller
+from dpk_det.engine.start import teacher_weights
 from dpk_det.pairing.levels import pair_levels
 from dpk_det.pairing.teacher import ZOO_EXAMPLE, load_teacher_config
 from dpk_det.project.presets import PRESETS
@@ -69,7 +70,7 @@ def model(cfg):
     ],
 )
 def test_student_and_teacher_fit_each_other(init, teacher, student, distilling):
-    init("--teacher", teacher, "--student", student)
+    init("--teacher", teacher, "--student", student, "--gpus", "1")
     assert sorted(x.name for x in Path("my").iterdir()) == WRITTEN
     plain, distilled = (load_config(f"my/{name}.yaml") for name in ("plain", "distilled"))
     assert distilled.MODEL.META_ARCHITECTURE == distilling
@@ -136,6 +137,8 @@ def test_a_teacher_of_other_classes_starts_with_its_weights(init):
 
 def test_own_weights_of_networks(init):
     names = ["--teacher", "resnet34", "--student", "mobilenetv2_100"]
+    for name in ("big.pth", "small.pth"):
+        Path(name).touch()
     init(*names, "--teacher-weights", "big.pth", "--student-weights", "small.pth")
     assert load_config("my/teacher.yaml").MODEL.WEIGHTS == "big.pth"
     assert load_config("my/plain.yaml").MODEL.TIMM.WEIGHTS == "small.pth"
@@ -192,3 +195,61 @@ def test_nothing_is_overwritten(init):
         init()
     assert [x.name for x in Path("my").iterdir()] == ["suite.yaml"]
     assert Path("my/suite.yaml").read_text() == "mine"
+
+
+def test_only_a_teacher_without_a_config_gets_other_anchors(init, data, tmp_path):
+    content = json.loads(Path(data[1]).read_text())
+    for x in content["annotations"]:
+        x["bbox"][2:] = [4, 4]
+    Path("small.json").write_text(json.dumps(content))
+    data[1] = "small.json"
+    init("--teacher", "resnet50", folder="own")
+    assert load_config("own/plain.yaml").MODEL.ANCHOR_GENERATOR.SIZES[0] == [16]
+    init("--teacher", ZOO_EXAMPLE, folder="zoo")  # its heads were trained with these
+    for name in ("plain", "teacher"):
+        assert load_config(f"zoo/{name}.yaml").MODEL.ANCHOR_GENERATOR.SIZES[0] == [32]
+
+
+def test_the_student_finds_the_teacher_that_the_suite_trains(init):
+    out = init("--teacher", "resnet50", folder="my")
+    suite = read_suite(Path("my/suite.yaml"))
+    trained = plan(suite, Path("output/my/runs")).teachers["teacher"].weights
+    trained.parent.mkdir(parents=True)
+    trained.touch()
+    assert Path(teacher_weights(load_config("my/distilled.yaml"))).samefile(trained)
+    assert "dpk-det check my/plain.yaml" in out
+
+
+@pytest.mark.parametrize(("gpus", "seeds"), [("0", (1,)), ("1", (1, 2, 3))])
+def test_without_a_gpu_a_student_is_trained_once(init, gpus, seeds):
+    init("--gpus", gpus)
+    assert read_suite(Path("my/suite.yaml")).seeds == seeds
+
+
+def test_dkd_is_warmed_up_for_a_fifth_of_the_steps(init):
+    init("--method", "dpk+dkd")
+    cfg = load_config("my/distilled.yaml")
+    assert cfg.DISTILL.WARMUP_ITERS == cfg.SOLVER.MAX_ITER // 5 > 0
+
+
+def refusal(data, capsys, *argv):
+    with pytest.raises(SystemExit):
+        main(["init", "my", *data, *argv])
+    assert not Path("my").exists()
+    return capsys.readouterr().err
+
+
+def test_photos_and_weights_that_are_absent_are_told(data, capsys):
+    said = refusal(data, capsys, "--student-weights", "gone.pth")
+    assert "There is no file of weights gone.pth" in said
+    said = refusal([*data[:2], "gone", *data[3:]], capsys)
+    assert "8 of 8 photos of --train are not below gone, the first is 0.png" in said
+
+
+def test_photos_without_an_object_are_counted(init, data):
+    content = json.loads(Path(data[1]).read_text())
+    content["annotations"] = [x for x in content["annotations"] if x["image_id"] > 1]
+    Path("less.json").write_text(json.dumps(content))
+    assert "have no object" not in init()
+    data[1] = "less.json"
+    assert "2 of the photos to train on have no object" in init(folder="other")

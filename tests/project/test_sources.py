@@ -128,7 +128,7 @@ def test_a_share_is_kept_for_the_evaluation_always_the_same(form, tmp_path):
         (["gone"], [], "--train is 'gone': give"),
         (["train.json", "photos"], ["photos"], "--val is 'photos': give"),
         (["train.json", "photos"], [], "train.json has no photos to evaluate on: give --val, or"),
-        (["gone.json", "photos"], [], "Cannot read the annotation file gone.json"),
+        (["gone.json", "photos"], [], "--train names gone.json, which is no file: correct"),
     ],
 )
 def test_what_is_of_no_form_is_told(tmp_path, monkeypatch, train, val, message):
