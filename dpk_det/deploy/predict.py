@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from tqdm import tqdm
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from dpk_det.architectures import classifies, plain_architecture
 from dpk_det.config.loading import load_config
 from dpk_det.data import categories, register_image_datasets, register_json_datasets
-from dpk_det.deploy.drawing import Drawing, drawing_paths
+from dpk_det.deploy.drawing import Drawing, Painter, drawing_paths
 from dpk_det.deploy.finders import Classifying, Detecting
 from dpk_det.deploy.findings import Findings
 from dpk_det.deploy.inputs import FileError, find_inputs, frames, frames_per_second, is_video
@@ -33,6 +34,7 @@ def predict(
     output: Path,
     threshold: float | None = None,
     drawings: bool = True,
+    beside: str = "",
 ) -> str:
     """Detect objects in images and videos, or classify these, with the plain model of a config.
 
@@ -47,7 +49,8 @@ def predict(
         files: from :func:`find_inputs`. output: folder to write to.
         threshold: score from which a detection or class counts, 0 to 1, None: 0.5 and 0; the
             config's own limits hold as well, and alone for segments.
-        drawings: whether to draw.
+        drawings: whether to draw. beside: another checkpoint of the same model, whose findings are
+            drawn to the right of the first's; the JSON file has those of the first alone.
 
     Returns:
         A line that says what was written.
@@ -67,7 +70,13 @@ def predict(
             "RGB: evaluate such a model by tools/train_net.py --eval-only."
         )
     root = Path(os.path.commonpath([file.parent for file in files]))
-    finder = (Classifying if classifies(cfg) else Detecting)(cfg, weights, names, threshold)
+    if beside and not drawings:
+        raise UserError("--beside is for drawings: give it without --no-drawings.")
+    make = Classifying if classifies(cfg) else Detecting
+    # each with a config of its own, for one is changed
+    finder, *others = (
+        make(cfg.clone(), path, names, threshold) for path in (weights, beside) if path
+    )
     _make_writable(output)
     targets = drawing_paths(files, root, output / DRAWINGS) if drawings else [None] * len(files)
 
@@ -76,7 +85,7 @@ def predict(
     try:
         for file, target in tqdm(zip(files, targets, strict=True), total=len(files), unit="file"):
             try:
-                _find_in_file(finder, found, file, target)
+                _find_in_file([finder, *others], found, file, target)
             except FileError as e:
                 found.add_failure(file, e)
     finally:  # what is found is kept, whatever stops the rest
@@ -88,19 +97,25 @@ def predict(
 
 
 def _find_in_file(
-    finder: Detecting | Classifying, found: Findings, file: Path, target: Path | None
+    finders: Sequence[Detecting | Classifying], found: Findings, file: Path, target: Path | None
 ) -> None:
     video = is_video(file)
-    draw = finder.painter()
+    painters = [finder.painter() for finder in finders]
     with Drawing(target, frames_per_second(file) if video else None) as drawing:
         for frame, image in enumerate(frames(file)):
-            outputs = _attempt("looked at", finder.find, image)
+            outputs = [_attempt("looked at", finder.find, image) for finder in finders]
             try:
                 if target:
-                    drawing.write(_attempt("drawn", draw, image, outputs))
+                    drawing.write(_attempt("drawn", _draw, painters, image, outputs))
             finally:  # after the drawing, for it shifts keypoints to pixels' corners in place
                 extra = {"frame": frame} if video else {}
-                found.add(file, image, finder.annotations(outputs), **extra)
+                found.add(file, image, finders[0].annotations(outputs[0]), **extra)
+
+
+def _draw(painters: Sequence[Painter], image: np.ndarray, outputs: Sequence[Any]) -> np.ndarray:
+    """(H, W, 3) BGR, of several models side by side."""
+    drawn = [paint(image, found) for paint, found in zip(painters, outputs, strict=True)]
+    return np.ascontiguousarray(np.hstack(drawn))
 
 
 def _attempt(what: str, do: Callable[..., Any], *args: Any) -> Any:
@@ -143,6 +158,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=float,
         help="score that counts (default: 0.5; of a classifier's five likeliest classes 0)",
     )
+    parser.add_argument(
+        "--beside",
+        default="",
+        metavar="WEIGHTS",
+        help="another checkpoint of the same model, such as the plain student's, whose findings "
+        "are drawn to the right",
+    )
     parser.add_argument("--no-drawings", action="store_true", help="write only the JSON file")
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides, not right after --input"
@@ -160,4 +182,4 @@ def run(argv: Sequence[str] | None = None) -> None:
         register_image_datasets(cfg)
         files = find_inputs(args.input)
         drawings = not args.no_drawings
-        print(predict(cfg, args.weights, files, args.output, args.threshold, drawings))
+        print(predict(cfg, args.weights, files, args.output, args.threshold, drawings, args.beside))

@@ -161,6 +161,42 @@ def test_drawings_have_the_inputs_names_and_sizes(tiny, trained, images, found, 
         assert 0.1 < (drawn == image).all(2).mean() < 0.98 or name.endswith("jpg")
 
 
+def test_two_checkpoints_are_drawn_side_by_side(tiny, trained, images, tmp_path):
+    cfg, other = tiny.cfg("dpk"), tmp_path / "other.pth"
+    torch.save({"model": tiny.build("plain", seed=5).state_dict()}, other)
+    weights = {"one": str(trained / "model_final.pth"), "two": str(other)}
+    files = find_inputs([str(images / "1.png")])
+    for name, path in weights.items():
+        predict(cfg, path, files, tmp_path / name, threshold=0.3)
+    predict(cfg, weights["one"], files, tmp_path / "both", threshold=0.3, beside=weights["two"])
+    one, two, both = (
+        cv2.imread(str(tmp_path / name / "drawings" / "1.png")) for name in ("one", "two", "both")
+    )
+    assert not np.array_equal(one, two)
+    # colours of boxes are drawn by lot
+    assert both.shape == (64, 192, 3)
+    plain = cv2.imread(str(images / "1.png"))
+    for half, alone in ((both[:, :96], one), (both[:, 96:], two)):
+        drawn = (half != plain).any(2), (alone != plain).any(2)
+        assert (drawn[0] == drawn[1]).mean() > 0.9
+    assert not np.array_equal(both[:, :96], both[:, 96:])
+    found = (json.loads((tmp_path / name / "predictions.json").read_text()) for name in weights)
+    assert json.loads((tmp_path / "both" / "predictions.json").read_text()) == next(found)
+
+
+def test_beside_is_for_drawings(tiny, trained, images, tmp_path):
+    weights = str(trained / "model_final.pth")
+    with pytest.raises(UserError, match="--beside is for drawings"):
+        predict(
+            tiny.cfg("dpk"),
+            weights,
+            find_inputs([str(images)]),
+            tmp_path / "out",
+            drawings=False,
+            beside=weights,
+        )
+
+
 def test_an_image_without_detections_is_drawn_as_it_is(tiny, trained, images, found, tmp_path):
     weights = trained / "model_final.pth"
     content = found(tiny.cfg("plain"), weights, [images / "0.png"], threshold=1.0)
