@@ -18,12 +18,14 @@ class Moment:
     """A step on one image, at the finest level.
 
     Attributes:
-        step: from 1. level: its name. ratio: of the prior. pictures: title to image as data URI.
+        step: from 1. level: its name. ratio: of the prior. added: by the transformer to the
+            student's map, over that map; None if unknown. pictures: title to image as data URI.
     """
 
     step: int
     level: str
     ratio: float
+    added: float | None
     pictures: dict[str, str]
 
 
@@ -55,6 +57,7 @@ def _moment(step: int, content: Mapping[str, np.ndarray]) -> Moment:
         step,
         level,
         float(content[f"{level}/ratio"]),
+        float(content[f"{level}/added"]) if f"{level}/added" in content else None,
         {
             "where the prior is given": as_uri(shown.astype(np.uint8), ".jpg"),
             **{title: as_uri(np.ascontiguousarray(x), ".png") for title, x in maps.items()},

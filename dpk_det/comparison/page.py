@@ -53,13 +53,13 @@ def write_page(
     Raises:
         UserError: when the file cannot be written.
     """
-    names = contenders(summary, configs)
+    pair = contenders(summary, configs)
     photos, classes, moments = None, None, []
-    if names:
-        seed = _common_seed(todo, names)
-        photos = _photos(todo, summary, configs, names, seed)
-        classes = class_table(summary, names)
-        moments = read_moments(todo.methods[names[1]][seed].folder)
+    if pair:
+        seed = _common_seed(todo, pair)
+        photos = _photos(todo, summary, configs, pair, seed)
+        classes = class_table(summary, _shown(summary, pair), pair)
+        moments = read_moments(todo.methods[pair[1]][seed].folder)
     heads, cells = method_cells(summary)
     rows = summary["teachers"] | summary["methods"]
     learners = {name for name in summary["methods"] if distils(configs[name])}
@@ -67,8 +67,9 @@ def write_page(
     page = _ENVIRONMENT.get_template("report.html").render(
         summary=summary,
         metric=metric_name(summary["metric"]),
-        headline=headline(summary, names),
+        headline=headline(summary, pair),
         chart=_chart({name: rows[name] for name in order}, learners),
+        ends=_ends(rows),
         heads=heads,
         table=[{"cells": cells[name], "distils": name in learners} for name in order],
         notes=notes(summary)[:-1],  # the command stands at the end
@@ -78,10 +79,11 @@ def write_page(
         why_no_photos=(
             "There is nothing to show: the detections of the last evaluation are not in the "
             "trainings' folders."
-            if names and not photos and "cls/" not in summary["metric"]
+            if pair and not photos and "cls/" not in summary["metric"]
             else ""
         ),
         classes=classes,
+        pair=[rows[name]["title"] for name in pair or ()],
         moments=moments,
         plots=[
             {"title": _PLOTS[name], "caption": caption, "source": _embedded(output / name)}
@@ -94,59 +96,74 @@ def write_page(
     write_whole(output / PAGE, page)
 
 
-def contenders(summary: Mapping[str, Any], configs: Mapping[str, CfgNode]) -> list[str]:
-    """The rows that are looked at closely.
+def contenders(
+    summary: Mapping[str, Any], configs: Mapping[str, CfgNode]
+) -> tuple[str, str] | None:
+    """The two students that are looked at closely.
 
     Returns:
-        Names of the suite's baseline, of the best of the other students that distil and, where it
-        has a row, of its teacher; nothing while one of the students is not trained.
+        Names of the best student that distils and, before it, of the one over which its gain is
+        counted; None while there are no two.
     """
     methods = summary["methods"]
-    measured = [name for name, row in methods.items() if row["mean"] is not None]
-    plain = summary["baseline"]
-    distilled = [name for name in measured if distils(configs[name]) and name != plain]
-    if plain not in measured or not distilled:
-        return []
-    best = max(distilled, key=lambda name: methods[name]["mean"])
-    teacher = methods[best]["teacher"]
-    return [plain, best, *([teacher] if teacher in summary["teachers"] else [])]
+    measured = {name for name, row in methods.items() if row["mean"] is not None}
+    pairs = [
+        (methods[name]["baseline"], name)
+        for name in methods
+        if name in measured and distils(configs[name]) and methods[name]["baseline"] in measured
+    ]
+    return max(pairs, key=lambda pair: methods[pair[1]]["mean"], default=None)
 
 
-def headline(summary: Mapping[str, Any], names: list[str]) -> list[str]:
+def _shown(summary: Mapping[str, Any], pair: tuple[str, str]) -> list[str]:
+    """Names of the models that are shown beside one another: the pair, the suite's baseline before
+    it and the teacher behind it."""
+    teacher = summary["methods"][pair[1]]["teacher"]
+    names = [summary["baseline"], *pair, *([teacher] if teacher in summary["teachers"] else [])]
+    rows = summary["teachers"] | summary["methods"]
+    return [
+        name for name in dict.fromkeys(names) if name in rows and rows[name]["mean"] is not None
+    ]
+
+
+def headline(summary: Mapping[str, Any], pair: tuple[str, str] | None) -> list[str]:
     """What came out, in sentences: who is better, by how much, at what cost.
 
     Args:
-        names: of :func:`contenders`.
+        pair: of :func:`contenders`.
     """
     methods, metric = summary["methods"], metric_name(summary["metric"])
-    if not names:
-        return ["No student that distils can be compared with the baseline yet."]
-    plain, best = methods[names[0]], methods[names[1]]
+    if pair is None:
+        return ["No student that distils can be compared with its baseline yet."]
+    best = methods[pair[1]]
     sentences = [
-        f'The best distilled student, "{best["title"]}", has {spread(best["mean"], best["sd"])} '
-        f'{metric}. "{plain["title"]}" has {spread(plain["mean"], plain["sd"])}.'
+        f'The best student that distils is "{best["title"]}": {spread(best["mean"], best["sd"])} '
+        f"{metric}."
     ]
     for key, than, how in (
-        ("gain", "baseline", "trained for as many steps"),
-        ("gain_at_equal_time", "control", "trained without a teacher for at least as long"),
+        ("gain", "baseline", ""),
+        ("gain_at_equal_time", "control", ", which trained at least as long without distilling"),
     ):
         gain = best[key]
         if gain:
             sentences.append(
-                f"It gains {spread(gain['mean'], gain['sd'], signed=True)} over "
-                f'"{methods[best[than]]["title"]}", {how}{_sure(gain)}.'
+                f"That is {spread(gain['mean'], gain['sd'], signed=True)} against "
+                f'"{methods[best[than]]["title"]}"{how}{_sure(gain)}.'
             )
-    if best["relative_seconds"]:
+    plain = methods.get(summary["baseline"])  # which --only may have left out
+    if plain and summary["baseline"] not in pair and plain["mean"] is not None:
+        sentences.append(f'"{plain["title"]}" has {spread(plain["mean"], plain["sd"])}.')
+    if plain and best["relative_seconds"]:
         ratio = times(best["relative_seconds"])
         sentences.append(f'Its step takes {ratio} the time of a step of "{plain["title"]}".')
     first = max(
         (name for name in methods if methods[name]["mean"] is not None),
         key=lambda name: methods[name]["mean"],
     )
-    if first != names[1]:
+    if first != pair[1]:
         row = methods[first]
         sentences.append(
-            f'Best of all is "{row["title"]}", which does not distil, with '
+            f'Best of all is "{row["title"]}", which does not distil: '
             f"{spread(row['mean'], row['sd'])}."
         )
     return sentences
@@ -154,7 +171,7 @@ def headline(summary: Mapping[str, Any], names: list[str]) -> list[str]:
 
 def _sure(gain: Mapping[str, Any]) -> str:
     if len(gain["seeds"]) == 1:
-        return "; one seed alone proves nothing"
+        return " (one seed: not proven)"
     p = gain["holm"]
     if p is None:
         return ""
@@ -165,10 +182,7 @@ def _sure(gain: Mapping[str, Any]) -> str:
 
 def _chart(rows: Mapping[str, Any], learners: set[str]) -> list[dict[str, Any]]:
     rows = {name: row for name, row in rows.items() if row["values"]}
-    values = [value for row in rows.values() for value in row["values"].values()]
-    if not values:
-        return []
-    low, high = min(values), max(values)
+    low, high = _ends(rows) or (0.0, 0.0)
     # the dots stay within the chart
     scale = 96 / (high - low) if high > low else 0
 
@@ -187,29 +201,40 @@ def _chart(rows: Mapping[str, Any], learners: set[str]) -> list[dict[str, Any]]:
     ]
 
 
-def class_table(summary: Mapping[str, Any], names: list[str]) -> dict[str, Any] | None:
+def _ends(rows: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The lowest and the highest figure of all trainings."""
+    values = [value for row in rows.values() for value in row["values"].values()]
+    return (min(values), max(values)) if values else None
+
+
+def class_table(
+    summary: Mapping[str, Any], names: list[str], pair: tuple[str, str]
+) -> dict[str, Any] | None:
     """AP of each class, mean over the seeds, most different first.
 
     Args:
-        names: of :func:`contenders`.
+        names: of the rows that are shown. pair: of :func:`contenders`, among them.
 
     Returns:
-        ``titles`` of the models, ``rows`` with ``name``, ``figures`` of the models and ``gain`` of
-        the second, and how many were ``left_out``; None where no class was measured.
+        ``titles`` of the models, ``best``, the place of the pair's second among them, ``rows`` with
+        ``name``, ``figures`` of the models and ``gain`` of the second, ``most``, the highest
+        figure, and how many were ``left_out``; None where no class was measured.
     """
     every = summary["teachers"] | summary["methods"]
     figures = [_of_classes(every[name]) for name in names]
     rows = []
     for name in dict.fromkeys(name for of in figures for name in of):
         values = [of.get(name) for of in figures]
-        plain, distilled = values[:2]
-        gain = None if plain is None or distilled is None else distilled - plain
+        before, after = (values[names.index(one)] for one in pair)
+        gain = None if before is None or after is None else after - before
         rows.append({"name": name, "figures": values, "gain": gain})
     if not rows:
         return None
     rows.sort(key=lambda row: abs(row["gain"] or 0), reverse=True)
     return {
         "titles": [every[name]["title"] for name in names],
+        "best": names.index(pair[1]),
+        "most": max(value for row in rows for value in row["figures"] if value is not None),
         "rows": sorted(rows[:_MOST_CLASSES], key=lambda row: -(row["gain"] or 0)),
         "left_out": max(len(rows) - _MOST_CLASSES, 0),
     }
@@ -224,11 +249,11 @@ def _of_classes(row: Mapping[str, Any]) -> dict[str, float]:
     return {name: mean(values) for name, values in found.items()}
 
 
-def _common_seed(todo: Plan, names: list[str]) -> int:
-    """The first seed that both students have, else the distilled one's first."""
+def _common_seed(todo: Plan, pair: tuple[str, str]) -> int:
+    """The first seed that both students have, else the second's first."""
     done = [
         [seed for seed, run in todo.methods[name].items() if run.results is not None]
-        for name in names[:2]
+        for name in pair
     ]
     return next((seed for seed in done[1] if seed in done[0]), done[1][0])
 
@@ -237,15 +262,16 @@ def _photos(
     todo: Plan,
     summary: Mapping[str, Any],
     configs: Mapping[str, CfgNode],
-    names: list[str],
+    pair: tuple[str, str],
     seed: int,
 ) -> Photos | None:
     rows = summary["teachers"] | summary["methods"]
-    runs = {rows[name]["title"]: todo.methods[name][seed] for name in names[:2]}
-    for name in names[2:]:
-        (run,) = todo.rows[name].values()  # a teacher has one
-        runs[rows[name]["title"]] = run
-    return compare_photos(runs, configs[names[1]], seed)
+    runs = {}
+    for name in _shown(summary, pair):
+        of_seeds = todo.rows[name]
+        runs[rows[name]["title"]] = of_seeds.get(seed) or next(iter(of_seeds.values()))
+    titles = tuple(rows[name]["title"] for name in pair)
+    return compare_photos(runs, titles, configs[pair[1]], seed)
 
 
 def _embedded(path: Path) -> str:

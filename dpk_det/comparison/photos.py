@@ -57,13 +57,13 @@ class Photos:
     """The photos of a comparison.
 
     Attributes:
-        titles: of plain student, distilled student, and teacher if its detections are here.
-        seed: of the students. dataset: that was evaluated.
-        better, equal, worse: photos on which the distilled student's F1 is higher, the same, lower.
+        pair: titles of the students that are compared. seed: of theirs.
+        dataset: that was evaluated.
+        better, equal, worse: photos on which the second's F1 is higher, the same, lower.
         won, lost: those on which it is better, and worse, by most.
     """
 
-    titles: list[str]
+    pair: tuple[str, str]
     seed: int
     dataset: str
     better: int
@@ -75,6 +75,7 @@ class Photos:
 
 def compare_photos(
     runs: Mapping[str, Run],
+    pair: tuple[str, str],
     cfg: CfgNode,
     seed: int,
     most: int = MOST,
@@ -83,9 +84,9 @@ def compare_photos(
     """Compare two students photo by photo.
 
     Args:
-        runs: title to finished run: the plain student, the distilled one and, if there is one,
-            the teacher. cfg: of a student. seed: of the students. most: photos to show of
-            each kind.
+        runs: title to finished run, of all models that are shown.
+        pair: titles of the students that are compared: is the second better than the first?
+        cfg: of a student. seed: of the students. most: photos to show of each kind.
         threshold: score from which a detection counts.
 
     Returns:
@@ -96,15 +97,14 @@ def compare_photos(
         return None
     read = {title: _detections(run) for title, run in runs.items()}
     detections = {title: found for title, found in read.items() if found is not None}
-    plain, distilled = [*runs][:2]
-    if not {plain, distilled} <= detections.keys():
+    first, second = pair
+    if not {first, second} <= detections.keys():
         return None
     truth = as_coco(convert_to_coco_dict(dataset))
     files = {x["image_id"]: x["file_name"] for x in DatasetCatalog.get(dataset)}
     found = {title: match(truth, x, threshold) for title, x in detections.items()}
     gains = {
-        image: f1(found[distilled].get(image, [])) - f1(found[plain].get(image, []))
-        for image in files
+        image: f1(found[second].get(image, [])) - f1(found[first].get(image, [])) for image in files
     }
 
     def shown(sign: int) -> list[Photo]:
@@ -120,7 +120,7 @@ def compare_photos(
             yield View(title, f1(boxes.get(image, [])), boxes.get(image, []))
 
     return Photos(
-        titles=[*found],
+        pair=pair,
         seed=seed,
         dataset=dataset,
         better=sum(gain > 0 for gain in gains.values()),

@@ -61,31 +61,23 @@ def predict(
     """
     if threshold is not None and not 0 <= threshold <= 1:  # nor NaN
         raise UserError(f"The threshold {threshold} is no score: give --threshold one of 0 to 1.")
+    if beside and not drawings:
+        raise UserError("--beside is for drawings: give it without --no-drawings.")
     cfg = plain_architecture(cfg)
     use_device(cfg)
     names = categories(cfg)
-    if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
-        raise UserError(
-            f"INPUT.FORMAT is {cfg.INPUT.FORMAT}, but Detectron2's predictor makes images BGR or "
-            "RGB: evaluate such a model by tools/train_net.py --eval-only."
-        )
     root = Path(os.path.commonpath([file.parent for file in files]))
-    if beside and not drawings:
-        raise UserError("--beside is for drawings: give it without --no-drawings.")
-    make = Classifying if classifies(cfg) else Detecting
-    # each with a config of its own, for one is changed
-    finder, *others = (
-        make(cfg.clone(), path, names, threshold) for path in (weights, beside) if path
-    )
+    finders = _finders(cfg, [weights, beside] if beside else [weights], names, threshold)
     _make_writable(output)
     targets = drawing_paths(files, root, output / DRAWINGS) if drawings else [None] * len(files)
 
-    what, path = finder.what, output / PREDICTIONS
-    found = Findings(names, root, description=f"{what} of {weights}", score_from=finder.threshold)
+    what, path = finders[0].what, output / PREDICTIONS
+    score = finders[0].threshold
+    found = Findings(names, root, description=f"{what} of {weights}", score_from=score)
     try:
         for file, target in tqdm(zip(files, targets, strict=True), total=len(files), unit="file"):
             try:
-                _find_in_file([finder, *others], found, file, target)
+                _find_in_file(finders, found, file, target)
             except FileError as e:
                 found.add_failure(file, e)
     finally:  # what is found is kept, whatever stops the rest
@@ -94,6 +86,18 @@ def predict(
     line = f"Wrote {path}: {annotations} {what} in {images} images{drawn}."
     found.check_failures(len(files), line)
     return line
+
+
+def _finders(
+    cfg: CfgNode, weights: Sequence[str], names: dict[int, str], threshold: float | None
+) -> list[Detecting | Classifying]:
+    if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
+        raise UserError(
+            f"INPUT.FORMAT is {cfg.INPUT.FORMAT}, but Detectron2's predictor makes images BGR or "
+            "RGB: evaluate such a model by tools/train_net.py --eval-only."
+        )
+    make = Classifying if classifies(cfg) else Detecting
+    return [make(cfg.clone(), path, names, threshold) for path in weights]  # which changes cfg
 
 
 def _find_in_file(

@@ -27,8 +27,10 @@ class SnapshotHook(HookBase):
     """Keeps the first image of three steps of a training with DPK, as ``snapshots/STEP.npz``.
 
     Each has ``image`` (H, W, 3) BGR and, for each level, ``NAME/given`` (h, w) bool, the tokens
-    that took the prior; ``NAME/token``, a token's side in pixels of that image; ``NAME/ratio``; and
-    three maps of the level as colours (H, W, 3), see :func:`colours`: ``NAME/student``,
+    that took the prior; ``NAME/token``, a token's side in pixels of that image; ``NAME/ratio``;
+    ``NAME/added``, how much the completed map differs from the student's (root mean square, over
+    that of the student's, channels standardised; absent where there are other channels); and three
+    maps of the level as colours (H, W, 3), see :func:`colours`: ``NAME/student``,
     ``NAME/completed``, ``NAME/teacher``. Padding is cut off. It only reads, so that the training is
     the same without it. The first rank alone does it.
 
@@ -91,6 +93,10 @@ class SnapshotHook(HookBase):
         maps = {"student": student, "completed": completed, "teacher": teacher}
         first = {what: cut(x[0].float(), stride) for what, x in maps.items()}
         basis = principal_axes(first["teacher"])
+        if student.shape[1] == completed.shape[1]:
+            own, made = (_standard(first[what]) for what in ("student", "completed"))
+            added = (made - own).square().mean().sqrt() / own.square().mean().sqrt()
+            self._content[f"{name}/added"] = np.float32(added.cpu())
         for what, x in first.items():
             # a student of other channels has axes of its own
             axes = basis if len(x) == len(basis) else principal_axes(x)

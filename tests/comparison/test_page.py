@@ -44,7 +44,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
-        if tag not in ("meta", "img"):
+        if tag not in ("meta", "img", "br"):
             self.opened.append(tag)
 
     def handle_startendtag(self, tag, attributes):
@@ -177,11 +177,13 @@ def test_boxes_are_drawn_where_they_were_found(page, detections):
 
 def test_it_says_who_is_better_by_how_much_and_at_what_cost(page):
     text = page(**FINISHED).text
-    assert '"DPK <i>", has 31.5 ± 2.1 AP. "plain student" has 21.0 ± 1.4.' in text
-    # +10 and +11: t = 10.5 / (0.7071 / sqrt(2)) = 21, one degree of freedom: p = 0.0303, and of
-    # four comparisons the second smallest, after Holm
-    assert 'gains +10.5 ± 0.7 over "plain student", trained for as many steps' in text
-    assert 'over "trained longer", trained without a teacher for at least as long' in text
+    assert 'The best student that distils is "DPK <i>": 31.5 ± 2.1 AP.' in text
+    # t = 10.5 / (0.707 / sqrt(2)) = 21, one degree of freedom: p = 0.0303, three times that by Holm
+    assert 'is +10.5 ± 0.7 against "plain student", which may be chance (p = 0.091).' in text
+    assert (
+        'That is +9.0 ± 0.0 against "trained longer", which trained at least as long without '
+        "distilling." in text
+    )
     assert '1.00x the time of a step of "plain student"' in text
     assert "Best of all" not in text
     assert "There is nothing to show: the detections" in text
@@ -207,18 +209,18 @@ def test_it_is_honest_where_distilling_does_not_win(page):
     finished = FINISHED | {"dpk": {1: 20.5, 2: 21.0}, "long": {1: 40.0, 2: 41.0}}
     text = page(**finished).text
     assert "which may be chance" in text
-    assert 'Best of all is "trained longer", which does not distil, with 40.5 ± 0.7.' in text
+    assert 'Best of all is "trained longer", which does not distil: 40.5 ± 0.7.' in text
 
 
 def test_one_seed_proves_nothing(page):
     text = page(**{name: {1: values[1]} for name, values in FINISHED.items()}).text
-    assert "trained for as many steps; one seed alone proves nothing" in text
+    assert 'against "plain student" (one seed: not proven).' in text
 
 
 def test_what_is_half_done_and_what_failed_is_said(page):
     text = page(plain={1: 20.0}, failed=["dpk-seed1"]).text
     assert "1 of 9 trainings are done. Failed: dpk-seed1." in text
-    assert "No student that distils can be compared with the baseline yet." in text
+    assert "No student that distils can be compared with its baseline yet." in text
 
 
 def test_classes_are_sorted_by_what_the_students_differ(page):
@@ -238,10 +240,11 @@ def summary_of_classes(count):
 
 
 def test_of_many_classes_those_that_differ_most_are_shown():
-    table = class_table(summary_of_classes(80), ["plain", "dpk"])
+    pair = ("plain", "dpk")
+    table = class_table(summary_of_classes(80), [*pair], pair)
     assert [row["name"] for row in table["rows"]] == [str(i) for i in range(79, 49, -1)]
-    assert table["left_out"] == 50
-    assert class_table(summary_of_classes(0), ["plain", "dpk"]) is None
+    assert table["left_out"] == 50 and table["best"] == 1 and table["most"] == 10 + 79 / 2
+    assert class_table(summary_of_classes(0), [*pair], pair) is None
 
 
 def test_a_comparison_of_plain_students_has_a_page_as_well(page):
@@ -251,18 +254,21 @@ def test_a_comparison_of_plain_students_has_a_page_as_well(page):
     assert "trained longer" in text
 
 
-def test_contenders_are_the_best(tiny, tmp_path, finish):
-    (tmp_path / "suite.yaml").write_text(SUITE.format(tiny=tiny))
+def test_contenders_are_the_best_and_what_it_is_measured_against(tiny, tmp_path, finish):
+    suite = SUITE.replace("control: long", "baseline: long")
+    (tmp_path / "suite.yaml").write_text(suite.format(tiny=tiny))
     todo = plan(read_suite(tmp_path / "suite.yaml"), tmp_path / "runs")
     configs = dict.fromkeys(todo.rows, tiny.cfg("plain"))
     configs |= {name: tiny.cfg("dpk") for name in ("dpk", "worse")}
     finish(todo.rows["plain"][1], 20.0)
-    assert contenders(summarise(todo, configs, ""), configs) == []
-    of_distilled = dict.fromkeys(todo.rows, tiny.cfg("dpk"))  # the baseline too
-    assert contenders(summarise(todo, of_distilled, ""), of_distilled) == []
+    assert contenders(summarise(todo, configs, ""), configs) is None
     finish(todo.rows["worse"][1], 10.0)
-    assert contenders(summarise(todo, configs, ""), configs) == ["plain", "worse", "big"]
-    finish(todo.rows["dpk"][1], 15.0)
+    assert contenders(summarise(todo, configs, ""), configs) == ("plain", "worse")
+    finish(todo.rows["dpk"][1], 15.0)  # nothing to measure it against yet
+    assert contenders(summarise(todo, configs, ""), configs) == ("plain", "worse")
+    finish(todo.rows["long"][1], 21.0)
     summary = summarise(todo, configs, "")
-    assert contenders(summary, configs) == ["plain", "dpk", "big"]
-    assert "gains -5.0" in " ".join(headline(summary, ["plain", "dpk"]))
+    assert contenders(summary, configs) == ("long", "dpk")
+    text = " ".join(headline(summary, ("long", "dpk")))
+    assert 'That is -6.0 against "trained longer"' in text
+    assert '"plain student" has 20.0.' in text and 'Best of all is "trained longer"' in text

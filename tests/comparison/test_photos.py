@@ -15,6 +15,8 @@ from dpk_det.checkpoint.loading import load_weights_strictly
 from dpk_det.comparison.photos import compare_photos
 from dpk_det.comparison.run import Run
 
+PAIR = ("plain", "student")
+
 
 @pytest.fixture
 def runs(tiny, tmp_path):
@@ -54,10 +56,10 @@ def perfect(tiny, images):
 def test_photos_are_ordered_by_how_much_the_students_differ(tiny, runs):
     some = perfect(tiny, {0, 1})
     made = runs(plain=some + perfect(tiny, {5})[:1], student=some + perfect(tiny, {3, 5}))
-    photos = compare_photos(made, tiny.cfg("dpk"), seed=4)
+    photos = compare_photos(made, PAIR, tiny.cfg("dpk"), seed=4)
     assert (photos.better, photos.equal, photos.worse) == (2, 6, 0)
     assert [photo.name for photo in photos.won] == ["3.png", "5.png"] and photos.lost == []
-    assert photos.titles == ["plain", "student"] and photos.seed == 4
+    assert photos.pair == PAIR and photos.seed == 4
     first, second = photos.won
     assert [view.f1 for view in first.views] == [None, 0.0, 1.0]
     # one of two objects: precision 1, recall 1/2
@@ -70,7 +72,9 @@ def test_photos_are_ordered_by_how_much_the_students_differ(tiny, runs):
 
 
 def test_the_picture_is_that_of_the_file(tiny, runs):
-    photos = compare_photos(runs(plain=[], student=perfect(tiny, {1})), tiny.cfg("dpk"), 1, most=1)
+    photos = compare_photos(
+        runs(plain=[], student=perfect(tiny, {1})), PAIR, tiny.cfg("dpk"), 1, most=1
+    )
     (photo,) = photos.won
     assert (photo.name, photo.width, photo.height) == ("1.png", 96, 64)
     kind, _, data = photo.source.partition(",")
@@ -84,7 +88,7 @@ def test_the_picture_is_that_of_the_file(tiny, runs):
 def test_boxes_are_the_predictions_of_the_checkpoint(tiny, trained, runs):
     cfg = tiny.cfg("dpk")
     made = {**runs(plain=[]), "student": Run("student", str(tiny.dpk), trained)}
-    photos = compare_photos(made, cfg, 1, most=8, threshold=0.2)
+    photos = compare_photos(made, PAIR, cfg, 1, most=8, threshold=0.2)
     model = tiny.build("plain").eval()
     load_weights_strictly(model, str(trained / "model_final.pth"), "weights")
     loader = build_detection_test_loader(cfg, "tiny", mapper=DatasetMapper(cfg, is_train=False))
@@ -111,14 +115,14 @@ def test_what_is_not_here_is_not_shown(tiny, runs):
     cfg = tiny.cfg("dpk")
     made = runs(plain=[], student=[])
     found = made["student"].folder / "inference" / "coco_instances_results.json"
-    assert compare_photos(made, cfg, 1) is not None
+    assert compare_photos(made, PAIR, cfg, 1) is not None
     os.utime(found, (2e9, 2e9))  # of a later evaluation, perhaps of other weights
-    assert compare_photos(made, cfg, 1) is None
+    assert compare_photos(made, PAIR, cfg, 1) is None
     found.write_text("[{")
     os.utime(found, (1, 1))
-    assert compare_photos(made, cfg, 1) is None
+    assert compare_photos(made, PAIR, cfg, 1) is None
     found.unlink()
-    assert compare_photos(made, cfg, 1) is None
+    assert compare_photos(made, PAIR, cfg, 1) is None
 
 
 def test_a_photo_that_is_gone_is_left_out(tiny, runs, tmp_path, monkeypatch):
@@ -126,7 +130,7 @@ def test_a_photo_that_is_gone_is_left_out(tiny, runs, tmp_path, monkeypatch):
     records = [dict(record) for record in DatasetCatalog.get("tiny")]
     records[2]["file_name"] = str(tmp_path / "gone.png")
     monkeypatch.setitem(DatasetCatalog.data, "tiny", lambda: records)
-    photos = compare_photos(runs(plain=[], student=perfect(tiny, {2, 3})), cfg, 1)
+    photos = compare_photos(runs(plain=[], student=perfect(tiny, {2, 3})), PAIR, cfg, 1)
     assert [photo.name for photo in photos.won] == ["3.png"] and photos.better == 2
 
 
@@ -141,7 +145,7 @@ def test_a_teacher_that_was_evaluated_elsewhere_is_shown(tiny, runs):
     path.write_text(json.dumps(perfect(tiny, {0})))
     (teacher.folder / "t.json").write_text("{}")
     os.utime(path, (1, 1))
-    photos = compare_photos({**made, "teacher": teacher}, tiny.cfg("dpk"), 1)
-    assert photos.titles == ["plain", "student", "teacher"]
+    photos = compare_photos({**made, "teacher": teacher}, PAIR, tiny.cfg("dpk"), 1)
     (photo,) = photos.lost
+    assert [view.title for view in photo.views] == ["what is there", "plain", "student", "teacher"]
     assert photo.views[3].f1 == 1.0

@@ -40,6 +40,7 @@ def test_three_steps_are_kept_with_the_masks_of_those_steps(tiny, tmp_path, comm
         for level, stride, seen in zip(("p2", "p3", "p4"), (4, 8, 16), of_step, strict=True):
             student, teacher, ratio, completed, given = seen
             assert content[f"{level}/ratio"] == np.float32(ratio)
+            assert content[f"{level}/added"] >= 0
             assert content[f"{level}/token"] == 16  # pixels; what lies beside the image is cut off
             mask = given[0, : height // 16, : width // 16].numpy()
             assert np.array_equal(content[f"{level}/given"], mask)
