@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import select
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -50,5 +52,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         import_module(COMMANDS[command][0]).run(rest)
         sys.stdout.flush()
-    except BrokenPipeError:  # who reads has seen enough, as `head` does
+    except BrokenPipeError:
+        reader = select.poll()
+        reader.register(sys.stdout, 0)
+        if not reader.poll(0):  # it is of another pipe
+            raise
+        # who reads has seen enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)

@@ -75,7 +75,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(tiny):
         text=True,
     )
     os.close(writer)
-    assert done.returncode == 0 and "Error" not in done.stderr
+    assert done.returncode == 141 and "Error" not in done.stderr
 
 
 def test_a_wheel_brings_its_configs_along(tmp_path):

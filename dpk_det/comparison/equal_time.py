@@ -156,6 +156,9 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def _digest(cfg: CfgNode) -> str:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.TRACKER.NAME = cfg.TRACKER.PROJECT = ""  # where curves go
     return hashlib.sha256(cfg.dump().encode()).hexdigest()
 
 

@@ -75,6 +75,8 @@ def check_config(
     for key in {**had, **has}:
         before = had.get(key, default.get(key, nothing))
         now = has.get(key, GONE.get(key, nothing))
+        if key.startswith("TRACKER."):  # where curves go
+            continue
         if key not in ignored and _matters(key, cfg) and before != now:
             raise UserError(
                 f"{run.folder} was made with another configuration than {run.name} has now ({key} "

@@ -1,6 +1,7 @@
 """What DPK did at a few steps of a training, as pictures."""
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,13 +37,14 @@ def read_moments(folder: Path) -> list[Moment]:
         try:
             content = dict(np.load(path))
             moments.append(_moment(int(path.stem), content))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
             continue  # damaged, or of another kind
     return sorted(moments, key=lambda moment: moment.step)
 
 
 def _moment(step: int, content: Mapping[str, np.ndarray]) -> Moment:
-    level = next(name for name in content if name.endswith("/given")).removesuffix("/given")
+    # without one: of a step without DPK
+    level = next((name for name in content if name.endswith("/given")), "").removesuffix("/given")
     image, given = content["image"], content[f"{level}/given"]
     shown = image * where_given(given, float(content[f"{level}/token"]), image.shape[:2])
     maps = {

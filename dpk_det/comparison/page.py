@@ -1,8 +1,8 @@
 """The report of a comparison as one HTML file to look at, which needs no other file or network."""
 
 import base64
-from collections.abc import Mapping
-from importlib.metadata import version
+from collections.abc import Collection, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -67,7 +67,7 @@ def write_page(
     page = _ENVIRONMENT.get_template("report.html").render(
         summary=summary,
         metric=metric_name(summary["metric"]),
-        headline=headline(summary, pair),
+        headline=headline(summary, pair, learners),
         chart=_chart({name: rows[name] for name in order}, learners),
         ends=_ends(rows),
         heads=heads,
@@ -91,7 +91,7 @@ def write_page(
             if name in _PLOTS
         ],
         rows=[rows[name] for name in order],
-        version=version("dpk_det"),
+        version=_version(),
     )
     write_whole(output / PAGE, page)
 
@@ -126,11 +126,13 @@ def _shown(summary: Mapping[str, Any], pair: tuple[str, str]) -> list[str]:
     ]
 
 
-def headline(summary: Mapping[str, Any], pair: tuple[str, str] | None) -> list[str]:
+def headline(
+    summary: Mapping[str, Any], pair: tuple[str, str] | None, learners: Collection[str]
+) -> list[str]:
     """What came out, in sentences: who is better, by how much, at what cost.
 
     Args:
-        pair: of :func:`contenders`.
+        pair: of :func:`contenders`. learners: names of the methods that distil.
     """
     methods, metric = summary["methods"], metric_name(summary["metric"])
     if pair is None:
@@ -160,7 +162,7 @@ def headline(summary: Mapping[str, Any], pair: tuple[str, str] | None) -> list[s
         (name for name in methods if methods[name]["mean"] is not None),
         key=lambda name: methods[name]["mean"],
     )
-    if first != pair[1]:
+    if first not in learners:
         row = methods[first]
         sentences.append(
             f'Best of all is "{row["title"]}", which does not distil: '
@@ -267,11 +269,21 @@ def _photos(
 ) -> Photos | None:
     rows = summary["teachers"] | summary["methods"]
     runs = {}
+    dataset = configs[pair[1]].DATASETS.TEST
     for name in _shown(summary, pair):
+        if name in configs and configs[name].DATASETS.TEST != dataset:
+            continue  # a teacher of others, say
         of_seeds = todo.rows[name]
         runs[rows[name]["title"]] = of_seeds.get(seed) or next(iter(of_seeds.values()))
     titles = tuple(rows[name]["title"] for name in pair)
     return compare_photos(runs, titles, configs[pair[1]], seed)
+
+
+def _version() -> str:
+    try:
+        return version("dpk_det")
+    except PackageNotFoundError:  # a clone that nobody installed
+        return "as cloned"
 
 
 def _embedded(path: Path) -> str:

@@ -16,6 +16,7 @@ from detectron2.data.detection_utils import read_image
 from dpk_det.comparison.matching import Box, as_coco, f1, match, objects
 from dpk_det.comparison.pictures import as_uri
 from dpk_det.comparison.run import Run
+from dpk_det.errors import UserError
 
 DETECTIONS = "coco_instances_results.json"
 THRESHOLD = 0.5
@@ -95,12 +96,15 @@ def compare_photos(
     dataset = cfg.DATASETS.TEST[-1]  # whose detections were written last
     if MetadataCatalog.get(dataset).get("evaluator_type") not in ("coco", "coco_panoptic_seg"):
         return None
-    read = {title: _detections(run) for title, run in runs.items()}
+    read = {title: _detections(run, threshold) for title, run in runs.items()}
     detections = {title: found for title, found in read.items() if found is not None}
     first, second = pair
     if not {first, second} <= detections.keys():
         return None
-    truth = as_coco(convert_to_coco_dict(dataset))
+    try:
+        truth = as_coco(convert_to_coco_dict(dataset))
+    except (OSError, UserError):  # the trainings may have been made on another machine
+        return None
     files = {x["image_id"]: x["file_name"] for x in DatasetCatalog.get(dataset)}
     found = {title: match(truth, x, threshold) for title, x in detections.items()}
     gains = {
@@ -131,14 +135,15 @@ def compare_photos(
     )
 
 
-def _detections(run: Run) -> list[dict[str, Any]] | None:
-    """Those of the evaluation at the end of a run; None if there are none or they are of later."""
+def _detections(run: Run, threshold: float) -> list[dict[str, Any]] | None:
+    """Those of the evaluation at the end of a run, from a score on; None if there are none or they
+    are of later."""
     folder = run.folder / ("inference" if run.trains else "teacher/inference")
     path, results = folder / DETECTIONS, run.folder / run.results_file
     try:
         if path.stat().st_mtime > results.stat().st_mtime:  # other weights may have been evaluated
             return None
-        return json.loads(path.read_bytes())
+        return [x for x in json.loads(path.read_bytes()) if x["score"] >= threshold]
     except (OSError, ValueError):
         return None
 

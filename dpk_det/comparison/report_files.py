@@ -1,6 +1,7 @@
 """The files of a report: Markdown, numbers and plots."""
 
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from dpk_det.comparison.plots import plot_curves, plot_metric, plot_prior, plot_
 from dpk_det.comparison.report import method_table, metric_name, report_text
 from dpk_det.comparison.summary import summarise
 from dpk_det.engine.trainer import RESULTS
+from dpk_det.errors import UserError
 from dpk_det.files import write_whole
 
 REPORT = "report.md"
@@ -70,5 +72,10 @@ def write_report(
             "includes the others."
         )
     write_whole(output / REPORT, report_text(summary, plots))
-    write_page(todo, summary, configs, plots, output)
+    try:
+        write_page(todo, summary, configs, plots, output)
+    except UserError:
+        raise
+    except Exception:  # pictures of many sources, and no training shall end because of them
+        logging.getLogger("dpk_det").warning("The page could not be made.", exc_info=True)
     return method_table(summary)

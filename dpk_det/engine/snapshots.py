@@ -1,6 +1,7 @@
 """Pictures of what DPK does in a step: where the prior is given, and what the transformer makes."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,13 +42,19 @@ class SnapshotHook(HookBase):
     def __init__(self, rgb: bool) -> None:
         self._rgb = rgb
         self._handles: list[Any] = []
-        self._content: dict[str, np.ndarray] = {}
+        self._image: Tensor | None = None
+        self._seen: list[tuple[Level, int, float, dict[str, Tensor]]] = []
+
+    def before_train(self) -> None:
+        """Remove what an earlier training, or one of another length, has left."""
+        if comm.is_main_process():
+            for path in self._folder.glob("*.npz"):
+                if path.stem not in map(str, self._moments) or int(path.stem) > self.trainer.iter:
+                    path.unlink()
 
     def before_step(self) -> None:
         """Watch the step, if it is one of the three."""
-        last = self.trainer.max_iter
-        moments = {max(1, round(share * last)) for share in _MOMENTS}
-        if self.trainer.iter + 1 not in moments or not comm.is_main_process():
+        if self.trainer.iter + 1 not in self._moments or not comm.is_main_process():
             return
         model = unwrap(self.trainer.model)
         found = [module for module in model.modules() if isinstance(module, DPK)]
@@ -59,52 +66,72 @@ class SnapshotHook(HookBase):
                 self._handles.append(completion.register_forward_hook(partial(self._see, level)))
 
     def after_step(self) -> None:
-        """Write what was seen."""
+        """Write what was seen, if it was; a training does not end because that fails."""
         for handle in self._handles:
             handle.remove()
-        if self._content:
-            folder = Path(self.trainer.cfg.OUTPUT_DIR) / FOLDER
-            with whole_file(folder / f"{self.trainer.iter + 1}.npz") as path:
-                np.savez_compressed(path, **self._content)
-        self._handles, self._content = [], {}
+        try:
+            if self._seen:  # DISTILL.STOP_AT ends DPK before the training ends
+                content = self._content(self._image, self._seen)
+                with whole_file(self._folder / f"{self.trainer.iter + 1}.npz") as path:
+                    np.savez_compressed(path, **content)
+        except Exception as e:
+            logging.getLogger("dpk_det").warning(
+                "No snapshot of step %d (%s); the training goes on.", self.trainer.iter + 1, e
+            )
+        self._handles, self._seen, self._image = [], [], None
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.trainer.cfg.OUTPUT_DIR) / FOLDER
+
+    @property
+    def _moments(self) -> set[int]:
+        return {max(1, round(share * self.trainer.max_iter)) for share in _MOMENTS}
 
     def _see_image(self, model: Any, inputs: tuple[Any, ...]) -> None:
         batch = inputs[0]
-        image = batch["images"][0] if isinstance(batch, Mapping) else batch[0]["image"]
-        self._size = tuple(image.shape[-2:])
+        self._image = batch["images"][0] if isinstance(batch, Mapping) else batch[0]["image"]
+
+    def _see(self, level: Level, module: HybridCompletion, inputs: Any, output: Any) -> None:
+        # what is made of it is made after the step, where mixed precision is off
+        maps = {"student": inputs[0], "completed": output[0], "teacher": inputs[1]}
+        first = {what: x[0].detach() for what, x in (maps | {"given": output[1]}).items()}
+        self._seen.append((level, module.patch, inputs[2], first))
+
+    def _content(
+        self, image: Tensor, seen: Sequence[tuple[Level, int, float, dict[str, Tensor]]]
+    ) -> dict[str, np.ndarray]:
+        size = tuple(image.shape[-2:])
         shown = image.permute(1, 2, 0).cpu().numpy().astype(np.uint8)
         if self._rgb:
             shown = shown[:, :, ::-1]
-        self._scale = scale = min(1.0, _SIDE / max(self._size))
-        self._content["image"] = cv2.resize(
-            np.ascontiguousarray(shown), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA
-        )
+        scale = min(1.0, _SIDE / max(size))
+        small = tuple(max(1, round(scale * side)) for side in reversed(size))
+        shown = np.ascontiguousarray(shown)
+        content = {"image": cv2.resize(shown, small, interpolation=cv2.INTER_AREA)}
+        for level, patch, ratio, maps in seen:
+            name, token = level.student, patch * level.stride
+            given = _cut(maps.pop("given"), token, size)
+            first = {what: _cut(x.float(), level.stride, size) for what, x in maps.items()}
+            basis = principal_axes(first["teacher"])
+            if len(first["student"]) == len(first["completed"]):
+                own, made = (_standard(first[what]) for what in ("student", "completed"))
+                added = (made - own).square().mean().sqrt() / own.square().mean().sqrt()
+                content[f"{name}/added"] = np.float32(added.cpu())
+            for what, x in first.items():
+                # a student of other channels has axes of its own
+                axes = basis if len(x) == len(basis) else principal_axes(x)
+                content[f"{name}/{what}"] = colours(x, axes)
+            content[f"{name}/given"] = given.cpu().numpy()
+            content[f"{name}/token"] = np.float32(token * scale)
+            content[f"{name}/ratio"] = np.float32(ratio)
+        return content
 
-    @torch.no_grad()
-    def _see(self, level: Level, module: HybridCompletion, inputs: Any, output: Any) -> None:
-        name, stride = level.student, level.stride
-        student, teacher, ratio = inputs[:3]
-        completed, given = output
 
-        def cut(x: Tensor, cell: int) -> Tensor:
-            height, width = (-(-side // cell) for side in self._size)
-            return x[..., :height, :width]
-
-        maps = {"student": student, "completed": completed, "teacher": teacher}
-        first = {what: cut(x[0].float(), stride) for what, x in maps.items()}
-        basis = principal_axes(first["teacher"])
-        if student.shape[1] == completed.shape[1]:
-            own, made = (_standard(first[what]) for what in ("student", "completed"))
-            added = (made - own).square().mean().sqrt() / own.square().mean().sqrt()
-            self._content[f"{name}/added"] = np.float32(added.cpu())
-        for what, x in first.items():
-            # a student of other channels has axes of its own
-            axes = basis if len(x) == len(basis) else principal_axes(x)
-            self._content[f"{name}/{what}"] = colours(x, axes)
-        token = stride * module.patch
-        self._content[f"{name}/given"] = cut(given[0], token).cpu().numpy()
-        self._content[f"{name}/token"] = np.float32(token * self._scale)
-        self._content[f"{name}/ratio"] = np.float32(ratio)
+def _cut(x: Tensor, cell: int, size: Sequence[int]) -> Tensor:
+    """What of a map is no padding."""
+    height, width = (-(-side // cell) for side in size)
+    return x[..., :height, :width]
 
 
 def principal_axes(x: Tensor) -> Tensor:
@@ -116,9 +143,9 @@ def principal_axes(x: Tensor) -> Tensor:
     Returns:
         (C, 3); columns are zero where there are fewer.
     """
-    flat = _standard(x)
+    flat = _standard(x).double().cpu()  # which always converges
     _, vectors = torch.linalg.eigh(flat @ flat.T)
-    axes = vectors.flip(1)[:, :3]
+    axes = vectors.flip(1)[:, :3].to(x)
     axes = axes * torch.where(axes.sum(0) < 0, -1.0, 1.0)  # a sign of its own each
     return torch.nn.functional.pad(axes, (0, 3 - axes.shape[1]))
 

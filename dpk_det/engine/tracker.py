@@ -175,7 +175,8 @@ def check_tracker(cfg: CfgNode) -> None:
     if not name:
         return
     find(TRACKERS, name, "tracker (TRACKER.NAME)")
-    if find_spec(name) is None:
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:  # a folder of that name, as wandb makes, is no package
         raise UserError(f"TRACKER.NAME is {name}, which is not installed: pip install {name}")
 
 

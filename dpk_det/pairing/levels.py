@@ -36,8 +36,10 @@ def find_modules(model: nn.Module, teacher: Teacher, names: Sequence[str]) -> di
         UserError: as :func:`~.modules.find_layouts` does.
     """
     parts = [name.partition(FROM) for name in names if isinstance(name, str)]
-    # an entry that has one name may mean the teacher's module of that path as well
-    teacher.look_at(module_paths(teacher.model, [other or own for own, _, other in parts]))
+    teacher.look_at(module_paths(teacher.model, [other for _, _, other in parts if other]))
+    # an entry that has one name may mean the teacher's module of that path, if it has a map
+    same = module_paths(teacher.model, [own for own, _, other in parts if not other])
+    teacher.look_at(same, lenient=True)
     return find_layouts(model, module_paths(model, [own for own, _, _ in parts]))
 
 

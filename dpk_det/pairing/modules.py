@@ -114,6 +114,12 @@ class Seen:
 
     def features(self, model: nn.Module, layouts: Mapping[str, Layout], batch: Batch) -> Features:
         """Maps of the backbone and of modules."""
+        for name in layouts:
+            if name not in self.outputs:
+                raise UserError(
+                    f"{module_path(name)} has not run in this step: name a module in LEVELS that "
+                    "runs in each."
+                )
         maps = {
             name: layout.read(self.outputs[name], name, self.size)
             for name, layout in layouts.items()

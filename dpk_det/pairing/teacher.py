@@ -75,12 +75,12 @@ class Teacher:
         if next(self.model.parameters()).device != device:
             self.model.to(device)
 
-    def look_at(self, paths: Sequence[str]) -> None:
+    def look_at(self, paths: Sequence[str], lenient: bool = False) -> None:
         """Look at these modules as well, from now on.
 
         Args:
             paths: such as "backbone.bottom_up.res4". For one outside the backbone the whole model
-                has to run.
+                has to run. lenient: pass over those that return no map.
 
         Raises:
             UserError: when the backbone is compiled, and as
@@ -91,7 +91,12 @@ class Teacher:
                 f"Within a compiled teacher {paths[0]} cannot be seen: set "
                 "DISTILL.TEACHER.COMPILE to False."
             )
-        self.layouts |= find_layouts(self.model, paths)
+        for path in paths:
+            try:
+                self.layouts |= find_layouts(self.model, [path])
+            except UserError:
+                if not lenient:
+                    raise
 
     @torch.no_grad()
     def __call__(self, batch: Batch, images: Tensor | None = None) -> Features:

@@ -16,6 +16,10 @@ def test_a_finished_training_is_recognised_by_its_configuration(tiny, trained):
     assert said == []
 
 
+def test_where_curves_are_sent_is_no_difference(tiny, trained):
+    check_config(Run("dpk", str(tiny.dpk), trained, opts=("TRACKER.NAME", "wandb")))
+
+
 def copy_of(folder, tmp_path, *changes):
     """A folder made with another config."""
     text = (folder / "config.yaml").read_text()

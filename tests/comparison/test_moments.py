@@ -61,5 +61,5 @@ def test_what_is_damaged_or_absent_is_left_out(tmp_path):
     path = tmp_path / "snapshots" / "3.npz"
     (tmp_path / "snapshots" / "4.npz").write_bytes(path.read_bytes()[:200])
     (tmp_path / "snapshots" / "5.npz").write_bytes(b"")
-    np.savez(tmp_path / "snapshots" / "x.npz", image=np.zeros(3))
+    np.savez(tmp_path / "snapshots" / "7.npz", image=np.zeros(3))
     assert [moment.step for moment in read_moments(tmp_path)] == [3]

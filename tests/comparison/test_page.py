@@ -269,6 +269,28 @@ def test_contenders_are_the_best_and_what_it_is_measured_against(tiny, tmp_path,
     finish(todo.rows["long"][1], 21.0)
     summary = summarise(todo, configs, "")
     assert contenders(summary, configs) == ("long", "dpk")
-    text = " ".join(headline(summary, ("long", "dpk")))
+    text = " ".join(headline(summary, ("long", "dpk"), {"dpk", "worse"}))
     assert 'That is -6.0 against "trained longer"' in text
     assert '"plain student" has 20.0.' in text and 'Best of all is "trained longer"' in text
+
+
+def test_no_training_ends_because_of_the_page(page, monkeypatch, tmp_path, caplog):
+    def fail(*arguments):
+        raise RuntimeError("a picture")
+
+    monkeypatch.setattr("dpk_det.comparison.page.headline", fail)
+    with pytest.raises(FileNotFoundError, match="report.html"):
+        page(**FINISHED)
+    assert "The page could not be made" in caplog.text
+    assert (tmp_path / "out" / "report.md").exists()
+
+
+def test_a_baseline_that_distils_is_not_said_not_to(tiny, tmp_path, finish):
+    suite = SUITE.replace("baseline: plain", "baseline: dpk").replace(", control: long", "")
+    (tmp_path / "suite.yaml").write_text(suite.format(tiny=tiny))
+    todo = plan(read_suite(tmp_path / "suite.yaml"), tmp_path / "runs")
+    configs = dict.fromkeys(todo.rows, tiny.cfg("dpk"))
+    finish(todo.rows["dpk"][1], 30.0)
+    finish(todo.rows["worse"][1], 20.0)
+    summary = summarise(todo, configs, "")
+    assert "Best of all" not in " ".join(headline(summary, ("dpk", "worse"), {*todo.methods}))

@@ -149,3 +149,12 @@ def test_a_teacher_that_was_evaluated_elsewhere_is_shown(tiny, runs):
     (photo,) = photos.lost
     assert [view.title for view in photo.views] == ["what is there", "plain", "student", "teacher"]
     assert photo.views[3].f1 == 1.0
+
+
+def test_without_the_dataset_there_is_nothing_to_show(tiny, runs, monkeypatch):
+    def gone():
+        raise FileNotFoundError("images.json")
+
+    cfg, made = tiny.cfg("dpk"), runs(plain=[], student=[])
+    monkeypatch.setitem(DatasetCatalog.data, "tiny", gone)
+    assert compare_photos(made, PAIR, cfg, 1) is None

@@ -96,3 +96,39 @@ def test_maps_of_few_channels_or_none_that_varies_have_colours():
     assert principal_axes(torch.randn(2, 3, 3)).shape == (2, 3)
     constant = torch.ones(4, 3, 3)
     assert (colours(constant, principal_axes(constant)) == 128).all()
+
+
+def test_a_training_goes_on_where_a_snapshot_fails(tiny, tmp_path, command, monkeypatch, capsys):
+    def fail(*arguments):
+        raise RuntimeError("it did not converge")
+
+    monkeypatch.setattr(snapshots, "colours", fail)
+    command("--config-file", tiny.dpk, "OUTPUT_DIR", tmp_path)
+    assert capsys.readouterr().out.count("(it did not converge); the training goes on") == 3
+    assert (tmp_path / "results.json").exists() and not (tmp_path / "snapshots").exists()
+
+
+def test_half_precision_does_no_harm(tiny, tmp_path, command, monkeypatch):
+    forward = HybridCompletion.forward
+
+    def half(self, student, *others):
+        with torch.autocast("cpu", torch.bfloat16):
+            return forward(self, student.bfloat16(), *others)
+
+    monkeypatch.setattr(HybridCompletion, "forward", half)
+    command("--config-file", tiny.dpk, "OUTPUT_DIR", tmp_path)
+    assert [*contents(tmp_path)] == [1, 2, 3]
+
+
+def test_after_dpk_has_stopped_there_is_nothing_to_keep(tiny, tmp_path, command):
+    argv = ["--config-file", tiny.dpk, "SOLVER.MAX_ITER", 8, "DISTILL.STOP_AT", 0.5]
+    command(*argv, "OUTPUT_DIR", tmp_path)
+    assert [*contents(tmp_path)] == [1, 4]
+
+
+def test_those_of_a_shorter_training_are_removed(tiny, tmp_path, command):
+    argv = ["--config-file", tiny.dpk, "OUTPUT_DIR", tmp_path, "SOLVER.MAX_ITER"]
+    command(*argv, 4)
+    assert [*contents(tmp_path)] == [1, 2, 4]
+    command("--resume", *argv, 8)
+    assert [*contents(tmp_path)] == [1, 4, 8]

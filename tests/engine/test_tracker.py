@@ -206,3 +206,11 @@ def test_trackers_are_checked_with_the_config(tiny, monkeypatch):
     with pytest.raises(UserError, match="not installed: pip install mlflow"):
         tracker.check_tracker(tiny.cfg("plain", "TRACKER.NAME", "mlflow"))
     tracker.check_tracker(tiny.cfg("plain"))
+
+
+def test_a_folder_of_that_name_is_no_package(tiny, tmp_path, monkeypatch):
+    (tmp_path / "no_such_tracker").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(tracker.TRACKERS, "no_such_tracker", Fails)
+    with pytest.raises(UserError, match="not installed"):
+        tracker.check_tracker(tiny.cfg("plain", "TRACKER.NAME", "no_such_tracker"))
