@@ -52,8 +52,8 @@ WARMUP_ITERS: {fifth} # without it one training in four failed
 DPK:
   WEIGHT: 48.0
 """,
-        "the student has heads of its own, and learns the teacher's map and classes; of these "
-        "students it was best",
+        "the student has heads of its own, and learns the teacher's map and classes, which was "
+        "best for such students",
     ),
     "dpk-paper": Preset(
         "DPK, the paper's form",
@@ -75,6 +75,17 @@ PKD:
   WEIGHT: 32.0
 """,
         "the cheapest method for a student with heads of its own, level with DPK",
+    ),
+    "pkd+dkd": Preset(
+        "PKD + DKD",
+        False,
+        """\
+METHODS: ["pkd", "dkd"]
+WARMUP_ITERS: {fifth} # as for DPK + DKD, where one training in four failed without it
+PKD:
+  WEIGHT: 32.0
+""",
+        "cheaper than DPK + DKD, and level with it",
     ),
     "cwd-inherit": Preset(
         "CWD, inherits",

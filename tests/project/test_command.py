@@ -105,6 +105,7 @@ def test_every_method_sets_what_belongs_together(init, method):
         "dpk+dkd": ["dpk", "dkd"],
         "dpk-paper": ["dpk"],
         "pkd": ["pkd"],
+        "pkd+dkd": ["pkd", "dkd"],
         "cwd-inherit": ["cwd"],
     }[method]
     assert wanted == cfg.DISTILL.METHODS
@@ -226,8 +227,9 @@ def test_without_a_gpu_a_student_is_trained_once(init, gpus, seeds):
     assert read_suite(Path("my/suite.yaml")).seeds == seeds
 
 
-def test_dkd_is_warmed_up_for_a_fifth_of_the_steps(init):
-    init("--method", "dpk+dkd")
+@pytest.mark.parametrize("method", ["dpk+dkd", "pkd+dkd"])
+def test_dkd_is_warmed_up_for_a_fifth_of_the_steps(init, method):
+    init("--method", method)
     cfg = load_config("my/distilled.yaml")
     assert cfg.DISTILL.WARMUP_ITERS == cfg.SOLVER.MAX_ITER // 5 > 0
 
