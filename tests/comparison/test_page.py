@@ -294,3 +294,26 @@ def test_a_baseline_that_distils_is_not_said_not_to(tiny, tmp_path, finish):
     finish(todo.rows["worse"][1], 20.0)
     summary = summarise(todo, configs, "")
     assert "Best of all" not in " ".join(headline(summary, ("dpk", "worse"), {*todo.methods}))
+
+
+def test_classifiers_have_a_page_without_photos(tiny_images, tmp_path, finish):
+    text = f"""
+metric: cls/top1
+baseline: plain
+teachers: {{big: {{config: {tiny_images.teacher}}}}}
+methods:
+  plain: {{config: {tiny_images.plain}}}
+  dpk: {{title: under a teacher, config: {tiny_images.dpk}, teacher: big}}
+"""
+    (tmp_path / "suite.yaml").write_text(text)
+    todo = plan(read_suite(tmp_path / "suite.yaml"), tmp_path / "runs")
+    for name, top1 in (("big", 90.0), ("plain", 70.0), ("dpk", 75.0)):
+        finish(todo.rows[name][1], None, results={"cls": {"top1": top1, "top5": 99.0}})
+    configs = {
+        name: tiny_images.cfg({"big": "teacher"}.get(name, name))
+        for name in ("big", "plain", "dpk")
+    }
+    write_report(todo, configs, tmp_path, "a command", [])
+    found = Page((tmp_path / "report.html").read_text()).text
+    assert 'The best student that distils is "under a teacher": 75.0 top-1.' in found
+    assert "Where the students differ" not in found and "AP of each class" not in found
