@@ -157,7 +157,8 @@ def progress(run: Run) -> str:
     lines = [*_metrics_lines(run.folder)]
     if not lines:
         return f"{run.name}: starting"
-    last = lines[-1]
+    # an evaluation writes its figures as of the step that would come next
+    last = next((line for line in reversed(lines) if "total_loss" in line), lines[-1])
     eta = f", {last['eta_seconds'] / 60:.0f} min to go" if "eta_seconds" in last else ""
     loss = f", loss {last['total_loss']:.2f}" if "total_loss" in last else ""
     return f"{run.name}: step {last['iteration'] + 1}{loss}{eta}"

@@ -74,6 +74,9 @@ def test_progress_tells_step_loss_and_minutes_of_the_line_written_last(tmp_path)
     line = {"iteration": 99, "total_loss": 1.256, "eta_seconds": 300}
     write_metrics(tmp_path, '{"iteration": 199}', json.dumps(line))
     assert progress(run) == "r: step 100, loss 1.26, 5 min to go"
+    evaluated = '{"iteration": 100, "bbox/AP": 12.0}'  # after the last step, 100
+    write_metrics(tmp_path, json.dumps(line), evaluated)
+    assert progress(run) == "r: step 100, loss 1.26, 5 min to go"
 
 
 # ------------------------------------------------------------------ results
