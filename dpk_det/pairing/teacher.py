@@ -100,7 +100,9 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, batch: Batch, images: Tensor | None = None) -> Features:
-        """Look at a batch, normalised and padded the teacher's own way; only its backbone runs.
+        """Look at a batch, normalised and padded the teacher's own way.
+
+        Only its backbone runs, unless a module outside of it is looked at.
 
         Args:
             batch: Detectron2's list of dicts, or a classifier's dict of tensors; images in the
