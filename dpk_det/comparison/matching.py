@@ -40,20 +40,16 @@ def as_coco(content: Mapping[str, Any]) -> COCO:
     return coco
 
 
-def match(
-    truth: COCO, detections: Sequence[Mapping[str, Any]], threshold: float
-) -> dict[int, list[Box]]:
+def match(truth: COCO, detections: Sequence[Mapping[str, Any]]) -> dict[int, list[Box]]:
     """Match detections with objects, image by image and class by class.
 
     Args:
-        truth: the dataset. detections: of it, as COCO's results format has them.
-        threshold: score from which a detection counts.
+        truth: the dataset. detections: of it that count, as COCO's results format has them.
 
     Returns:
         Image id to its detections and missed objects. Crowds, and detections in them, are left out.
     """
-    counted = (x for x in detections if x["score"] >= threshold)
-    shown = [{**x, "id": i} for i, x in enumerate(counted, 1)]
+    shown = [{**x, "id": i} for i, x in enumerate(detections, 1)]
     for x in shown:
         x["area"], x["iscrowd"] = x["bbox"][2] * x["bbox"][3], 0
     known = {"images": truth.dataset["images"], "categories": truth.dataset["categories"]}

@@ -1,6 +1,5 @@
 """The report of a comparison as one HTML file to look at, which needs no other file or network."""
 
-import base64
 from collections.abc import Collection, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,6 +13,7 @@ from dpk_det.architectures import distils
 from dpk_det.comparison.matching import IOU
 from dpk_det.comparison.moments import read_moments
 from dpk_det.comparison.photos import THRESHOLD, Photos, compare_photos
+from dpk_det.comparison.pictures import embedded
 from dpk_det.comparison.plan import Plan
 from dpk_det.comparison.report import method_cells, metric_name, notes, p_value, spread, times
 from dpk_det.files import write_whole
@@ -72,7 +72,7 @@ def write_page(
         ends=_ends(rows),
         heads=heads,
         table=[{"cells": cells[name], "distils": name in learners} for name in order],
-        notes=notes(summary)[:-1],  # the command stands at the end
+        notes=notes(summary),
         photos=photos,
         threshold=THRESHOLD,
         iou=IOU,
@@ -85,11 +85,7 @@ def write_page(
         classes=classes,
         pair=[rows[name]["title"] for name in pair or ()],
         moments=moments,
-        plots=[
-            {"title": _PLOTS[name], "caption": caption, "source": _embedded(output / name)}
-            for name, caption in plots.items()
-            if name in _PLOTS
-        ],
+        plots=_plots(plots, output),
         rows=[rows[name] for name in order],
         version=_version(),
     )
@@ -286,8 +282,16 @@ def _version() -> str:
         return "as cloned"
 
 
-def _embedded(path: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+def _plots(plots: Mapping[str, str], output: Path) -> list[dict[str, str]]:
+    return [
+        {
+            "title": _PLOTS[name],
+            "caption": caption,
+            "source": embedded((output / name).read_bytes(), "png"),
+        }
+        for name, caption in plots.items()
+        if name in _PLOTS
+    ]
 
 
 def _or_least(value: float | None) -> float:

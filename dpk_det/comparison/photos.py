@@ -106,7 +106,7 @@ def compare_photos(
     except (OSError, UserError):  # the trainings may have been made on another machine
         return None
     files = {x["image_id"]: x["file_name"] for x in DatasetCatalog.get(dataset)}
-    found = {title: match(truth, x, threshold) for title, x in detections.items()}
+    found = {title: match(truth, x) for title, x in detections.items()}
     gains = {
         image: f1(found[second].get(image, [])) - f1(found[first].get(image, [])) for image in files
     }

@@ -13,5 +13,13 @@ def as_uri(image: np.ndarray, suffix: str) -> str:
         image: (H, W, 3) BGR uint8. suffix: ".jpg" or ".png".
     """
     _, data = cv2.imencode(suffix, image, [cv2.IMWRITE_JPEG_QUALITY, 80])
-    kind = {".jpg": "jpeg", ".png": "png"}[suffix]
+    return embedded(data.tobytes(), {".jpg": "jpeg", ".png": "png"}[suffix])
+
+
+def embedded(data: bytes, kind: str) -> str:
+    """A file's content as a data URI.
+
+    Args:
+        kind: "png" or "jpeg".
+    """
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

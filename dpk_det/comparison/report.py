@@ -24,9 +24,9 @@ def report_text(summary: Mapping[str, Any], plots: Mapping[str, str]) -> str:
         summary: of :func:`dpk_det.comparison.summary.summarise`.
         plots: file name, beside the report, to caption.
     """
-    parts = [f"# {summary['title']}", summary["description"].strip(), state(summary)]
+    parts = [f"# {summary['title']}", summary["description"].strip(), _state(summary)]
     parts.append(method_table(summary))
-    parts.append("\n".join(f"- {note}" for note in notes(summary)))
+    parts.append("\n".join(f"- {note}" for note in [*notes(summary), "Command:"]))
     parts.append(f"    {summary['command']}")
     parts += [f"![{name}]({name})\n\n{caption}" for name, caption in plots.items()]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -139,8 +139,7 @@ def times(ratio: float | None) -> str:
     return "" if ratio is None else f"{ratio:.2f}x"
 
 
-def state(summary: Mapping[str, Any]) -> str:
-    """How many trainings are done, in Markdown; "" if all are."""
+def _state(summary: Mapping[str, Any]) -> str:
     if summary["finished"] == summary["trainings"]:
         return ""
     failed = f"; failed: {', '.join(summary['failed'])}" if summary["failed"] else ""
@@ -198,7 +197,6 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
     said += _resumed_notes(methods | teachers)
     said.append(f"Parameters: {_parameters(methods | teachers)}.")
     said += [f"Machine: {_machine(machine)}." for machine in summary["machines"]]
-    said.append("Command:")
     return said
 
 

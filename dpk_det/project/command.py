@@ -147,6 +147,6 @@ def _check_photos(name: str, part: Split) -> None:
 
 def _empty(part: Split) -> str:
     """What is said of photos without an object, whose annotations may be absent by mistake."""
-    seen = {x["image_id"] for x in part.content["annotations"]}
+    seen = {x["image_id"] for x in part.content.get("annotations", [])}
     count = sum(x["id"] not in seen for x in part.content["images"])
     return f" {count:,} of the photos to train on have no object." if count else ""

@@ -45,25 +45,23 @@ CAT, DOG = [10, 10, 20, 20], [50, 50, 30, 40]
         # 20 x 10 of 20 x 20 covered: IoU 0.5, which counts; one pixel less does not
         ([found(7, 3, [10, 10, 20, 10], 0.9)], ["cat right", "dog missed"]),
         ([found(7, 3, [10, 10, 20, 9], 0.9)], ["cat missed", "cat wrong", "dog missed"]),
-        # below the threshold
-        ([found(7, 3, CAT, 0.49)], ["cat missed", "dog missed"]),
         ([found(8, 3, CAT, 0.9)], ["cat missed", "dog missed"]),
     ],
 )
 def test_detections_are_matched_with_objects(detections, kinds):
-    boxes = match(truth((7, 3, CAT, False), (7, 5, DOG, False)), detections, 0.5)
+    boxes = match(truth((7, 3, CAT, False), (7, 5, DOG, False)), detections)
     assert sorted(f"{box.name} {box.kind}" for box in boxes[7]) == kinds
     assert all(box.kind == "wrong" for box in boxes[8])
 
 
 def test_boxes_are_those_that_were_found():
-    boxes = match(truth((7, 3, CAT, False)), [found(7, 3, [11.5, 10, 20, 20], 0.75)], threshold=0.5)
+    boxes = match(truth((7, 3, CAT, False)), [found(7, 3, [11.5, 10, 20, 20], 0.75)])
     assert boxes[7] == [Box((11.5, 10), (20, 20), "cat", "right", 0.75)]
 
 
 def test_crowds_are_neither_missed_nor_is_it_wrong_to_find_them():
     crowd = truth((7, 3, DOG, True), (7, 3, CAT, False))
-    boxes = match(crowd, [found(7, 3, [55, 55, 10, 10], 0.9)], 0.5)
+    boxes = match(crowd, [found(7, 3, [55, 55, 10, 10], 0.9)])
     assert [box.kind for box in boxes[7]] == ["missed"]
     assert objects(crowd, 7) == [Box((10, 10), (20, 20), "cat", "object")]
 
