@@ -168,8 +168,12 @@ def _locate(data: bytes, error: Exception) -> str:
         return "it begins with a byte order mark: save it without"
     if isinstance(error, RecursionError):
         return "its lists are nested too deeply: write what COCO's format has and no more"
-    if isinstance(error, UnicodeDecodeError):
-        return f"{error.reason}, {error.object[:40]!r}: save it as UTF-8"
+    if isinstance(error, UnicodeDecodeError) or "utf-8" in str(error).lower():
+        try:  # msgspec before 0.22 gives the bytes of the text and no place, a later one neither
+            data.decode()
+        except UnicodeDecodeError as e:
+            near = data[max(e.start - 20, 0) : e.start + 20]
+            return f"{e.reason} at byte {e.start}, near {near!r}: save it as UTF-8"
     place = re.search(r"\(byte (\d+)\)", str(error))
     if not place:
         return f"{str(error).lower()}: write it anew"
