@@ -169,7 +169,7 @@ def _locate(data: bytes, error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "its lists are nested too deeply: write what COCO's format has and no more"
     if isinstance(error, UnicodeDecodeError) or "utf-8" in str(error).lower():
-        try:  # msgspec before 0.22 gives the bytes of the text and no place, a later one neither
+        try:  # which error it is depends on the version of msgspec, and none tells the place
             data.decode()
         except UnicodeDecodeError as e:
             near = data[max(e.start - 20, 0) : e.start + 20]
