@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "dpk_det/__init__.py").read_text(), re.M)[1]
 ONNX = ["onnx>=1.16", "onnxruntime>=1.20"]
 TUNE = ["optuna>=4"]
+SLURM = ["submitit>=1.5"]
 TRACKERS = {"wandb": ["wandb>=0.19"], "trackio": ["trackio>=0.20"]}
 
 setup(
@@ -59,6 +60,8 @@ setup(
         "onnx": ONNX,
         # for tools/tune.py
         "tune": TUNE,
+        # for compare.py --cluster
+        "slurm": SLURM,
         # for TRACKER.NAME
         **TRACKERS,
         "mlflow": ["mlflow>=3"],
@@ -68,6 +71,7 @@ setup(
             "ruff>=0.8",
             *ONNX,
             *TUNE,
+            *SLURM,
             *TRACKERS["wandb"],
             *TRACKERS["trackio"],
             "mlflow-skinny>=3",  # all but the parts that serve

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import random
 import sys
 import tempfile
@@ -9,7 +10,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -134,9 +135,25 @@ def count_flops(function: Function) -> int:
     """Floating point operations of a call: matrix products, convolutions, attention and their
     gradients, a multiplication and an addition counting two. The same at each call.
     """
-    with FlopCounterMode(display=False) as counter:
+    # torch counts the gradients of a convolution in groups as if it were dense
+    gradients = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
+    with FlopCounterMode(display=False, custom_mapping=gradients) as counter:
         function()
     return counter.get_total_flops()
+
+
+def _convolution_backward_flops(
+    grad_shape: Sequence[int],
+    input_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    *args: Any,
+    out_shape: Sequence[Any] | None = None,
+    **kwargs: Any,
+) -> int:
+    transposed, wanted = args[4], args[7]  # of aten.convolution_backward, behind the shapes
+    places = input_shape if transposed else grad_shape
+    once = 2 * places[0] * math.prod(places[2:]) * math.prod(weight_shape)
+    return once * (wanted[0] + wanted[1])  # gradients of the input and of the weights
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:

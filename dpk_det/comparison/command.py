@@ -1,19 +1,22 @@
 """The comparison command: trains teachers and every method with every seed, and reports."""
 
 import argparse
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from dpk_det.comparison.cluster import CLUSTERS, DEFAULTS, Cluster
 from dpk_det.comparison.equal_time import with_controls
 from dpk_det.comparison.evidence import Evidence
 from dpk_det.comparison.interrupts import Interrupts
-from dpk_det.comparison.jobs import make_slots
+from dpk_det.comparison.jobs import Slots, Workers, make_slots, threads_of
 from dpk_det.comparison.made_with import check_config
 from dpk_det.comparison.page import PAGE
 from dpk_det.comparison.plan import Plan, plan
@@ -57,6 +60,21 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add_machine_arguments(parser)
     parser.add_argument(
+        "--cluster",
+        choices=CLUSTERS,
+        help="let each training be a job of Slurm, or of submitit on this machine",
+    )
+    parser.add_argument(
+        "--job",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of each job of --cluster, by the names of submitit's AutoExecutor, such as "
+        "slurm_partition=gpu timeout_min=600 cpus_per_task=8 (default: "
+        + " ".join(f"{name}={value}" for name, value in DEFAULTS.items())
+        + ")",
+    )
+    parser.add_argument(
         "--report-only", action="store_true", help="train nothing, report what is finished"
     )
     return parser.parse_args(argv)
@@ -82,7 +100,7 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
 def compare(
     todo: Plan,
     output: Path,
-    slots: Sequence[Mapping[str, str]] | None,
+    workers: Workers | None,
     command: str,
     say: Callable[[str], None] = print,
     interrupts: Interrupts | None = None,
@@ -92,7 +110,7 @@ def compare(
 
     Args:
         todo: the trainings. output: folder of the report, its plots and results.json.
-        slots: see :func:`dpk_det.comparison.runs.train_all`. None: train nothing.
+        workers: what trains. None: train nothing.
         command: that the report shows. say: gets the lines of progress.
         interrupts: tells when to stop. evidence: where finished runs are kept as well.
 
@@ -104,7 +122,7 @@ def compare(
             all others; when the report cannot be written; when there is nothing to report.
         Stopped: when a signal came; what was finished is reported.
     """
-    trains = slots is not None
+    trains = workers is not None
     configs = load_configs(todo, trains)
     check_evaluations(todo, configs, trains, say)
     failed: list[str] = []
@@ -128,7 +146,7 @@ def compare(
     if trains:
         _draw(configs.values())
         try:
-            train_all(todo.runs, slots, say, update, interrupts)
+            train_all(todo.runs, workers, say, update, interrupts)
         except Stopped:
             try_to_report()
             raise
@@ -149,6 +167,26 @@ def _draw(configs: Iterable[CfgNode]) -> None:
             DatasetCatalog.get(name)
 
 
+def _workers(args: argparse.Namespace, output: Path) -> tuple[Workers, Mapping[str, str]]:
+    """What trains, and what the environment of a training has more than this process's."""
+    if not args.cluster:
+        if args.job:
+            raise UserError("--job is of --cluster, which is not given: add it.")
+        slots = make_slots(args.workers, args.threads, args.gpus)
+        return Slots(slots), slots[0]
+    if args.gpus:
+        raise UserError("--gpus is of this machine: write --job gpus_per_node=1 for a cluster.")
+    wrong = [x for x in args.job if not re.fullmatch(r"\w+=.+", x)]
+    if wrong:
+        raise UserError(f"--job has {wrong[0]!r}: write NAME=VALUE.")
+    options = {
+        name: yaml.safe_load(value) for name, _, value in (x.partition("=") for x in args.job)
+    }
+    environment = threads_of(args.threads)
+    cluster = Cluster(args.cluster, output / "jobs", options, environment, args.workers or 1)
+    return cluster, environment
+
+
 def run(argv: Sequence[str] | None = None) -> None:
     """Run the command line.
 
@@ -163,14 +201,16 @@ def run(argv: Sequence[str] | None = None) -> None:
     with exit_on_user_error(), Interrupts().taken() as interrupts:
         suite = read_suite(args.suite)
         output = args.output or Path("output") / suite_name(args.suite)
-        slots = None if args.report_only else make_slots(args.workers, args.threads, args.gpus)
+        workers = environment = None
+        if not args.report_only:
+            workers, environment = _workers(args, output)
         say = partial(print, flush=True)  # one may be watching a file
         evidence = Evidence(args.evidence) if args.evidence else None
         if evidence:
             evidence.restore_step_times(output)
-        suite = with_controls(suite, output, slots and slots[0], say)
+        suite = with_controls(suite, output, environment, say)
         todo = plan(suite, args.runs or output / "runs", args.seeds, args.only)
         if evidence:
             evidence.restore(todo.runs)
-        table = compare(todo, output, slots, shlex.join(command), say, interrupts, evidence)
+        table = compare(todo, output, workers, shlex.join(command), say, interrupts, evidence)
     print(f"{table}\n\nThe report is {output / PAGE}, and {output / REPORT} without the photos.")

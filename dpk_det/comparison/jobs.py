@@ -1,4 +1,4 @@
-"""Processes that train: the environments in which they may, how they start, how they end."""
+"""What trains runs, as an interface, and this machine as one: processes in slots."""
 
 import contextlib
 import os
@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -46,23 +47,126 @@ def make_slots(
     if count and not gpus:
         gpus = visible.split(",") if visible else [str(i) for i in range(count)]
     workers = workers or len(gpus) or min(2, os.cpu_count() or 1)
-    slots = [{"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}] * workers
+    slots = [threads_of(threads)] * workers
     if not gpus:
         return slots
     return [slot | {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i, slot in enumerate(slots)]
 
 
-@dataclass(frozen=True)
-class Job:
-    """A run that is being trained, in a slot."""
+def threads_of(number: int) -> dict[str, str]:
+    """The environment of a process that has so many CPU threads."""
+    return {"OMP_NUM_THREADS": str(number), "MKL_NUM_THREADS": str(number)}
+
+
+class Job(Protocol):
+    """A run that is being trained."""
 
     run: Run
-    slot: Mapping[str, str]
+
+    def status(self) -> int | None:
+        """None while it goes on, then its exit status."""
+
+
+class Workers(Protocol):
+    """What trains runs: this machine, or a cluster.
+
+    Attributes:
+        queues: whether it takes a run before those are done that the run needs, and starts it after
+            them by itself.
+    """
+
+    queues: bool
+
+    def has_room(self) -> bool:
+        """Whether it takes another run now."""
+
+    def find(self, run: Run) -> Job | None:
+        """A job of this run that an earlier process has started and that goes on by itself."""
+
+    def start(self, run: Run) -> Job:
+        """Start a run.
+
+        Raises:
+            UserError: when that is refused, or the run's folder cannot be written.
+        """
+
+    def leave(self, jobs: Iterable[Job], say: Callable[[str], None], patience: float) -> None:
+        """See to the jobs that still go on when nobody waits for them any more.
+
+        Args:
+            jobs: may be over. say: gets a line. patience: seconds that this may take.
+        """
+
+
+@dataclass(frozen=True)
+class LocalJob:
+    """A process that trains a run on this machine."""
+
+    run: Run
     process: subprocess.Popen
 
+    def status(self) -> int | None:
+        """None while it goes on, then its exit status."""
+        return self.process.poll()
 
-def start_job(run: Run, slot: Mapping[str, str]) -> Job:
+
+class Slots:
+    """This machine as workers: one training a slot at a time. They end with this process.
+
+    Args:
+        slots: what each slot adds to the environment of its trainings; see :func:`make_slots`.
+    """
+
+    queues = False
+
+    def __init__(self, slots: Sequence[Mapping[str, str]]) -> None:
+        self._slots = slots
+        self._jobs: list[LocalJob | None] = [None] * len(slots)
+
+    def has_room(self) -> bool:
+        """Whether a slot is free."""
+        return bool(self._free())
+
+    def _free(self) -> list[int]:
+        jobs = enumerate(self._jobs)
+        return [place for place, job in jobs if job is None or job.status() is not None]
+
+    def find(self, run: Run) -> LocalJob | None:
+        """Nothing: a job ends with the process that has started it."""
+        return None
+
+    def start(self, run: Run) -> LocalJob:
+        """Start a run in a free slot."""
+        place = self._free()[0]
+        self._jobs[place] = job = start_job(run, self._slots[place])
+        return job
+
+    def leave(self, jobs: Iterable[LocalJob], say: Callable[[str], None], patience: float) -> None:
+        """End what still goes on. Trainings save first; who takes longer is killed."""
+        going = [job.process for job in jobs if job.status() is None]
+        if not going:
+            return
+        try:
+            for process in going:
+                process.terminate()
+            with contextlib.suppress(Exception):  # that may be why all end: nobody listens any more
+                say(f"Ending {len(going)} training(s); they save first. Ctrl-C ends them at once.")
+            deadline = time.monotonic() + patience
+            while time.monotonic() < deadline and any(process.poll() is None for process in going):
+                time.sleep(0.1)
+        finally:  # at a second Ctrl-C too
+            for process in going:
+                if process.poll() is None:  # stuck, perhaps in a driver
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+
+
+def start_job(run: Run, environment: Mapping[str, str]) -> LocalJob:
     """Start the process of a run. Its output goes to the run's log.
+
+    Args:
+        environment: what is added to that of this process.
 
     Raises:
         UserError: when the run's folder cannot be written.
@@ -75,33 +179,8 @@ def start_job(run: Run, slot: Mapping[str, str]) -> Job:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 # it ends with this process, however that ends
-                env=os.environ | slot | with_parent(),
+                env=os.environ | environment | with_parent(),
                 # Ctrl-C is for this process alone, which then ends the trainings in good order
                 start_new_session=True,
             )
-    return Job(run, slot, process)
-
-
-def end_jobs(jobs: Iterable[Job], say: Callable[[str], None], patience: float) -> None:
-    """End what still goes on. Trainings save first; who takes longer is killed.
-
-    Args:
-        jobs: may be over. say: gets a line. patience: seconds for a training to save.
-    """
-    going = [job.process for job in jobs if job.process.poll() is None]
-    if not going:
-        return
-    try:
-        for process in going:
-            process.terminate()
-        with contextlib.suppress(Exception):  # that may be why all end: nobody listens any more
-            say(f"Ending {len(going)} training(s); they save first. Ctrl-C ends them at once.")
-        deadline = time.monotonic() + patience
-        while time.monotonic() < deadline and any(process.poll() is None for process in going):
-            time.sleep(0.1)
-    finally:  # at a second Ctrl-C too
-        for process in going:
-            if process.poll() is None:  # stuck, perhaps in a driver
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+    return LocalJob(run, process)

@@ -1,11 +1,11 @@
 """Experiments of several trainings: each a process of its own, some waiting for others."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from graphlib import TopologicalSorter
 
 from dpk_det.comparison.interrupts import Interrupts
-from dpk_det.comparison.jobs import Job, end_jobs, start_job
+from dpk_det.comparison.jobs import Job, Workers
 from dpk_det.comparison.made_with import check_age, check_config
 from dpk_det.comparison.run import Run, describe, progress
 from dpk_det.engine.lock import training_lock
@@ -18,21 +18,21 @@ _SECONDS_BETWEEN_LOOKS = 2  # at what others train
 
 def train_all(
     runs: Sequence[Run],
-    slots: Sequence[Mapping[str, str]],
+    workers: Workers,
     say: Callable[[str], None] = print,
     ended: Callable[[Run, bool], None] = lambda run, done: None,
     interrupts: Interrupts | None = None,
     patience: float = 600,
 ) -> None:
-    """Train what is not trained yet, one training a slot at a time, and wait for the end.
+    """Train what is not trained yet, as many at a time as the workers take, and wait for the end.
 
     A run that fails does not stop the others, but for those that come after it. What another
     process trains is waited for, not trained again. When this ends by an exception, such as an
-    interrupt, the trainings are ended too; they save first.
+    interrupt, trainings on this machine are ended too, and save first; those on a cluster go on.
 
     Args:
         runs: in the order in which to start them, as far as ``after`` allows.
-        slots: what each worker adds to the environment of its trainings.
+        workers: what trains them.
         say: gets a line at every start and end and, every half minute, how far each has come.
         ended: called with a run when it has ended, and whether it is done.
         interrupts: tells when to stop.
@@ -45,7 +45,7 @@ def train_all(
         Stopped: when a signal came.
     """
     interrupts = interrupts or Interrupts()
-    work = _Work(runs, slots, say, ended)
+    work = _Work(runs, workers, say, ended)
     with interrupts.noted():
         try:
             while work.goes_on:
@@ -57,7 +57,7 @@ def train_all(
                 work.tell()
                 time.sleep(0.2)
         finally:
-            end_jobs(work.jobs, say, patience)
+            workers.leave(work.jobs, say, patience)
     if work.failed:
         raise work.failure()
 
@@ -68,21 +68,22 @@ class _Work:
     def __init__(
         self,
         runs: Sequence[Run],
-        slots: Sequence[Mapping[str, str]],
+        workers: Workers,
         say: Callable[[str], None],
         ended: Callable[[Run, bool], None],
     ) -> None:
-        self._runs, self._say, self._ended = runs, say, ended
-        self._free = list(slots)
+        self._runs, self._workers, self._say, self._ended = runs, workers, say, ended
         self.jobs: list[Job] = []
         self._elsewhere: list[Run] = []
         self.failed: list[Run] = []
+        self._lost: set[str] = set()  # what has failed, and what was to start after that
         self._done = self._done_before()
         after = {run.name: {*run.after} - self._done for run in runs if run.name not in self._done}
         # Those of which it is never told that they are done hold up those that need them.
         self._order = TopologicalSorter(after)
         self._order.prepare()
         self._ready = {*self._order.get_ready()}
+        self._waited_for = {*after}
         self._next_look = 0.0
         self._next_news = time.monotonic() + _SECONDS_BETWEEN_NEWS
 
@@ -111,16 +112,20 @@ class _Work:
 
     def collect(self) -> None:
         """See which trainings have ended, and how."""
-        for job in [job for job in self.jobs if job.process.poll() is not None]:
-            run, status = job.run, job.process.returncode
+        for job, status in [(job, job.status()) for job in self.jobs]:
+            if status is None:
+                continue
+            run = job.run
             self.jobs.remove(job)
-            self._free.append(job.slot)
             if status == BUSY:
                 self._leave_to_others(run)
             elif self._is_done(run):
                 self._finish(run, "done")
+            elif {*run.after} & self._lost:
+                self._lost.add(run.name)
             else:
                 self.failed.append(run)
+                self._lost.add(run.name)
                 how = "was stopped by a signal" if status == STOPPED else "failed"
                 self._say(f"{run.name}: {how}, log in {run.log}")
                 self._ended(run, False)
@@ -143,16 +148,29 @@ class _Work:
     def start(self) -> None:
         """Start what may be started."""
         for run in [run for run in self._runs if run.name in self._ready]:
-            if not self._free:
+            if not self._workers.has_room():
                 return
             self._ready.remove(run.name)
             if self._is_done(run):
                 self._finish(run, "done by another process")
+            elif job := self._workers.find(run):
+                self._took(job, "goes on")
             elif _is_busy(run):
                 self._leave_to_others(run)
             else:
-                self.jobs.append(start_job(run, self._free.pop(0)))
-                self._say(f"{run.name}: started, log in {run.log}")
+                self._took(self._workers.start(run), "started")
+
+    def _took(self, job: Job, how: str) -> None:
+        self.jobs.append(job)
+        self._say(f"{job.run.name}: {how}, log in {job.run.log}")
+        if self._workers.queues:
+            self._let_follow(job.run)
+
+    def _let_follow(self, run: Run) -> None:
+        if run.name in self._waited_for:
+            self._waited_for.remove(run.name)
+            self._order.done(run.name)
+            self._ready |= {*self._order.get_ready()}
 
     def tell(self) -> None:
         """Say, now and then, how far all have come."""
@@ -187,8 +205,7 @@ class _Work:
 
     def _finish(self, run: Run, how: str) -> None:
         self._done.add(run.name)
-        self._order.done(run.name)
-        self._ready |= {*self._order.get_ready()}
+        self._let_follow(run)
         self._say(f"{run.name}: {how}, {describe(run)} ({self._state()})")
         self._ended(run, True)
 

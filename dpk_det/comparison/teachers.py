@@ -17,7 +17,7 @@ from tabulate import tabulate
 from dpk_det.comparison.command import add_machine_arguments
 from dpk_det.comparison.equal_time import apart, longer
 from dpk_det.comparison.interrupts import Interrupts
-from dpk_det.comparison.jobs import make_slots
+from dpk_det.comparison.jobs import Slots, make_slots
 from dpk_det.comparison.plan import plan
 from dpk_det.comparison.runs import train_all
 from dpk_det.comparison.suite import Suite, read_suite, suite_name
@@ -95,7 +95,7 @@ def rank_teachers(
     configs = load_configs(todo, trains=True)
     check_evaluations(todo, configs, True, say)
     given = [*todo.teachers.values(), *todo.evaluations.values()]
-    train_all(given, slots, say, interrupts=interrupts)
+    train_all(given, Slots(slots), say, interrupts=interrupts)
     own = {name: todo.rows[name] for name in todo.rows if name not in todo.methods}
     for name, candidate in chosen.items():
         for run in own.get(suite.methods[name].teacher, {}).values():
@@ -108,7 +108,7 @@ def rank_teachers(
         candidate.cost = median(map(truediv, taken[name], taken[suite.baseline]))
         candidate.gap = mean(gaps[name].values())
     left = [*chosen.values()]
-    train = partial(train_all, slots=slots, say=say, interrupts=interrupts)
+    train = partial(train_all, workers=Slots(slots), say=say, interrupts=interrupts)
     while len(left) > 1 and share <= 1:
         _try(suite, output, left, seed, share, configs, train)
         left = sorted(left, key=lambda x: x.rank, reverse=True)[: (len(left) + 1) // 2]

@@ -1,8 +1,9 @@
 """Signals that end a training: it finishes its step, saves, and leaves with a status of its own.
 
-They are SIGTERM (a cluster, torchrun or ``compare.py`` ends the job), SIGUSR1 (clusters send it
-some time before) and SIGINT (Ctrl-C). Where a training has no step to finish, in its set-up and its
-evaluation, it leaves at once. Ctrl-C for a second time ends it at once wherever it is.
+They are SIGTERM (a cluster, torchrun or ``compare.py`` ends the job), SIGUSR1 and SIGUSR2 (clusters
+send them some time before) and SIGINT (Ctrl-C). Where a training has no step to finish, in its
+set-up and its evaluation, it leaves at once. Ctrl-C for a second time ends it at once wherever it
+is.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ from dpk_det.errors import STOPPED
 PARENT = "DPK_DET_PARENT"
 """Environment variable: the process that has started this one, and that it does not outlive."""
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 INTERRUPTED = 130
 # A terminal sends Ctrl-C to all processes, and torchrun passes it on to its workers, so that these
 # get it twice.

@@ -13,6 +13,7 @@ from measure import (
     tensor_bytes,
     write_trace,
 )
+from torch import nn
 
 KIB = 256  # floats
 
@@ -39,6 +40,18 @@ def test_a_product_and_its_gradients_are_counted():
     x, w = torch.randn(5, 7, requires_grad=True), torch.randn(7, 11, requires_grad=True)
     assert count_flops(lambda: (x @ w).sum().backward()) == 3 * 2 * 5 * 7 * 11
     assert count_flops(lambda: x.detach() @ w) == 2 * 5 * 7 * 11
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_flops_of_convolutions_in_groups_and_of_their_gradients(groups):
+    x = torch.randn(3, 8, 6, 5, requires_grad=True)
+    down = nn.Conv2d(8, 16, 3, stride=2, padding=1, groups=groups)
+    once = 2 * 3 * (3 * 3) * 16 * (8 // groups) * 9  # images x places x outputs x inputs x window
+    assert count_flops(lambda: down(x).sum().backward()) == 3 * once
+    assert count_flops(lambda: down(x.detach()).sum().backward()) == 2 * once
+    up = nn.ConvTranspose2d(8, 16, 3, stride=2, groups=groups)
+    once = 2 * 3 * (6 * 5) * 8 * (16 // groups) * 9
+    assert count_flops(lambda: up(x).sum().backward()) == 3 * once
 
 
 def test_waiting_on_the_clock_takes_no_processor():

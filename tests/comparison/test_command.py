@@ -19,7 +19,7 @@ from detectron2.modeling import build_model
 
 from dpk_det.comparison import command as module
 from dpk_det.comparison.command import compare, parse_args
-from dpk_det.comparison.jobs import make_slots
+from dpk_det.comparison.jobs import Slots, make_slots
 from dpk_det.comparison.plan import plan
 from dpk_det.comparison.suite import read_suite
 from dpk_det.comparison.suite_configs import load_configs
@@ -375,7 +375,7 @@ def test_a_mistake_in_options_is_told_before_training(suite, tiny, tmp_path, opt
     methods = {"plain": {"config": str(tiny.plain), "opts": opts}}
     todo = plan(read_suite(suite(methods=methods)), tmp_path / "runs")
     with pytest.raises(UserError, match=message):
-        compare(todo, tmp_path, make_slots(), "command")
+        compare(todo, tmp_path, Slots(make_slots()), "command")
     assert not (tmp_path / "runs").exists()
 
 
@@ -429,7 +429,7 @@ def test_a_metric_that_will_not_be_measured_is_told_before_training(
 ):
     todo = plan(read_suite(suite(**changed)), tmp_path / "runs")
     with pytest.raises(UserError, match=message):
-        compare(todo, tmp_path, make_slots(), "command")
+        compare(todo, tmp_path, Slots(make_slots()), "command")
     assert not (tmp_path / "runs").exists()
 
 
@@ -441,7 +441,7 @@ def test_of_two_datasets_the_one_named_by_the_metric_is_compared(
     results = {"tiny": {"bbox": {"AP": 1.0}}, "tiny_too": {"bbox": {"AP": 77.0}}}
     for run in todo.runs:
         stand_in.script(run.name, f"finish(results={results})")
-    table = compare(todo, tmp_path, make_slots(), "command")
+    table = compare(todo, tmp_path, Slots(make_slots()), "command")
     assert "| AP on tiny_too " in table and "| 77.0 ± 0.0 " in table
     assert (tmp_path / "ap-on-tiny_too.png").is_file()
 
@@ -451,7 +451,7 @@ def test_a_report_that_cannot_be_written_ends_no_training(suite, tmp_path, stand
     (tmp_path / "report.md").mkdir()
     said = []
     with pytest.raises(UserError, match=r"report\.md could not be written \(Is a directory\)"):
-        compare(todo, tmp_path, make_slots(), "command", said.append)
+        compare(todo, tmp_path, Slots(make_slots()), "command", said.append)
     assert all(run.results is not None for run in todo.runs)
     assert any("The report could not be written" in line for line in said)
 

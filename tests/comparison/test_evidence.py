@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 
 from dpk_det.comparison.evidence import Evidence
+from dpk_det.comparison.jobs import Slots
 from dpk_det.comparison.runs import train_all
 
 
@@ -27,33 +28,33 @@ def pair(stand_in):
 
 def test_what_is_kept_is_not_trained_again(stand_in, evidence, tmp_path):
     runs = pair(stand_in)
-    train_all(runs, [{}], quiet)
+    train_all(runs, Slots([{}]), quiet)
     evidence.keep(runs, tmp_path)
     again = elsewhere(runs, tmp_path / "elsewhere")
     evidence.restore(again)
-    train_all(again, [{}], quiet)
+    train_all(again, Slots([{}]), quiet)
     assert len(stand_in.events()) == 4
     assert [run.results for run in again] == [run.results for run in runs]
 
 
 def test_a_student_more_takes_the_teacher_alone_once_more(stand_in, evidence, tmp_path):
     runs = pair(stand_in)
-    train_all(runs, [{}], quiet)
+    train_all(runs, Slots([{}]), quiet)
     evidence.keep(runs, tmp_path)
     again = elsewhere([*runs, stand_in.run("new", after=("teacher",))], tmp_path / "elsewhere")
     evidence.restore(again)
-    train_all(again, [{}], quiet)
+    train_all(again, Slots([{}]), quiet)
     assert stand_in.events()[4:] == [
         f"{name} {what}" for name in ("teacher", "new") for what in ("starts", "ends")
     ]
     evidence.keep(again, tmp_path)  # and once more, with the teacher younger than its student
-    train_all(again, [{}], quiet)
+    train_all(again, Slots([{}]), quiet)
     assert len(stand_in.events()) == 8
 
 
 def test_of_weights_nothing_is_kept(stand_in, evidence, tmp_path):
     (run,) = runs = [stand_in.run("student")]
-    train_all(runs, [{}], quiet)
+    train_all(runs, Slots([{}]), quiet)
     (run.folder / "config.yaml").write_text("VERSION: 2\n")
     evidence.keep(runs, tmp_path)
     names = sorted(path.name for path in (evidence.folder / "student").iterdir())
@@ -62,7 +63,7 @@ def test_of_weights_nothing_is_kept(stand_in, evidence, tmp_path):
 
 def test_what_has_begun_is_not_touched(stand_in, evidence, tmp_path):
     runs = [stand_in.run("student")]
-    train_all(runs, [{}], quiet)
+    train_all(runs, Slots([{}]), quiet)
     evidence.keep(runs, tmp_path)
     (begun,) = elsewhere(runs, tmp_path / "elsewhere")
     begun.folder.mkdir(parents=True)
@@ -73,7 +74,7 @@ def test_what_has_begun_is_not_touched(stand_in, evidence, tmp_path):
 
 def test_other_figures_than_those_kept_are_told(stand_in, evidence, tmp_path):
     (run,) = runs = [stand_in.run("teacher")]
-    train_all(runs, [{}], quiet)
+    train_all(runs, Slots([{}]), quiet)
     evidence.keep(runs, tmp_path)
     figures = {"bbox": {"AP": 11.0}}
     path = run.folder / "results.json"

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from dpk_det.comparison.interrupts import Interrupts
+from dpk_det.comparison.jobs import Slots
 from dpk_det.comparison.run import Run
 from dpk_det.comparison.runs import train_all
 from dpk_det.engine.lock import training_lock
@@ -42,7 +43,7 @@ def test_a_run_waits_for_those_it_comes_after(stand_in):
         stand_in.run("plain", DWELL),
     ]
     said = []
-    train_all(todo, [{}, {}, {}], said.append)  # one is free for the student
+    train_all(todo, Slots([{}, {}, {}]), said.append)  # one is free for the student
     events = stand_in.events()
     assert len(events) == 6
     assert events.index("student starts") > events.index("teacher ends")
@@ -54,7 +55,7 @@ def test_a_run_waits_for_those_it_comes_after(stand_in):
 
 def test_no_more_run_at_a_time_than_there_are_workers(stand_in):
     todo = [stand_in.run(name, DWELL) for name in "abc"]
-    train_all(todo, [{}], quiet)
+    train_all(todo, Slots([{}]), quiet)
     expected = [f"{name} {what}" for name in "abc" for what in ("starts", "ends")]
     assert stand_in.events() == expected
 
@@ -63,7 +64,7 @@ def test_what_is_done_is_not_done_again(stand_in, tmp_path):
     done, new = stand_in.run("done"), stand_in.run("new", after=("done",))
     finished_before(done)
     said = []
-    train_all([done, new], [{}], said.append)
+    train_all([done, new], Slots([{}]), said.append)
     assert said[0] == "done: done before"
     assert said[-1] == "new: done, bbox AP 12.3 (2 of 2 done)"
     assert stand_in.events() == ["new starts", "new ends"]
@@ -76,7 +77,7 @@ def test_a_teacher_without_weights_is_trained_again_where_it_is_needed(stand_in)
         finished_before(run)
         (run.folder / "model_final.pth").unlink()
     said = []
-    train_all([teacher, spare, old, student], [{}], said.append)
+    train_all([teacher, spare, old, student], Slots([{}]), said.append)
     assert said[0] == "teacher: trained again, because its weights are not here"
     assert stand_in.events() == [
         f"{name} {what}" for name in ("teacher", "student") for what in ("starts", "ends")
@@ -89,9 +90,9 @@ def test_what_is_older_than_a_run_that_it_needs_is_refused(stand_in):
         finished_before(run)
         os.utime(run.folder / "results.json", (seconds, seconds))
     with pytest.raises(UserError, match="student was made before the teacher it needs"):
-        train_all([teacher, student], [{}], quiet)
+        train_all([teacher, student], Slots([{}]), quiet)
     os.utime(student.folder / "results.json", (3000, 3000))
-    train_all([teacher, student], [{}], quiet)
+    train_all([teacher, student], Slots([{}]), quiet)
     assert stand_in.events() == []
 
 
@@ -121,7 +122,7 @@ def test_what_another_process_trains_is_waited_for_and_others_go_on(stand_in):
         finished.append((run.name, done))
 
     with busy(teacher) as lock:
-        train_all([teacher, student, plain], [{}], say, ended)
+        train_all([teacher, student, plain], Slots([{}]), say, ended)
     assert stand_in.events()[:2] == ["plain starts", "plain ends"]
     assert not [event for event in stand_in.events() if event.startswith("teacher")]
     assert finished == [("plain", True), ("teacher", True), ("student", True)]
@@ -138,7 +139,7 @@ def test_what_another_process_gives_up_is_taken_up(stand_in):
             said.append(line)
             lock.close()
 
-        train_all(todo, [{}], say)
+        train_all(todo, Slots([{}]), say)
     assert [line.partition(",")[0] for line in said] == [
         "run: another process trains it",
         "run: started",
@@ -154,7 +155,7 @@ def test_a_training_that_finds_its_folder_busy_is_no_failure(stand_in):
         "run", "os.path.exists('seen') or open('seen', 'w') and os._exit(4); finish()"
     )
     said = []
-    train_all([run], [{}], said.append)
+    train_all([run], Slots([{}]), said.append)
     assert stand_in.events() == ["run starts", "run starts", "run ends"]
     assert [line.partition(",")[0] for line in said] == [
         "run: started",
@@ -171,7 +172,7 @@ def test_what_another_process_has_finished_meanwhile_is_not_trained_again(stand_
         if line.startswith("first: done"):
             finished_before(second)
 
-    train_all([first, second], [{}], say)
+    train_all([first, second], Slots([{}]), say)
     assert stand_in.events() == ["first starts", "first ends"]
 
 
@@ -190,7 +191,7 @@ def test_a_failed_run_stops_only_those_that_need_it_and_names_its_log(stand_in, 
     with pytest.raises(UserError) as error:
         train_all(
             [bad, later, latest, good, next_one],
-            [{}, {}],
+            Slots([{}, {}]),
             quiet,
             lambda run, done: ended.append((run.name, done)),
         )
@@ -206,14 +207,14 @@ def test_a_failed_run_stops_only_those_that_need_it_and_names_its_log(stand_in, 
 def test_all_that_failed_are_named(stand_in):
     bad = [stand_in.run(name, "raise SystemExit(1)") for name in "ab"]
     with pytest.raises(UserError, match=f"2 trainings failed: .* {bad[0].log}, {bad[1].log};"):
-        train_all(bad, [{}], quiet)
+        train_all(bad, Slots([{}]), quiet)
 
 
 def test_results_that_are_damaged_fail_one_run_alone(stand_in):
     bad = stand_in.run("bad", "open(folder + '/results.json', 'w').write('{')")
     good, said = stand_in.run("good"), []
     with pytest.raises(UserError, match="The training bad failed"):
-        train_all([bad, good], [{}], said.append)
+        train_all([bad, good], Slots([{}]), said.append)
     assert good.results
     assert any("bad/results.json is damaged" in line for line in said)
 
@@ -271,7 +272,7 @@ def test_a_signal_ends_the_trainings_which_save_first(stand_in, number):
     slow, said = stand_in.run("slow", SAVES), []
     with signalled(stand_in, number) as interrupts:
         with pytest.raises(Stopped) as error:
-            train_all([slow], [{}], said.append, interrupts=interrupts)
+            train_all([slow], Slots([{}]), said.append, interrupts=interrupts)
     assert error.value.code == 3
     assert error.value.message == f"Stopped by {number.name}; call again to go on from there."
     assert stand_in.events() == ["slow starts", "slow ready", "slow saves"]
@@ -282,7 +283,7 @@ def test_ctrl_c_once_more_ends_a_training_at_once(stand_in):
     slow = stand_in.run("slow", STUBBORN)
     with signalled(stand_in, signal.SIGINT, signal.SIGINT) as interrupts:
         with pytest.raises(KeyboardInterrupt):
-            train_all([slow], [{}], quiet, interrupts=interrupts)
+            train_all([slow], Slots([{}]), quiet, interrupts=interrupts)
     assert is_gone(stand_in)
 
 
@@ -290,7 +291,7 @@ def test_a_training_that_does_not_end_is_killed(stand_in):
     slow = stand_in.run("slow", STUBBORN)
     with signalled(stand_in, signal.SIGTERM, signal.SIGTERM) as interrupts:
         with pytest.raises(Stopped):
-            train_all([slow], [{}], quiet, interrupts=interrupts, patience=0.2)
+            train_all([slow], Slots([{}]), quiet, interrupts=interrupts, patience=0.2)
     assert is_gone(stand_in)
 
 
@@ -302,14 +303,14 @@ def test_any_exception_ends_the_trainings(stand_in):
 
     slow = stand_in.run("slow", "note('ready', os.getpid()); time.sleep(60)")
     with pytest.raises(ZeroDivisionError):
-        train_all([slow], [{}], say)
+        train_all([slow], Slots([{}]), say)
     assert is_gone(stand_in)
 
 
 def test_a_training_that_a_signal_stopped_is_told_so(stand_in):
     run, said = stand_in.run("run", "raise SystemExit(3)"), []
     with pytest.raises(UserError, match="The training run failed"):
-        train_all([run], [{}], said.append)
+        train_all([run], Slots([{}]), said.append)
     assert said[-1].startswith("run: was stopped by a signal, log in ")
 
 
@@ -335,7 +336,7 @@ finish()
 """
     stand_in.script("new", script)
     run = Run("new", "c.yaml", stand_in.folder / "below" / "new", opts=("SEED", "3"))
-    train_all([run], [{"CUDA_VISIBLE_DEVICES": "3"}], quiet)
+    train_all([run], Slots([{"CUDA_VISIBLE_DEVICES": "3"}]), quiet)
     argv, environment, is_leader = json.loads((stand_in.folder / "seen").read_text())
     expected = ["--config-file", "c.yaml", "--resume", "SEED", "3", "OUTPUT_DIR", str(run.folder)]
     assert argv == expected
@@ -347,7 +348,7 @@ finish()
 def test_a_slot_is_of_one_training_at_a_time(stand_in):
     note = "note('has', os.environ['GPU'])"
     todo = [stand_in.run(name, f"{note}; {DWELL}; {note}") for name in "abcd"]
-    train_all(todo, [{"GPU": "0"}, {"GPU": "1"}], quiet)
+    train_all(todo, Slots([{"GPU": "0"}, {"GPU": "1"}]), quiet)
     has = [event.split() for event in stand_in.events() if " has " in event]
     used = {"0": [], "1": []}
     for name, _, gpu in has:

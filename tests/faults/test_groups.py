@@ -29,13 +29,16 @@ def group(nursery, tiny, tmp_path_factory) -> Experiment:
     return one
 
 
-def start(one: Experiment, folder: Path, *faults, resume: bool = False) -> Command:
-    """Train under torchrun."""
+def free_port() -> str:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+        return str(s.getsockname()[1])
+
+
+def start(one: Experiment, folder: Path, *faults, resume: bool = False) -> Command:
+    """Train under torchrun."""
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    launcher += ["--master-addr", "127.0.0.1", "--master-port", str(port)]
+    launcher += ["--master-addr", "127.0.0.1", "--master-port", free_port()]
     argv = ["--resume"] * resume + [*one.argv, "OUTPUT_DIR", folder]
     return start_alone(folder, argv, faults, launcher=launcher)
 
@@ -109,6 +112,25 @@ def test_one_process_of_two_is_killed(group, tmp_path):
     check_whole(folder)
     second = start(group, folder, resume=True).succeed()
     check_equal(folder, group.reference, [first, second])
+
+
+def test_a_killed_process_comes_back_under_elastic_torchrun(group, tmp_path, monkeypatch):
+    # torchrun keeps one store for all its attempts, and processes that come back read in it where
+    # those before them listened; this gives each attempt a store of its own
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    # two agents, as on two machines, of a process each; in the second the one of rank 1 is killed
+    folder = tmp_path / "run"
+    launcher = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}"]
+    launcher += ["--max-restarts", "2", "--local-addr", "127.0.0.1"]
+    # it counts the steps of a process, and the one that comes back has two to do
+    fault = {"at": "step", "n": 6, "do": "SIGKILL", "rank": 1}
+    argv = ["--resume", *group.argv, "OUTPUT_DIR", folder]
+    agents = [start_alone(folder, argv, [fault], launcher=launcher) for _ in range(2)]
+    said = [agent.succeed().said for agent in agents]
+    assert any("Signal 9" in x or "exitcode: -9" in x for x in said)
+    check_whole(folder)
+    check_equal(folder, group.reference, agents)
 
 
 def test_real_processes_that_are_killed(experiment, tmp_path):

@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 
 from dpk_det.comparison.command import add_machine_arguments
 from dpk_det.comparison.interrupts import Interrupts
-from dpk_det.comparison.jobs import make_slots
+from dpk_det.comparison.jobs import Slots, make_slots
 from dpk_det.comparison.plan import plan
 from dpk_det.comparison.runs import train_all
 from dpk_det.comparison.suite import Suite, read_suite, suite_name
@@ -77,7 +77,7 @@ def tune(
     steps = {name: configs[name].SOLVER.MAX_ITER for name in suite.tune.keys}
     with files.usable(output):
         searches = {name: files.open_search(suite, name, output, steps[name]) for name in steps}
-        train_all(teachers, slots, say, interrupts=interrupts)
+        train_all(teachers, Slots(slots), say, interrupts=interrupts)
         try:
             for name, search in searches.items():
                 search.allowed = partial(_check, suite, output, name)

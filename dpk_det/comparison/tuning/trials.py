@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dpk_det.comparison.interrupts import Interrupts
+from dpk_det.comparison.jobs import Slots
 from dpk_det.comparison.made_with import check_age
 from dpk_det.comparison.opts import overrides
 from dpk_det.comparison.run import Run, read_metrics
@@ -77,7 +78,7 @@ class Trainings:
         slot, written = self._free.pop(), _log_size(run)
         try:
             watch = _Watch(self.interrupts, run, self.metric, steps, report)
-            train_all([run], [slot], self.say, interrupts=watch)
+            train_all([run], Slots([slot]), self.say, interrupts=watch)
         except UserError:
             if not diverged(run, written):
                 raise
