@@ -1,11 +1,11 @@
-"""The benchmark of reading a COCO JSON: its file is one, and both readers read it."""
+"""The benchmark of reading a COCO JSON: its file is one, and all readers read it."""
 
 import json
 
 import coco_json
 
 
-def test_the_file_is_coco_and_both_readers_read_it(tmp_path):
+def test_the_file_is_coco_and_all_readers_read_it(tmp_path):
     path = tmp_path / "a.json"
     coco_json.write(path, 50)
     content = json.loads(path.read_text())

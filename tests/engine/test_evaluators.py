@@ -15,6 +15,8 @@ from detectron2.evaluation import (
     COCOPanopticEvaluator,
     PascalVOCDetectionEvaluator,
     SemSegEvaluator,
+    coco_evaluation,
+    inference_on_dataset,
 )
 from detectron2.evaluation.testing import flatten_results_dict
 
@@ -158,3 +160,20 @@ def test_check_evaluates_all_kinds_on_two_images(tiny, rich, tmp_path, capsys, k
     report = check(cfg)
     assert figures in report
     assert report.endswith("The job is ready to run.")
+
+
+def test_the_fast_evaluation_has_the_figures_of_pycocotools(tiny, rich, tmp_path, monkeypatch):
+    pytest.importorskip("faster_coco_eval")
+    rich("coco")
+    opts = ["MODEL.MASK_ON", True, "MODEL.ROI_MASK_HEAD.CONV_DIM", 8]
+    cfg = tiny.cfg("plain", *opts, "DATASETS.TEST", "('rich',)", "OUTPUT_DIR", tmp_path)
+    model = tiny.build("plain", *opts)
+    monkeypatch.setattr(coco_evaluation, "COCOeval_opt", coco_evaluation.COCOeval)
+    fast = DistillTrainer.test(cfg, model)
+    assert coco_evaluation.COCOeval_opt is not coco_evaluation.COCOeval
+    slow = COCOEvaluator("rich", ("bbox", "segm"), output_dir=str(tmp_path), use_fast_impl=False)
+    loader = DistillTrainer.build_test_loader(cfg, "rich")
+    expected = inference_on_dataset(model, loader, slow)
+    assert {"bbox", "segm"} == set(fast) and fast["segm"]["AP"] > 0
+    for kind, figures in expected.items():
+        assert fast[kind] == pytest.approx(figures, abs=1e-12, nan_ok=True)
