@@ -59,6 +59,7 @@ def summarise(
     times: Mapping[str, Sequence[Times]],
     peaks: Mapping[str, int],
     flops: Mapping[str, int],
+    trained: Mapping[str, int],
     num_images: int,
 ) -> dict[str, dict[str, Any]]:
     """Figures of each variant: medians with quartiles in seconds, ratios to plain and floor."""
@@ -76,6 +77,7 @@ def summarise(
             "images_a_second": num_images / wall["median"],
             "peak_mb": peaks[name] / 2**20,
             "gflop": flops[name] / 1e9,
+            "trained": trained[name],
         }
         for other in ("plain", "floor"):
             rounds = list(zip(taken, times[other], strict=True))
@@ -321,11 +323,12 @@ def measure_one(
     times = interleave(steppers, args.repeats, args.warmup)
     peaks = {name: stepper.peak_bytes(device) for name, stepper in steppers.items()}
     flops = {name: count_flops(stepper) for name, stepper in steppers.items()}
+    trained = {name: stepper.trained for name, stepper in steppers.items()}
     run = {
         "value": value,
         "images": images,
         "size": "{} x {}".format(*size) if size else "the config's size",
-        "variants": summarise(times, peaks, flops, images),
+        "variants": summarise(times, peaks, flops, trained, images),
         "skipped": skipped,
         "syncs": {},
         "operators": {},

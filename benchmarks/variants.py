@@ -100,6 +100,11 @@ class Stepper:
             self.trainer.run_step()
             self.storage.step()
 
+    @property
+    def trained(self) -> int:
+        """How many numbers are trained: their gradients are what several processes exchange."""
+        return sum(x.numel() for x in self.model.parameters() if x.requires_grad)
+
     def held_bytes(self) -> int:
         """What weights, buffers and momentum take, a teacher's too; without gradients."""
         states = (x for state in self.optimizer.state.values() for x in state.values())

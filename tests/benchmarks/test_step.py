@@ -273,7 +273,7 @@ def test_ratios_are_taken_round_by_round():
     wall = {"plain": [1.0, 10.0, 1.0], "floor": [2.0, 20.0, 4.0], "dpk": [3.0, 30.0, 5.0]}
     times = {name: [Times(x, 2 * x) for x in values] for name, values in wall.items()}
     flops = dict.fromkeys(wall, 3 * 10**9)
-    figures = summarise(times, dict.fromkeys(wall, 2**20), flops, 4)
+    figures = summarise(times, dict.fromkeys(wall, 2**20), flops, dict.fromkeys(wall, 7), 4)
     assert figures["dpk"]["to_floor"]["median"] == 1.5
     assert figures["dpk"]["to_plain"]["median"] == 3
     assert figures["dpk"]["cpu_to_floor"] == 1.5
