@@ -1,0 +1,85 @@
+#!/usr/bin/env python
+"""Everything that was never run for want of a GPU, in pieces of at most nine minutes.
+
+    python benchmarks/gpu.py                 # as much as fits into nine minutes
+    python benchmarks/gpu.py                 # goes on from there
+    python benchmarks/gpu.py --list          # what is done, and what is left
+
+Each piece is a command, whose output goes to a file in ``--output``. A piece that failed or was cut
+short is run again by the next call.
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+STEP = "benchmarks/step.py --preset"
+TRAIN = "tools/train_net.py --config-file configs/shapes/dpk.yaml SOLVER.MAX_ITER 40"
+TORCHRUN = "-m torch.distributed.run --nproc-per-node gpu"
+# the most telling first
+PIECES = {
+    "frcnn": f"{STEP} frcnn --batch 2 8 --precision fp32 fp16 bf16 --json OUTPUT/frcnn.json",
+    "frcnn-syncs": f"{STEP} frcnn --syncs --trace OUTPUT/dpk.json",
+    "nccl-amp": f"{TORCHRUN} {TRAIN} SOLVER.AMP.ENABLED True OUTPUT_DIR OUTPUT/nccl-amp",
+    "nccl": f"{TORCHRUN} {TRAIN} OUTPUT_DIR OUTPUT/nccl",
+    "frcnn-operators": f"{STEP} frcnn --operators",
+    "retinanet": f"{STEP} retinanet --batch 2 8 --precision fp32 fp16 bf16 --json OUTPUT/r.json",
+    "frcnn-padded": f"{STEP} frcnn --batch 2 8 --padded --precision fp32 fp16",
+    "frcnn-form": f"{STEP} frcnn --precision fp16 --sweep form",
+    "frcnn-tokens": f"{STEP} frcnn --precision fp16 --sweep tokens",
+    "frcnn-area": f"{STEP} frcnn --precision fp16 --sweep area",
+    "frcnn-batch": f"{STEP} frcnn --precision fp16 --sweep batch",
+    "frcnn-depth": f"{STEP} frcnn --precision fp16 --sweep depth",
+    "cka": "benchmarks/cka.py",
+    "classify": "benchmarks/classify.py",
+}
+
+
+def run_piece(name: str, output: Path, seconds: float) -> str:
+    """Run a piece. Returns "done", "failed" or "cut short"."""
+    log = output / f"{name}.txt"
+    partial = log.with_suffix(".partial")
+    command = [sys.executable, *shlex.split(PIECES[name].replace("OUTPUT/", f"{output}/"))]
+    with partial.open("w") as file:
+        print(f"$ {shlex.join(['python', *command[1:]])}", file=file, flush=True)
+        try:
+            subprocess.run(
+                command, stdout=file, stderr=subprocess.STDOUT, check=True, timeout=seconds
+            )
+        except subprocess.TimeoutExpired:
+            return "cut short"
+        except subprocess.CalledProcessError:
+            return "failed"
+    partial.rename(log)
+    return "done"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run what is left, as long as there is time."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--output", type=Path, default=Path("output/gpu"))
+    parser.add_argument("--seconds", type=float, default=540.0, help="of this call (default: 540)")
+    parser.add_argument("--only", nargs="+", choices=PIECES, default=[*PIECES])
+    parser.add_argument("--list", action="store_true", help="run nothing")
+    args = parser.parse_args(argv)
+    if not args.list and not torch.cuda.is_available():
+        parser.error("torch finds no GPU here, which all pieces are for.")
+    args.output.mkdir(parents=True, exist_ok=True)
+    until = time.monotonic() + args.seconds
+    for name in args.only:
+        if (args.output / f"{name}.txt").exists():
+            state = "done before"
+        elif args.list or time.monotonic() >= until:
+            state = "left"
+        else:
+            state = run_piece(name, args.output, until - time.monotonic())
+        print(f"{name}: {state}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
