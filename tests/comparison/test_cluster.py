@@ -163,3 +163,21 @@ def test_a_job_that_fails_takes_those_along_that_need_it(cluster, tmp_path, monk
         train_all([teacher, student], jobs, lambda line: None, lambda *x: ended.append(x))
     assert ended == [(teacher, False)]
     assert "no.yaml" in teacher.log.read_text() and not student.log.exists()
+
+
+def test_the_example_of_one_training_on_several_machines(cluster, tiny, tmp_path):
+    output = tmp_path / "run"
+    slots = ["--nodes=1", "--ntasks=2", "--ntasks-per-node=2", f"--output={tmp_path}/out"]
+    env = {"PYTHON": sys.executable, "NPROC": "1", "OMP_NUM_THREADS": "1"}
+    given = [f"--export=ALL,{','.join(f'{k}={v}' for k, v in env.items())}"]
+    argv = ["--config-file", tiny.plain, "OUTPUT_DIR", output, "SOLVER.MAX_ITER", 600]
+    command = ["sbatch", f"--chdir={ROOT}", *slots, *given, "examples/slurm/train.sbatch", *argv]
+    told = cluster.call(*map(str, command))
+    job = told.split()[-1]
+    wait_for(lambda: steps(output))
+    cluster.call("scancel", "--batch", "--signal=USR1", job)
+    wait_for(lambda: "Restarts=1" in cluster.call("scontrol", "show", "job", job))
+    cluster.call("scontrol", "update", f"job={job}", "StartTime=now")
+    wait_for((output / "results.json").exists, 200)
+    resumed = json.loads((output / "results.json").read_text())["resumed"]
+    assert len(resumed) == 1 and resumed[0]["exact"]
