@@ -4,9 +4,10 @@
 #   make demo         compare small students of a teacher on generated images
 #   make test         run the tests
 #   make faults       kill, damage, signal and starve trainings, and compare what they come to: see
-#                     docs/faults.md; less than 20 minutes on two cores
+#                     docs/architecture.md; less than 20 minutes on two cores
 #   make fuzz         give the commands odd inputs: configs, COCO JSON, images, suites, predict's
 #   make lint         check style; `make format` mends what can be mended by a tool
+#   make docs         build the site of docs/ into site/; broken links and anchors fail
 #   make wheelhouse   wheels of all but torch, torchvision and their needs, for a machine without
 #                     a network: there, `pip install --no-index --find-links wheelhouse detectron2`
 #   make clean        remove .venv, the wheelhouse and caches; trainings and datasets stay
@@ -23,7 +24,7 @@ WHEELS ?=
 VENV_PYTHON := .venv/bin/python
 STAMP := .venv/.installed
 
-.PHONY: demo test faults fuzz lint format wheelhouse clean
+.PHONY: demo test faults fuzz lint format docs wheelhouse clean
 
 demo: $(STAMP)
 	$(VENV_PYTHON) tools/compare.py configs/compare/demo.yaml
@@ -46,13 +47,17 @@ format: $(STAMP)
 	$(VENV_PYTHON) -m ruff check --fix
 	$(VENV_PYTHON) -m ruff format
 
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(VENV_PYTHON) -m mkdocs build --quiet --strict
+	@echo "The site is site/start.html."
+
 wheelhouse: $(STAMP)
 	rm -rf wheelhouse
 	$(VENV_PYTHON) tools/wheelhouse.py wheelhouse \
 		$(if $(PYTHON_VERSION),--python-version $(PYTHON_VERSION)) $(if $(WHEELS),--only $(WHEELS))
 
 clean:
-	rm -rf .venv wheelhouse build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv wheelhouse build dist site *.egg-info .pytest_cache .ruff_cache
 	find dpk_det tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last, so an install that was broken off is taken up again. pip is what

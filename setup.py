@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "dpk_det/__init__.py").read_text(), re.M)[1]
 ONNX = ["onnx>=1.16", "onnxruntime>=1.20"]
 TUNE = ["optuna>=4"]
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.29"]
 FAST_EVAL = ["faster-coco-eval>=1.7"]
 SLURM = ["submitit>=1.5"]
 TRACKERS = {"wandb": ["wandb>=0.19"], "trackio": ["trackio>=0.20"]}
@@ -61,7 +62,9 @@ setup(
         "onnx": ONNX,
         # for tools/tune.py
         "tune": TUNE,
-        # COCO's AP in a tenth of the time, where Detectron2's C++ part is absent
+        # for `make docs`
+        "docs": DOCS,
+        # COCO's AP in an eighth of the time, where Detectron2's C++ part is absent
         "fast-eval": FAST_EVAL,
         # for compare.py --cluster
         "slurm": SLURM,
@@ -74,6 +77,7 @@ setup(
             "ruff>=0.8",
             *ONNX,
             *TUNE,
+            *DOCS,
             *FAST_EVAL,
             *SLURM,
             *TRACKERS["wandb"],

@@ -7,7 +7,7 @@ Importing it registers meta-architectures, backbones and datasets. Without Detec
 import warnings
 from importlib.util import find_spec
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["__version__"]
 
 if find_spec("detectron2") is not None:

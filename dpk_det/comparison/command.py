@@ -190,8 +190,9 @@ def _workers(args: argparse.Namespace, output: Path) -> tuple[Workers, Mapping[s
 def run(argv: Sequence[str] | None = None) -> None:
     """Run the command line.
 
-    SIGTERM, SIGUSR1 and Ctrl-C end the trainings, which save first; what is finished is reported,
-    and the exit status is ``errors.STOPPED``. Ctrl-C once more ends all at once.
+    SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C end the trainings, which save first (jobs of a cluster go
+    on); what is finished is reported, and the exit status is ``errors.STOPPED``. Ctrl-C once more
+    ends all at once.
     """
     args = parse_args(argv)
     given = sys.argv[1:] if argv is None else argv

@@ -10,7 +10,7 @@ from dpk_det.engine.signals import SIGNALS, Stopped
 
 
 class Interrupts:
-    """Takes the signals that end a process, SIGTERM, SIGUSR1 and SIGINT.
+    """Takes the signals that end a process: SIGTERM, SIGUSR1, SIGUSR2 and SIGINT.
 
     The first ends the process at once, or is noted where code has asked for that (:meth:`noted`).
     A later SIGINT raises ``KeyboardInterrupt``; other later ones are ignored.

@@ -14,11 +14,15 @@ from dpk_det.comparison.report import metric_label
 from dpk_det.comparison.run import Run, read_metrics
 from dpk_det.files import whole_file
 
+_ACCENT = "#1864ab"  # of rows that learn by DPK, in the page too
+_GREY = "#8a8a85"
+
 
 def plot_metric(summary: Mapping[str, Any], path: Path) -> None:
-    """Draw the metric: a row a teacher and method, a dot a seed, a bar for their mean.
+    """Draw the metric, best first: a row a teacher and method, a dot a seed, a bar for their mean.
 
-    Dashed lines go through the means of the methods that gains are measured against.
+    Those that learn by DPK are in colour. Dashed lines go through the means of the methods that
+    gains are measured against.
 
     Args:
         summary: of :func:`dpk_det.comparison.summary.summarise`; at least one row has a figure.
@@ -26,18 +30,18 @@ def plot_metric(summary: Mapping[str, Any], path: Path) -> None:
     """
     rows = {**summary["teachers"], **summary["methods"]}
     baselines = {summary["baseline"], *(row.get("baseline") for row in rows.values())}
-    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.4 * len(rows)))
-    for place, (name, row) in enumerate(rows.items()):
-        if not row["values"]:
-            continue
-        colour = "tab:gray" if name in summary["teachers"] else f"C{place % 10}"
+    order = sorted((name for name in rows if rows[name]["values"]), key=lambda x: -rows[x]["mean"])
+    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.3 * len(order)))
+    for place, name in enumerate(order):
+        row = rows[name]
+        colour = _ACCENT if "dpk" in row.get("learns_by", ()) else _GREY
         values = list(row["values"].values())
-        axes.plot(values, [place] * len(values), "o", color=colour, alpha=0.6)
-        axes.plot([row["mean"]] * 2, [place - 0.3, place + 0.3], color=colour, linewidth=2.5)
+        axes.plot(values, [place] * len(values), "o", color=colour, alpha=0.5, markersize=5)
+        axes.plot([row["mean"]] * 2, [place - 0.35, place + 0.35], color=colour, linewidth=2.5)
         if name in baselines:
-            axes.axvline(row["mean"], color=colour, linestyle="--", linewidth=1, zorder=0)
-    axes.set_yticks(range(len(rows)), [_plain(row["title"]) for row in rows.values()])
-    axes.set_ylim(len(rows) - 0.5, -0.5)
+            axes.axvline(row["mean"], color=_GREY, linestyle="--", linewidth=1, zorder=0)
+    axes.set_yticks(range(len(order)), [_plain(rows[name]["title"]) for name in order])
+    axes.set_ylim(len(order) - 0.5, -0.5)
     axes.set_xlabel(metric_label(summary["metric"]))
     _save(figure, path)
 

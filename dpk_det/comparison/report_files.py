@@ -55,8 +55,8 @@ def write_report(
         picture = re.sub(r"\W+", "-", metric.lower()) + ".png"  # ap.png, mask-ap.png, top-1.png
         plot_metric(summary, output / picture)
         plots[picture] = (
-            f"{metric}: a dot a seed, a bar for their mean; dashed lines are the means of the "
-            "methods that gains are measured against."
+            f"{metric}, best first, DPK in colour: a dot per seed, a bar for their mean. Dashed "
+            "lines are the means of the methods that gains are measured against."
         )
     if plot_time(summary, output / "time.png"):
         plots["time.png"] = (

@@ -7,6 +7,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from scipy.stats import ttest_rel
 
+from dpk_det.architectures import distils
 from dpk_det.comparison.plan import Plan
 from dpk_det.comparison.run import Run
 from dpk_det.comparison.statistics import holm, mean_interval
@@ -93,6 +94,7 @@ def _methods(
             suite.baseline, reference.get("seconds_per_step")
         )
         row |= {
+            "learns_by": list(configs[name].DISTILL.METHODS) if distils(configs[name]) else [],
             "teacher": method.teacher,
             "baseline": method.baseline,
             "control": method.control,

@@ -94,7 +94,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: str = "inference") 
 
 def _evaluate_fast() -> None:
     # Detectron2's own evaluation in C++ is absent where only its Python part is installed. This has
-    # the same figures in a tenth of the time: benchmarks/coco_eval.py
+    # the same figures in an eighth of the time: benchmarks/coco_eval.py
     own = coco_evaluation.COCOeval
     if coco_evaluation.COCOeval_opt is own:
         with contextlib.suppress(ImportError):

@@ -36,7 +36,8 @@ class DistillHook(HookBase):
 
     Args:
         teacher: from :func:`~dpk_det.pairing.teacher.load_teacher`.
-        methods, levels: as :func:`~dpk_det.pairing.distil.distil` takes.
+        methods: as :func:`~dpk_det.pairing.distil.distil` takes.
+        levels: as there.
         inherit: start neck and heads from the teacher's, as ``DISTILL.INHERIT`` does: after other
             weights are loaded, and not when a training is resumed.
         schedule: as :func:`~dpk_det.pairing.distil.distil` takes; ``max_iter`` is the trainer's.

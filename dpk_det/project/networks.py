@@ -92,7 +92,7 @@ def _check(name: str, cfg: CfgNode) -> None:
     if wrong:
         raise UserError(
             f"The teacher {name} {wrong}, for which init writes no files: take a detector with an "
-            f"FPN such as {ZOO_EXAMPLE}, or write the configs by hand (docs/using.md)."
+            f"FPN such as {ZOO_EXAMPLE}, or write the configs by hand (docs/start.md)."
         )
 
 

@@ -48,21 +48,22 @@ def test_each_row_has_its_dots_its_mean_and_baselines_a_line(tmp_path, figures):
         "teachers": {"big": row("teacher", {1: 50.0})},
         "methods": {
             "plain": row("plain student", {1: 30.0, 2: 32.0}, baseline=None),
-            "kd": row("KD", {1: 33.0, 2: 35.0}, baseline="plain"),
-            "later": row("not yet", {}, baseline="kd"),
+            "dpk": row("DPK", {1: 33.0, 2: 35.0}, baseline="plain", learns_by=["dpk"]),
+            "later": row("not yet", {}, baseline="dpk"),
         },
     }
     plot_metric(summary, tmp_path / "ap.png")
     assert (tmp_path / "ap.png").read_bytes().startswith(PNG)
     axes = figures[0].axes[0]
     lines = [(list(x.get_xdata()), list(x.get_ydata())) for x in axes.lines]
-    for dots in (([50.0], [0]), ([30.0, 32.0], [1, 1]), ([33.0, 35.0], [2, 2])):
+    for dots in (([50.0], [0]), ([33.0, 35.0], [1, 1]), ([30.0, 32.0], [2, 2])):
         assert dots in lines
-    assert ([31.0, 31.0], [0.7, 1.3]) in lines  # the mean
-    assert [xs for xs, ys in lines if ys == [0, 1]] == [[31.0, 31.0], [34.0, 34.0]]  # baselines
-    assert [t.get_text() for t in axes.get_yticklabels()] == [
-        *("teacher", "plain student", "KD", "not yet")
-    ]
+    assert ([31.0, 31.0], [1.65, 2.35]) in lines  # the mean
+    assert [xs for xs, ys in lines if ys == [0, 1]] == [[34.0, 34.0], [31.0, 31.0]]  # baselines
+    labels = [t.get_text() for t in axes.get_yticklabels()]
+    assert labels == ["teacher", "DPK", "plain student"]  # best first, what is not done left out
+    colours = {tuple(x.get_ydata()): x.get_color() for x in axes.lines}
+    assert colours[1, 1] != colours[0,] == colours[2, 2]  # DPK alone is in colour
     assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first row is on top
     assert axes.get_xlabel() == "mask AP"
     plot_metric(summary | {"metric": "cls/top1"}, tmp_path / "top-1.png")

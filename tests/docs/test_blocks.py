@@ -33,7 +33,7 @@ from dpk_det.distill import DISTILLERS
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 PAGES += sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")])
-PROGRAMS = ("python", "make", "pip", "torchrun", "dpk-det")
+PROGRAMS = ("python", "make", "pip", "torchrun", "dpk-det", "sbatch")
 # names that stand for the reader's own
 STANDS_FOR = {
     "configs/compare/NAME.yaml": "configs/compare/shapes_methods.yaml",
@@ -213,12 +213,17 @@ def check_pip(argv):
     command, *argv = argv
     _, requirements = create_command(command).parse_args(argv)
     for requirement in requirements:
-        assert re.fullmatch(r"\.|git\+https://github\.com/[\w.-]+/[\w.-]+\.git|[\w-]+", requirement)
+        known = r"\.|git\+https://github\.com/[\w.-]+/[\w.-]+\.git|[\w-]+(\[[\w-]+\])?"
+        assert re.fullmatch(known, requirement)
 
 
 def check_command(text, monkeypatch):
     words = shlex.split(text.partition(" > ")[0], comments=True)
     environment = []
+    if words[:1] == ["export"]:  # for the lines that follow
+        words = words[1:]
+        assert all(re.fullmatch(r"[A-Z]\w*=\S*", word) for word in words)
+        return
     while words and re.match(r"[A-Z]\w*=", words[0]):
         environment.append(words.pop(0))
     program, *argv = (STANDS_FOR.get(word, word) for word in words)
@@ -232,6 +237,10 @@ def check_command(text, monkeypatch):
         args = module.parse_args(argv[1:]) if len(argv) > 1 else None  # else it is but named
         if hasattr(args, "suite"):
             read_suite(args.suite)
+    elif program == "sbatch":  # its options, then a script and that one's arguments
+        script = next(i for i, word in enumerate(argv) if word.endswith(".sbatch"))
+        assert (ROOT / argv[script]).is_file()
+        check_script("tools/train_net.py", argv[script + 1 :], monkeypatch)
     elif argv[0] == "-c":
         ast.parse(argv[1])
     elif argv[0] == "-m":

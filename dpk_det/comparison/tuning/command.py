@@ -130,7 +130,7 @@ def _load(
 def run(argv: Sequence[str] | None = None) -> None:
     """Run the command line.
 
-    SIGTERM, SIGUSR1 and Ctrl-C end the trainings, which save first; the exit status is
+    SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C end the trainings, which save first; the exit status is
     ``errors.STOPPED``. Ctrl-C once more ends this process at once.
     """
     args = parse_args(argv)
