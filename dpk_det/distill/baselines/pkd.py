@@ -14,7 +14,7 @@ from dpk_det.distill.regression import masked_mse, standardise
 
 @register_distiller("pkd")
 class PKD(AdaptedDistiller):
-    """Half the squared error of standardised maps, which is 1 minus their Pearson correlation.
+    """Half the mean squared error of standardised maps, which is 1 minus their Pearson correlation.
 
     Each channel of either map is brought to mean 0 and deviation 1 over all images and cells, so
     that neither scale nor offset of the teacher's features must be imitated. Loss:
