@@ -6,7 +6,7 @@
     python benchmarks/gpu.py --list          # what is done, and what is left
 
 Each piece is a command, whose output goes to a file in ``--output``. A piece that failed or was cut
-short is run again by the next call.
+short is run again by a later call, after all others. The exit status is 1 if a piece failed.
 """
 
 import argparse
@@ -19,22 +19,25 @@ from pathlib import Path
 import torch
 
 STEP = "benchmarks/step.py --preset"
-TRAIN = "tools/train_net.py --config-file configs/shapes/dpk.yaml SOLVER.MAX_ITER 40"
+TRAIN = "tools/train_net.py --config-file configs/shapes/dpk.yaml --resume SOLVER.MAX_ITER 40"
 TORCHRUN = "-m torch.distributed.run --nproc-per-node gpu"
 # the most telling first
 PIECES = {
-    "frcnn": f"{STEP} frcnn --batch 2 8 --precision fp32 fp16 bf16 --json OUTPUT/frcnn.json",
+    **{
+        f"{preset}-{precision}": f"{STEP} {preset} --batch 2 8 --precision {precision} "
+        f"--json OUTPUT/{preset}-{precision}.json"
+        for precision in ("fp16", "bf16", "fp32")
+        for preset in ("frcnn", "retinanet")
+    },
     "frcnn-syncs": f"{STEP} frcnn --syncs --trace OUTPUT/dpk.json",
     "nccl-amp": f"{TORCHRUN} {TRAIN} SOLVER.AMP.ENABLED True OUTPUT_DIR OUTPUT/nccl-amp",
     "nccl": f"{TORCHRUN} {TRAIN} OUTPUT_DIR OUTPUT/nccl",
     "frcnn-operators": f"{STEP} frcnn --operators",
-    "retinanet": f"{STEP} retinanet --batch 2 8 --precision fp32 fp16 bf16 --json OUTPUT/r.json",
     "frcnn-padded": f"{STEP} frcnn --batch 2 8 --padded --precision fp32 fp16",
-    "frcnn-form": f"{STEP} frcnn --precision fp16 --sweep form",
-    "frcnn-tokens": f"{STEP} frcnn --precision fp16 --sweep tokens",
-    "frcnn-area": f"{STEP} frcnn --precision fp16 --sweep area",
-    "frcnn-batch": f"{STEP} frcnn --precision fp16 --sweep batch",
-    "frcnn-depth": f"{STEP} frcnn --precision fp16 --sweep depth",
+    **{
+        f"frcnn-{what}": f"{STEP} frcnn --precision fp16 --sweep {what}"
+        for what in ("form", "tokens", "area", "batch", "depth")
+    },
     "cka": "benchmarks/cka.py",
     "classify": "benchmarks/classify.py",
 }
@@ -71,7 +74,10 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("torch finds no GPU here, which all pieces are for.")
     args.output.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + args.seconds
-    for name in args.only:
+    # one that was cut short takes time from no other again
+    tried = {name: (args.output / f"{name}.partial").exists() for name in args.only}
+    states = {}
+    for name in sorted(args.only, key=tried.get):
         if (args.output / f"{name}.txt").exists():
             state = "done before"
         elif args.list or time.monotonic() >= until:
@@ -79,6 +85,9 @@ def main(argv: list[str] | None = None) -> None:
         else:
             state = run_piece(name, args.output, until - time.monotonic())
         print(f"{name}: {state}", flush=True)
+        states[name] = state
+    if "failed" in states.values():
+        sys.exit(1)
 
 
 if __name__ == "__main__":

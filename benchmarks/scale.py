@@ -8,8 +8,8 @@
 Measured, by the first command: a step's floating point operations, the numbers that are trained and
 the most memory, of one and two images; what an image adds is their difference. Assumed, by options:
 the card's speed, the share of it that a training reaches, and how fast GPUs exchange gradients.
-Computed: all that is printed. Gradients are exchanged by a ring, and after the backward pass; what
-Detectron2 hides of that behind the backward pass makes the true steps faster.
+Computed: all that is printed. Gradients are exchanged by rings over all links, and after the
+backward pass; what Detectron2 hides of that behind the backward pass makes the true steps faster.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def exchange_seconds(numbers: float, gpus: int, args: argparse.Namespace) -> flo
     """Of gradients by a ring: each GPU sends nearly twice all bytes; the slowest link rules."""
     if gpus == 1:
         return 0.0
-    gigabytes = args.within if gpus <= args.node else args.between / args.node
+    gigabytes = args.within if gpus <= args.node else min(args.within, args.between)
     return 2 * (gpus - 1) / gpus * BYTES * numbers / (1e9 * gigabytes)
 
 
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--share", type=float, default=0.25, help="of that which a step reaches")
     parser.add_argument("--node", type=int, default=8, help="GPUs of a machine")
     parser.add_argument("--within", type=float, default=200.0, help="GB/s between GPUs of one")
-    parser.add_argument("--between", type=float, default=100.0, help="GB/s between machines")
+    parser.add_argument("--between", type=float, default=100.0, help="GB/s of a machine to others")
     args = parser.parse_args(argv)
     found = json.loads(args.step.read_bytes())["runs"]
     runs = {run["images"]: run for run in found}

@@ -12,10 +12,10 @@ from typing import Any
 
 from dpk_det.comparison.jobs import start_job
 from dpk_det.comparison.run import Run
-from dpk_det.errors import STOPPED, UserError, reason
+from dpk_det.errors import BUSY, STOPPED, UserError, reason
 from dpk_det.files import no_room_ends, write_whole
 
-CLUSTERS = ("slurm", "local")
+CLUSTERS = ("slurm",)
 DEFAULTS = {"timeout_min": 240, "gpus_per_node": 1, "slurm_signal_delay_s": 120}
 """Of a job, by the names that submitit's AutoExecutor has for it."""
 
@@ -52,17 +52,21 @@ class Training:
         # submitit's handler of the signal that it asks Slurm for
         number = getattr(signal, "SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2"))
         queue_again = signal.getsignal(number)
-        asked = []
-        job = start_job(self.run, self.environment)
+        asked, jobs = [], []
 
         def pass_on(number: int, frame: FrameType | None) -> None:
             asked.append(number)
-            job.process.send_signal(number)
+            for job in jobs:
+                job.process.send_signal(number)
 
         for taken in (signal.SIGTERM, *_OF_ONE_LIMIT):
             signal.signal(taken, pass_on)
-        status = job.process.wait()
-        if status == STOPPED and any(x in _OF_ONE_LIMIT for x in asked):
+        jobs.append(start_job(self.run, self.environment))
+        for early in [*asked]:
+            jobs[0].process.send_signal(early)
+        status = jobs[0].process.wait()
+        # one that is still being set up, or evaluates, dies of the signal itself
+        if status in {STOPPED, *(-x for x in asked)} and any(x in _OF_ONE_LIMIT for x in asked):
             queue_again(number, None)  # ends this process
         if status:
             raise RuntimeError(f"{self.run.name} ended with status {status}: see {self.run.log}.")
@@ -79,47 +83,45 @@ class ClusterJob:
     """A job of a run, which may wait, train, or be over.
 
     Attributes:
-        goes_on: tells whether the cluster still has it.
+        is_queued: tells whether the cluster still has it.
     """
 
     run: Run
     number: str
-    goes_on: Callable[[], bool]
+    is_queued: Callable[[], bool]
     _missed_since: float | None = field(default=None, init=False)
 
     def status(self) -> int | None:
-        """None while it waits or trains; 0 once its results are here; 1 when it is over without."""
-        if (self.run.folder / self.run.results_file).exists():
-            return 0
-        if self.goes_on():
+        """None while it waits or trains; then 0 with results, 1 without, or ``errors.BUSY``."""
+        if self.is_queued():
             self._missed_since = None
             return None
+        if (self.run.folder / self.run.results_file).exists():
+            return 0
+        if self.run.is_busy:  # another one trains it: a job of somebody else, say
+            return BUSY
         self._missed_since = self._missed_since or time.monotonic()
         return 1 if time.monotonic() - self._missed_since > _SECONDS_FOR_FILES else None
 
 
 class Cluster:
-    """A cluster as workers, which outlive this process: called again, it waits for the same jobs.
+    """Slurm as workers. Its jobs outlive this process: called again, it waits for the same ones.
 
-    Slurm gets all jobs at once, each with those that it has to wait for. On this machine, "local",
-    submitit starts them without a queue, so that as many run at a time as ``workers`` says.
+    Slurm gets all jobs at once, each with those that it has to wait for.
 
     Args:
-        name: of :data:`CLUSTERS`. folder: for submitit's files; all machines must see it.
+        folder: for submitit's files; all machines must see it.
         options: of each job, by the names of submitit's AutoExecutor; more than :data:`DEFAULTS`.
-        environment: what is added to that of each job. workers: jobs at a time, "local" alone.
+        environment: what is added to that of each job.
 
     Raises:
         UserError: when submitit or Slurm is absent, or for an option that submitit does not have.
     """
 
+    queues = True
+
     def __init__(
-        self,
-        name: str,
-        folder: Path,
-        options: Mapping[str, Any],
-        environment: Mapping[str, str],
-        workers: int = 1,
+        self, folder: Path, options: Mapping[str, Any], environment: Mapping[str, str]
     ) -> None:
         try:
             import submitit
@@ -127,22 +129,20 @@ class Cluster:
             raise UserError(
                 "--cluster needs submitit: install it with pip install 'dpk_det[slurm]'."
             ) from e
-        self.queues = name == "slurm"
-        self._environment, self._workers = environment, workers
-        self._started: list[ClusterJob] = []
-        self._queue: set[str] | None = None
+        self._environment = environment
+        self._queue: dict[str, str] | None = {}
         self._next_look = 0.0
         self._options = {**DEFAULTS, **options}
-        if not (self.queues and self._options["gpus_per_node"]):
+        if not self._options["gpus_per_node"]:
             self._options["gpus_per_node"] = None  # a cluster without GPUs knows no such option
         try:
             self._executor = submitit.AutoExecutor(
-                folder, cluster=name, slurm_max_num_timeout=_MOST_TIMEOUTS
+                folder, cluster="slurm", slurm_max_num_timeout=_MOST_TIMEOUTS
             )
             self._executor.update_parameters(**self._options)
         except RuntimeError as e:
             raise UserError(
-                f"There is no Slurm here ({reason(e)}): call from a machine of it."
+                f"There is no Slurm here ({reason(e)}): call from a machine that has it."
             ) from e
         except (AssertionError, NameError, TypeError, ValueError) as e:
             raise UserError(
@@ -150,74 +150,71 @@ class Cluster:
             ) from e
 
     def has_room(self) -> bool:
-        """Whether a job may be submitted."""
-        going = [job for job in self._started if job.status() is None]
-        return self.queues or len(going) < self._workers
+        """It has: who waits, waits in its queue."""
+        return True
 
     def find(self, run: Run) -> ClusterJob | None:
         """The run's job that an earlier call has submitted, where it goes on."""
-        number = self._number(run)
-        if number is None or not self._is_queued(number):
+        number = _read(run.folder)
+        if number is None or not self._is_queued(number) or self._is_ending(number):
             return None
-        return self._keep(run, number, lambda: self._is_queued(number))
+        return self._job(run, number)
 
     def start(self, run: Run) -> ClusterJob:
         """Submit a run, to start when those are done that it needs."""
-        if self.queues:
-            self._executor.update_parameters(**self._after(run))
+        self._executor.update_parameters(name=run.name, **self._after(run))
         try:
             with no_room_ends(run.folder):
                 run.folder.mkdir(parents=True, exist_ok=True)
                 job = self._executor.submit(Training(run, self._environment))
-                write_whole(run.folder / _JOB, job.job_id)
         except (RuntimeError, subprocess.SubprocessError) as e:  # submitit's are among the first
             raise UserError(
                 f"Slurm does not take the job of {run.name} ({reason(e)}): mend --job."
             ) from e
-        self._next_look = 0.0  # the queue has changed
-        if self.queues:
-            return self._keep(run, job.job_id, lambda: self._is_queued(job.job_id))
-        return self._keep(run, job.job_id, lambda: not job.done())
+        try:
+            write_whole(run.folder / _JOB, job.job_id)
+        except UserError:  # no later call would know of it
+            job.cancel(check=False)
+            raise
+        if self._queue is not None:  # until the next look
+            self._queue[job.job_id] = "PD"
+        return self._job(run, job.job_id)
 
     def leave(
         self, jobs: Iterable[ClusterJob], say: Callable[[str], None], patience: float
     ) -> None:
         """Say that they go on, and how to end them."""
-        going = [job.number for job in jobs if job.status() is None]
+        going = [job.number for job in jobs if job.is_queued()]
         if going:
-            end = "scancel" if self.queues else "kill"
             say(
                 f"{len(going)} job(s) go on without this command: call it again to wait for them, "
-                f"or end them by {end} {' '.join(going)}."
+                f"or end them by scancel {' '.join(going)}."
             )
 
-    def _keep(self, run: Run, number: str, goes_on: Callable[[], bool]) -> ClusterJob:
-        self._started.append(ClusterJob(run, number, goes_on))
-        return self._started[-1]
+    def _job(self, run: Run, number: str) -> ClusterJob:
+        return ClusterJob(run, number, lambda: self._is_queued(number))
 
     def _after(self, run: Run) -> dict[str, Any]:
         folders = (run.folder.parent / name for name in run.after)
         numbers = [number for folder in folders if (number := _read(folder))]
         needed = [number for number in numbers if self._is_queued(number)]
-        given = dict(self._options.get("slurm_additional_parameters", {}))
+        given = dict(self._options.get("slurm_additional_parameters") or {})
         if needed:  # a job whose turn can never come is taken out of the queue
             given |= {"dependency": "afterok:" + ":".join(needed), "kill-on-invalid-dep": "yes"}
-        return {
-            "name": run.name,
-            "slurm_additional_parameters": {"requeue": True, **given},
-        }
-
-    def _number(self, run: Run) -> str | None:
-        return _read(run.folder) if self.queues else None
+        return {"slurm_additional_parameters": {"requeue": True, **given}}
 
     def _is_queued(self, number: str) -> bool:
         if time.monotonic() >= self._next_look:
-            command = ["squeue", "--me", "--noheader", "--format=%A"]
+            command = ["squeue", "--me", "--noheader", "--format=%A %t"]
             answer = subprocess.run(command, capture_output=True, text=True)
             known = answer.returncode == 0  # else the controller is away
-            self._queue = {*answer.stdout.split()} if known else None
+            lines = map(str.split, answer.stdout.splitlines())
+            self._queue = dict(lines) if known else None
             self._next_look = time.monotonic() + _SECONDS_BETWEEN_LOOKS
         return self._queue is None or number in self._queue  # what is not known to be over goes on
+
+    def _is_ending(self, number: str) -> bool:
+        return self._queue is not None and self._queue.get(number) == "CG"
 
 
 def _read(folder: Path) -> str | None:

@@ -62,7 +62,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--cluster",
         choices=CLUSTERS,
-        help="let each training be a job of Slurm, or of submitit on this machine",
+        help="let each training be a job of Slurm",
     )
     parser.add_argument(
         "--job",
@@ -176,15 +176,18 @@ def _workers(args: argparse.Namespace, output: Path) -> tuple[Workers, Mapping[s
         return Slots(slots), slots[0]
     if args.gpus:
         raise UserError("--gpus is of this machine: write --job gpus_per_node=1 for a cluster.")
+    if args.workers:
+        raise UserError("--workers is of this machine: the cluster's queue decides, leave it out.")
     wrong = [x for x in args.job if not re.fullmatch(r"\w+=.+", x)]
     if wrong:
         raise UserError(f"--job has {wrong[0]!r}: write NAME=VALUE.")
-    options = {
-        name: yaml.safe_load(value) for name, _, value in (x.partition("=") for x in args.job)
-    }
+    pairs = [x.partition("=") for x in args.job]
+    try:
+        options = {name: yaml.safe_load(value) for name, _, value in pairs}
+    except yaml.YAMLError as e:
+        raise UserError(f"--job has a value that is no YAML ({reason(e)}): quote it.") from e
     environment = threads_of(args.threads)
-    cluster = Cluster(args.cluster, output / "jobs", options, environment, args.workers or 1)
-    return cluster, environment
+    return Cluster(output / "jobs", options, environment), environment
 
 
 def run(argv: Sequence[str] | None = None) -> None:

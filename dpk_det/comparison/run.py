@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 from detectron2.evaluation.testing import flatten_results_dict
 
+from dpk_det.engine.lock import training_lock
 from dpk_det.engine.trainer import RESULTS
-from dpk_det.errors import UserError
+from dpk_det.errors import BusyError, UserError
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,17 @@ class Run:
     def trains(self) -> bool:
         """Whether it is a training."""
         return self.mode == "--resume"
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a process, of whomever, trains it now."""
+        if not self.trains or not self.folder.is_dir():
+            return False
+        try:
+            with training_lock(self.folder):
+                return False
+        except BusyError:
+            return True
 
     @property
     def arguments(self) -> list[str]:

@@ -8,9 +8,8 @@ from dpk_det.comparison.interrupts import Interrupts
 from dpk_det.comparison.jobs import Job, Workers
 from dpk_det.comparison.made_with import check_age, check_config
 from dpk_det.comparison.run import Run, describe, progress
-from dpk_det.engine.lock import training_lock
 from dpk_det.engine.signals import Stopped
-from dpk_det.errors import BUSY, STOPPED, BusyError, UserError
+from dpk_det.errors import BUSY, STOPPED, UserError
 
 _SECONDS_BETWEEN_NEWS = 30
 _SECONDS_BETWEEN_LOOKS = 2  # at what others train
@@ -90,7 +89,8 @@ class _Work:
     def _done_before(self) -> set[str]:
         by_name, done = {run.name: run for run in self._runs}, set()
         for run in self._runs:
-            check_config(run, say=self._say)
+            # a queue is called from a machine that may have no GPU
+            check_config(run, any_machine=self._workers.queues, say=self._say)
             check_age(run, [by_name[name] for name in run.after])
             if run.results is not None:
                 done.add(run.name)
@@ -137,7 +137,7 @@ class _Work:
         self._next_look = time.monotonic() + _SECONDS_BETWEEN_LOOKS
         for run in [*self._elsewhere]:
             is_done = self._is_done(run)
-            if not is_done and _is_busy(run):
+            if not is_done and run.is_busy:
                 continue
             self._elsewhere.remove(run)
             if is_done:
@@ -155,7 +155,7 @@ class _Work:
                 self._finish(run, "done by another process")
             elif job := self._workers.find(run):
                 self._took(job, "goes on")
-            elif _is_busy(run):
+            elif run.is_busy:
                 self._leave_to_others(run)
             else:
                 self._took(self._workers.start(run), "started")
@@ -211,13 +211,3 @@ class _Work:
 
     def _state(self) -> str:
         return f"{len(self._done)} of {len(self._runs)} done"
-
-
-def _is_busy(run: Run) -> bool:
-    if not run.trains or not run.folder.is_dir():
-        return False
-    try:
-        with training_lock(run.folder):
-            return False
-    except BusyError:
-        return True

@@ -11,7 +11,7 @@ def leave_signals_to_parent(worker: int) -> None:
     Terminals and clusters send signals to a group of processes. The training has a step to finish
     then, for which it needs its workers.
     """
-    for number in (signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # which tells who has sent it; macOS lacks it
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

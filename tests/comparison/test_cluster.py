@@ -1,11 +1,13 @@
-"""Comparisons whose trainings are jobs: of a real Slurm where it is installed, else of submitit."""
+"""Comparisons whose trainings are jobs of Slurm: of a real one, where it is installed."""
 
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -13,7 +15,8 @@ import pytest
 import yaml
 
 from dpk_det.comparison import cluster as module
-from dpk_det.comparison.cluster import Cluster
+from dpk_det.comparison import jobs
+from dpk_det.comparison.cluster import Cluster, Training
 from dpk_det.comparison.command import run as compare
 from dpk_det.comparison.run import Run, read_metrics
 from dpk_det.comparison.runs import train_all
@@ -157,10 +160,10 @@ def test_a_job_that_fails_takes_those_along_that_need_it(cluster, tmp_path, monk
     monkeypatch.setattr(module, "_SECONDS_FOR_FILES", 1)
     teacher = Run("teacher", "no.yaml", tmp_path / "teacher")
     student = Run("student", "no.yaml", tmp_path / "student", after=("teacher",))
-    jobs = Cluster("slurm", tmp_path / "jobs", {"gpus_per_node": 0, "timeout_min": 5}, {})
+    workers = Cluster(tmp_path / "jobs", {"gpus_per_node": 0, "timeout_min": 5}, {})
     ended = []
     with pytest.raises(UserError, match="The training teacher failed, so student could not"):
-        train_all([teacher, student], jobs, lambda line: None, lambda *x: ended.append(x))
+        train_all([teacher, student], workers, lambda line: None, lambda *x: ended.append(x))
     assert ended == [(teacher, False)]
     assert "no.yaml" in teacher.log.read_text() and not student.log.exists()
 
@@ -181,3 +184,86 @@ def test_the_example_of_one_training_on_several_machines(cluster, tiny, tmp_path
     wait_for((output / "results.json").exists, 200)
     resumed = json.loads((output / "results.json").read_text())["resumed"]
     assert len(resumed) == 1 and resumed[0]["exact"]
+
+
+# ------------------------------------------------------------------ without a Slurm
+
+
+TRAINS = """
+import os, signal, sys, time
+from pathlib import Path
+
+folder = Path(sys.argv[sys.argv.index("OUTPUT_DIR") + 1])
+(folder / "ready").touch()
+time.sleep(30)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM])
+def test_a_signal_before_there_is_a_step_queues_the_job_again(tmp_path, monkeypatch, number):
+    # a stand-in that dies of the signal itself, as a training does that still imports torch
+    (tmp_path / "train.py").write_text(TRAINS)
+    command = [sys.executable, str(tmp_path / "train.py")]
+    started = subprocess.Popen
+
+    def popen(arguments, **keywords):
+        return started([*command, *arguments[3:]], **keywords)
+
+    monkeypatch.setattr(jobs.subprocess, "Popen", popen)
+    run, again = Run("one", "no.yaml", tmp_path / "one"), []
+    before = {x: signal.getsignal(x) for x in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
+    signal.signal(signal.SIGUSR2, lambda *_: again.append("queued"))  # submitit's place
+
+    def send():
+        wait_for((run.folder / "ready").exists)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        with pytest.raises(RuntimeError, match="one ended with status"):
+            Training(run, {})()
+    finally:
+        thread.join()
+        for x, handler in before.items():
+            signal.signal(x, handler)
+    assert again == ([] if number == signal.SIGTERM else ["queued"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--cluster", "slurm", "--job", "nothing"], "--job has 'nothing': write NAME=VALUE"),
+        (["--cluster", "slurm", "--job", "slurm_comment=@x"], "no YAML .*quote it"),
+        (["--cluster", "slurm", "--gpus", "0"], "--gpus is of this machine"),
+        (["--cluster", "slurm", "--workers", "2"], "--workers is of this machine"),
+        (["--job", "timeout_min=5"], "--job is of --cluster, which is not given"),
+    ],
+)
+def test_mistakes_in_the_options_end_in_a_sentence(suite, tmp_path, capsys, options, message):
+    with pytest.raises(SystemExit):
+        compare([str(suite), "--output", str(tmp_path / "out"), *options])
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_an_absent_slurm_and_odd_parameters_are_told(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    if slurm.absent():
+        with pytest.raises(UserError, match="There is no Slurm here"):
+            Cluster(tmp_path, {}, {})
+    monkeypatch.setattr("submitit.SlurmExecutor.affinity", classmethod(lambda cls: 2))
+    with pytest.raises(UserError, match="submitit does not take .*nonsense"):
+        Cluster(tmp_path, {"slurm_nonsense": 1}, {})
+
+
+def test_a_folder_that_was_made_on_a_gpu_is_known_again_without_one(tiny, tmp_path, monkeypatch):
+    run = Run("one", str(tiny.plain), tmp_path / "one", ("SOLVER.MAX_ITER", "1"))
+    train_all([run], jobs.Slots([{}]), lambda line: None)
+    config = run.folder / "config.yaml"
+    config.write_text(config.read_text().replace("DEVICE: cpu", "DEVICE: cuda"))
+    monkeypatch.setattr("submitit.SlurmExecutor.affinity", classmethod(lambda cls: 2))
+    said = []
+    train_all([run], Cluster(tmp_path / "jobs", {}, {}), said.append)
+    assert said == ["one: done before"]
+    with pytest.raises(UserError, match="MODEL.DEVICE differs"):
+        train_all([run], jobs.Slots([{}]), said.append)

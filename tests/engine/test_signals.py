@@ -57,7 +57,7 @@ def stops(command, capsys):
     return run
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
 def test_a_training_finishes_its_step_saves_and_goes_on_from_there(
     tiny, tmp_path, stops, command, send, number
 ):

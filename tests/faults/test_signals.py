@@ -13,7 +13,7 @@ MOMENTS = {
     "the last step": {"at": "step", "n": MAX_ITER},
     "the evaluation": {"at": "evaluation"},
 }
-SENT = ("SIGTERM", "SIGUSR1", "SIGINT")
+SENT = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT")
 
 
 @pytest.mark.parametrize(
