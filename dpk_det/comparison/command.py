@@ -27,7 +27,7 @@ from dpk_det.comparison.suite import read_suite, suite_name
 from dpk_det.comparison.suite_configs import check_evaluations, load_configs
 from dpk_det.engine.ends import exit_on_user_error
 from dpk_det.engine.signals import Stopped
-from dpk_det.errors import UserError
+from dpk_det.errors import UserError, reason
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
