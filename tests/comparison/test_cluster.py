@@ -108,6 +108,16 @@ def steps(folder):
         return 0
 
 
+def run_again(cluster, job):
+    """Let a job that is queued again run now; by itself Slurm waits for two minutes."""
+
+    def runs():
+        cluster.call("scontrol", "update", f"job={job}", "StartTime=now")
+        return "JobState=RUNNING" in cluster.call("scontrol", "show", "job", job)
+
+    wait_for(runs)
+
+
 def test_a_comparison_on_slurm_is_the_one_on_this_machine(cluster, suite, tmp_path):
     output = tmp_path / "cluster"
     runs = output / "runs"
@@ -135,8 +145,7 @@ def test_a_comparison_on_slurm_is_the_one_on_this_machine(cluster, suite, tmp_pa
     second = Command(cluster, suite, output)
     second.until("long-seed1: goes on")
     second.until("long-seed2: started")
-    # Slurm lets a job that is queued again wait for two minutes
-    cluster.call("scontrol", "update", f"job={preempted}", "StartTime=now")
+    run_again(cluster, preempted)
     assert second.end() == 0, second.said
 
     results = json.loads((output / "results.json").read_text())
@@ -180,7 +189,7 @@ def test_the_example_of_one_training_on_several_machines(cluster, tiny, tmp_path
     wait_for(lambda: steps(output))
     cluster.call("scancel", "--batch", "--signal=USR1", job)
     wait_for(lambda: "Restarts=1" in cluster.call("scontrol", "show", "job", job))
-    cluster.call("scontrol", "update", f"job={job}", "StartTime=now")
+    run_again(cluster, job)
     wait_for((output / "results.json").exists, 200)
     resumed = json.loads((output / "results.json").read_text())["resumed"]
     assert len(resumed) == 1 and resumed[0]["exact"]
