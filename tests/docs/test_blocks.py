@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+import yaml
 from detectron2.config import LazyConfig
 from detectron2.modeling import META_ARCH_REGISTRY
 from pip._internal.commands import create_command
@@ -28,6 +29,7 @@ from dpk_det.cli import COMMANDS
 from dpk_det.comparison.plan import plan
 from dpk_det.comparison.suite import read_suite
 from dpk_det.config.loading import load_config
+from dpk_det.config.methods import comparable
 from dpk_det.distill import DISTILLERS
 
 ROOT = Path(__file__).parents[2]
@@ -290,6 +292,16 @@ def test_keys_and_values_within_a_line_are_taken(span):
     span = re.sub(r"^--[a-z-]+ ", "", span)
     one = re.fullmatch(rf"({KEY}): (.*)", span)  # as it stands in a file
     load_config("", list(one.groups()) if one else shlex.split(span))
+
+
+def test_defaults_that_pages_quote_are_the_codes():
+    text = "\n".join(" ".join(blocks_of(page)[1]) for page in PAGES)
+    quoted = re.findall(r"`([A-Z_]+): ([^`]+)` \((?:the )?default\)", text)
+    assert len(quoted) > 2
+    # what FORM implies is filled in
+    defaults = comparable(yaml.safe_load(load_config("", []).dump()))
+    for key, value in quoted:
+        assert defaults[f"DISTILL.DPK.{key}"] == yaml.safe_load(value), key
 
 
 # ------------------------------------------------------------------ the first one to be run
