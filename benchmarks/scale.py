@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=2, help="of a GPU in a step")
     parser.add_argument("--epochs", type=float, default=12.0, help="of COCO's training set")
     parser.add_argument("--tflops", type=float, default=312.0, help="of a card; an A100 in bf16")
-    parser.add_argument("--share", type=float, default=0.25, help="of that which a step reaches")
+    parser.add_argument("--share", type=float, default=0.1, help="of that which a step reaches")
     parser.add_argument("--node", type=int, default=8, help="GPUs of a machine")
     parser.add_argument("--within", type=float, default=200.0, help="GB/s between GPUs of one")
     parser.add_argument("--between", type=float, default=100.0, help="GB/s of a machine to others")

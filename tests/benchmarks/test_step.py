@@ -67,7 +67,9 @@ def test_all_methods_are_measured_beside_plain_and_floor(run):
 
 
 def test_precisions_and_batches_follow_one_another(run):
-    _, figures = run("--methods", "dpk", "--batch", 1, 2, "--precision", "fp32", "bf16")
+    _, figures = run(
+        "--methods", "dpk", "--batch", 1, 2, "--precision", "fp32", "bf16", "--repeats", 1
+    )
     runs = [(x["precision"], x["images"]) for x in figures["runs"]]
     assert runs == [("fp32", 1), ("fp32", 2), ("bf16", 1), ("bf16", 2)]
 

@@ -205,7 +205,7 @@ def test_the_report_is_rewritten_after_each_training(todo, tmp_path, stand_in):
         if ": started" in line:
             finished.append(json.loads(path.read_text())["finished"] if path.exists() else 0)
 
-    compare(todo, tmp_path / "out", [{}], "command", say)
+    compare(todo, tmp_path / "out", Slots([{}]), "command", say)
     assert finished == [0, 1, 2, 3, 4]
     assert json.loads(path.read_text())["finished"] == 5
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 
+from dpk_det.comparison import teachers as module
 from dpk_det.comparison.interrupts import Interrupts
 from dpk_det.comparison.jobs import make_slots
 from dpk_det.comparison.suite import read_suite
@@ -42,6 +43,16 @@ def write(tiny, tmp_path):
     return write
 
 
+@pytest.fixture
+def looked_at(monkeypatch):
+    """Nothing is measured before the trials, which takes processes of its own."""
+
+    def apart(look, runs, slot):
+        return {name: [1.0] if look is module.step_times else {"p2": 0.5} for name in runs}
+
+    monkeypatch.setattr(module, "apart", apart)
+
+
 def test_teachers_are_looked_at_and_tried(write, tmp_path, capsys):
     arguments = [str(write()), "--output", str(tmp_path / "out"), "--share", "0.25"]
     full = tmp_path / "results.json"
@@ -63,7 +74,7 @@ def test_teachers_are_looked_at_and_tried(write, tmp_path, capsys):
     assert sorted((tmp_path / "out" / "runs").iterdir()) == before
 
 
-def test_a_trial_that_diverges_is_the_worst(write, tmp_path):
+def test_a_trial_that_diverges_is_the_worst(write, tmp_path, looked_at):
     path = write()
     content = yaml.safe_load(path.read_text())
     del content["methods"]["from-three"], content["teachers"]["three"]
@@ -74,8 +85,12 @@ def test_a_trial_that_diverges_is_the_worst(write, tmp_path):
     assert ranking[1].trials == {4: None} and ranking[0].trials[4] is not None
 
 
-def test_a_signal_ends_the_trials(write, tmp_path):
+def test_a_signal_ends_the_trials(write, tmp_path, looked_at):
     interrupts = Interrupts()
+    path = write()
+    content = yaml.safe_load(path.read_text())
+    del content["methods"]["from-three"], content["teachers"]["three"]
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
 
     def say(line):
         if "-steps-seed101: started" in line:
@@ -83,7 +98,7 @@ def test_a_signal_ends_the_trials(write, tmp_path):
 
     with pytest.raises(Stopped):
         rank_teachers(
-            read_suite(write()), tmp_path, make_slots(1), share=0.25, say=say, interrupts=interrupts
+            read_suite(path), tmp_path, make_slots(1), share=0.25, say=say, interrupts=interrupts
         )
 
 
