@@ -16,6 +16,7 @@ import msgspec
 import torch
 from detectron2.config import CfgNode
 
+from dpk_det.architectures import distils
 from dpk_det.comparison.plan import plan
 from dpk_det.comparison.run import Run
 from dpk_det.comparison.suite import Method, Suite
@@ -46,9 +47,9 @@ def with_controls(
     """A suite with the students that it asks for by ``equal_time``.
 
     Each baseline is trained once more, for as many more steps as the dearest method of the suite
-    costs (``equal_time: each``: once for each method that is measured against it), with a schedule
-    of that length. The step times are measured side by side, before any training, and kept in
-    ``step_times.json``: they are measured anew only where a config has changed.
+    that distils costs (``equal_time: each``: once for each method that is measured against it),
+    with a schedule of that length. The step times are measured side by side, before any training,
+    and kept in ``step_times.json``: they are measured anew only where a config has changed.
 
     Args:
         suite: as read. output: folder of the report.
@@ -182,6 +183,8 @@ def _controls(
 ) -> dict[str, tuple[str, str, Method]]:
     """Name of each control to its baseline, the method whose time it has, and itself."""
     others = [name for group in learners.values() for name in group]
+    # the time of distilling: by noise alone a plain step may take longer than another plain one
+    others = [name for name in others if distils(configs[name])] or others
     found = {}
     for base, group in learners.items():
         dearest = max(others, key=lambda name: ratios[name][base])

@@ -114,7 +114,8 @@ def _try(cfg: CfgNode, teachers_weights: str, scale: float) -> str:
             "time",
             f"about {f'{hours:.0f} hours' if hours > 2 else f'{60 * hours:.0f} minutes'} for "
             f"{cfg.SOLVER.MAX_ITER:,} steps, from {seconds:.2g} seconds for a step of "
-            f"{cfg.SOLVER.IMS_PER_BATCH} images; evaluations come on top",
+            f"{cfg.SOLVER.IMS_PER_BATCH} images ({scale:g} times as many in the training); "
+            "evaluations come on top",
         ),
         ("figures of the evaluation", tabulate(figures.items())),
     ]

@@ -166,6 +166,13 @@ def _train(args: argparse.Namespace) -> Any:
 
 
 def _say_first(cfg: CfgNode) -> None:
+    if cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER:
+        logging.getLogger("dpk_det").warning(
+            "The learning rate never reaches its value: SOLVER.WARMUP_ITERS is %d and the training "
+            "has %d steps. Lower it to a tenth of the steps or less.",
+            cfg.SOLVER.WARMUP_ITERS,
+            cfg.SOLVER.MAX_ITER,
+        )
     if cfg.MODEL.DEVICE == "cpu":
         logging.getLogger("dpk_det").info("Running on the CPU, in float32.")
     unused = unused_keys(cfg)

@@ -83,6 +83,14 @@ def test_every_baseline_is_trained_for_the_time_of_the_dearest_method(write, tmp
     assert list(runs) == [1, 2] and "40" in runs[1].opts
 
 
+def test_a_student_that_does_not_distil_is_never_the_dearest(write, tmp_path):
+    # two plain steps are equally dear, and differ by what else the machine does
+    clock = Clock(inherit=0.25)
+    suite = with_controls(read_suite(write(equal_time=True)), tmp_path, SLOT, measure=clock)
+    assert suite.methods["plain-as-long-as-dpk"].opts["SOLVER.MAX_ITER"] == 40
+    assert not [name for name in suite.methods if name.endswith("as-long-as-inherit")]
+
+
 def test_each_method_may_have_a_control_of_its_own(write, tmp_path):
     suite = with_controls(read_suite(write(equal_time="each")), tmp_path, SLOT, measure=Clock())
     steps = {

@@ -372,6 +372,7 @@ def test_it_tells_about_how_long_a_training_takes(tiny, report):
     line = next(x for x in found.splitlines() if "seconds for a step" in x)
     hours, seconds = re.search(r"about (\d+) hours .* from ([\d.]+) seconds", line).groups()
     # of two images, where the training takes eight
+    assert "step of 2 images (4 times as many in the training)" in line
     assert float(hours) == pytest.approx(4 * float(seconds) * 1_000_000 / 3600, rel=0.2)
     assert "minutes for 10 steps" in report(tiny.plain, "SOLVER.MAX_ITER", 10)
 

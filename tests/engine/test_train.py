@@ -317,3 +317,12 @@ def test_nothing_stands_before_the_output_of_a_command():
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: There is no config file gone.yaml")
+
+
+def test_a_warm_up_that_is_longer_than_the_training_is_told(tiny, tmp_path, command, caplog):
+    argv = ("--config-file", tiny.plain, "--check", "SOLVER.MAX_ITER", 12, "OUTPUT_DIR", tmp_path)
+    command(*argv, "SOLVER.WARMUP_ITERS", 12)
+    assert "SOLVER.WARMUP_ITERS is 12 and the training has 12 steps" in caplog.text
+    caplog.clear()
+    command(*argv, "SOLVER.WARMUP_ITERS", 1)
+    assert "SOLVER.WARMUP_ITERS" not in caplog.text
