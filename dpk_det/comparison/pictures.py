@@ -12,7 +12,8 @@ def as_uri(image: np.ndarray, suffix: str) -> str:
     Args:
         image: (H, W, 3) BGR uint8. suffix: ".jpg" or ".png".
     """
-    _, data = cv2.imencode(suffix, image, [cv2.IMWRITE_JPEG_QUALITY, 80])
+    quality = [cv2.IMWRITE_JPEG_QUALITY, 80] if suffix == ".jpg" else []
+    _, data = cv2.imencode(suffix, image, quality)
     return embedded(data.tobytes(), {".jpg": "jpeg", ".png": "png"}[suffix])
 
 

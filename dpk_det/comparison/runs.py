@@ -53,10 +53,12 @@ def train_all(
                 work.collect()
                 work.look_elsewhere()
                 work.start()
+                work.report_ends()  # which takes seconds, in which the next ones train already
                 work.tell()
                 time.sleep(0.2)
         finally:
             workers.leave(work.jobs, say, patience)
+            work.report_ends()
     if work.failed:
         raise work.failure()
 
@@ -72,6 +74,7 @@ class _Work:
         ended: Callable[[Run, bool], None],
     ) -> None:
         self._runs, self._workers, self._say, self._ended = runs, workers, say, ended
+        self._ends: list[tuple[Run, bool]] = []  # not reported yet
         self.jobs: list[Job] = []
         self._elsewhere: list[Run] = []
         self.failed: list[Run] = []
@@ -128,7 +131,7 @@ class _Work:
                 self._lost.add(run.name)
                 how = "was stopped by a signal" if status == STOPPED else "failed"
                 self._say(f"{run.name}: {how}, log in {run.log}")
-                self._ended(run, False)
+                self._ends.append((run, False))
 
     def look_elsewhere(self) -> None:
         """See, now and then, what others have done, or given up."""
@@ -159,6 +162,11 @@ class _Work:
                 self._leave_to_others(run)
             else:
                 self._took(self._workers.start(run), "started")
+
+    def report_ends(self) -> None:
+        """Report what has ended since the last call."""
+        while self._ends:
+            self._ended(*self._ends.pop(0))
 
     def _took(self, job: Job, how: str) -> None:
         self.jobs.append(job)
@@ -207,7 +215,7 @@ class _Work:
         self._done.add(run.name)
         self._let_follow(run)
         self._say(f"{run.name}: {how}, {describe(run)} ({self._state()})")
-        self._ended(run, True)
+        self._ends.append((run, True))
 
     def _state(self) -> str:
         return f"{len(self._done)} of {len(self._runs)} done"

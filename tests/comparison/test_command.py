@@ -202,11 +202,11 @@ def test_the_report_is_rewritten_after_each_training(todo, tmp_path, stand_in):
     path, finished = tmp_path / "out/results.json", []
 
     def say(line):
-        if ": started" in line:
+        if ": done" in line:
             finished.append(json.loads(path.read_text())["finished"] if path.exists() else 0)
 
     compare(todo, tmp_path / "out", Slots([{}]), "command", say)
-    assert finished == [0, 1, 2, 3, 4]
+    assert finished == [0, 1, 2, 3, 4]  # of those before it
     assert json.loads(path.read_text())["finished"] == 5
 
 
