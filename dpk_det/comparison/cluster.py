@@ -23,7 +23,7 @@ _JOB = "cluster_job"  # the number of its job, in a run's folder
 _SECONDS_BETWEEN_LOOKS = 5  # at the queue
 # Shared folders show new files late: so long a job may be over before its results are missed.
 _SECONDS_FOR_FILES = 30
-_OF_ONE_LIMIT = (signal.SIGUSR1, signal.SIGUSR2)  # what tells a job that its time is nearly over
+_NEAR_LIMIT = (signal.SIGUSR1, signal.SIGUSR2)  # what tells a job that its time is nearly over
 _MOST_TIMEOUTS = 10_000  # a training may take any number of time limits
 
 
@@ -59,14 +59,14 @@ class Training:
             for job in jobs:
                 job.process.send_signal(number)
 
-        for taken in (signal.SIGTERM, *_OF_ONE_LIMIT):
+        for taken in (signal.SIGTERM, *_NEAR_LIMIT):
             signal.signal(taken, pass_on)
         jobs.append(start_job(self.run, self.environment))
         for early in [*asked]:
             jobs[0].process.send_signal(early)
         status = jobs[0].process.wait()
         # one that is still being set up, or evaluates, dies of the signal itself
-        if status in {STOPPED, *(-x for x in asked)} and any(x in _OF_ONE_LIMIT for x in asked):
+        if status in {STOPPED, *(-x for x in asked)} and any(x in _NEAR_LIMIT for x in asked):
             queue_again(number, None)  # ends this process
         if status:
             raise RuntimeError(f"{self.run.name} ended with status {status}: see {self.run.log}.")
