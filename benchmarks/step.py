@@ -278,7 +278,11 @@ def measure(args: argparse.Namespace, say: Callable[[str], None] = print) -> dic
     if args.sweep and size is None:
         raise UserError("A sweep starts from a size of the images: give one by --size.")
     # the load of the machine tells how far its seconds are to be believed
-    report = {"machine": describe_machine(), "load": os.getloadavg()[0], "config": path}
+    report = {
+        "machine": describe_machine(device == "cuda"),
+        "load": os.getloadavg()[0],
+        "config": path,
+    }
     report |= {"opts": args.opts, "repeats": args.repeats, "runs": []}
     say(f"{path} {' '.join(args.opts)}, {args.repeats} rounds; {_describe(report)}\n")
     for precision, images in itertools.product(args.precision, batches):

@@ -1,4 +1,4 @@
-"""The training command: Detectron2's arguments, and --check."""
+"""The training command, with Detectron2's arguments, --check and --eval-teacher."""
 
 import argparse
 import contextlib
@@ -22,6 +22,8 @@ from dpk_det.config.values import check_channels
 from dpk_det.data import check_datasets, register_image_datasets, register_json_datasets
 from dpk_det.engine.augmented import check_augmented, test_augmented
 from dpk_det.engine.best import check_best
+from dpk_det.engine.average import AVERAGE
+from dpk_det.engine.best import BEST
 from dpk_det.engine.check import NotReadyError, check
 from dpk_det.engine.evaluators import check_evaluators
 from dpk_det.engine.folder import LOGGERS, lenient_logs, set_up
@@ -37,11 +39,11 @@ from dpk_det.engine.trainer import DistillTrainer
 from dpk_det.errors import UserError, find
 from dpk_det.files import no_room_ends
 
-_CHECKPOINT = r"model_(final|\d+)\.pth"  # what a training writes
+_CHECKPOINT = rf"(model_final|model_\d+|{AVERAGE}|{BEST})\.pth"  # what a training writes
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; ``sys.argv`` when none is given."""
+    """Parse the command line, by default ``sys.argv``."""
     parser = default_argument_parser()
     parser.add_argument(
         "--check",
@@ -68,16 +70,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """The config that a command line describes, its datasets registered and found.
+    """Load and check the config of a command line, and register and find its datasets.
 
     Raises:
-        UserError: for an unknown key, architecture or dataset, or a missing file.
+        UserError: when a key, architecture or dataset is unknown, when a value does not fit, or
+            when a file is missing.
     """
     cfg = load_config(args.config_file, args.opts)
     trains = args.check or not (args.eval_only or args.eval_teacher)
-    if not trains:  # needs no training data
+    if not trains:  # an evaluation needs no training data
         cfg = plain_architecture(cfg)
-        # of which Detectron2 wants to know the keypoints' names all the same
+        # Detectron2 still reads the keypoints' names from DATASETS.TRAIN.
         cfg.DATASETS.TRAIN = cfg.DATASETS.TEST if cfg.MODEL.KEYPOINT_ON else ()
     find(dict(META_ARCH_REGISTRY), cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
     check_channels(cfg)
@@ -87,7 +90,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
             raise UserError("DATASETS.TRAIN is empty: name what to train on.")
     register_json_datasets(cfg)
     register_image_datasets(cfg)
-    # once, because it takes time; others learn the classes when they load the data
+    # Only one process checks, because it takes time. Others get the classes with the data.
     first_rank_does(lambda: check_datasets(cfg, args.check, args.check_images))
     check_evaluators(cfg.DATASETS.TEST)
     check_augmented(cfg)
@@ -100,19 +103,20 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def main(args: argparse.Namespace) -> Any:
-    """Do in one process what the command line asks for.
+    """Run the task of the command line in one process.
 
     Returns:
-        The results, where only an evaluation was asked for.
+        The results of an evaluation or a training. None for --check alone, or if the training had
+        already finished.
 
     Raises:
-        UserError: for a user's mistake, or when a loss became infinite or NaN.
+        UserError: when the user made a mistake, or a loss became infinite or NaN.
     """
     if not (args.check or args.eval_only or args.eval_teacher):
         with watched():
             return _train(args)
     cfg = setup(args)
-    for name in LOGGERS:  # to the console: a training's log is its own
+    for name in LOGGERS:  # only to the console, because log.txt belongs to a training
         setup_logger(distributed_rank=comm.get_rank(), name=name)
     _say_first(cfg)
     if args.check:
@@ -150,7 +154,7 @@ def _train(args: argparse.Namespace) -> Any:
         stack.enter_context(lenient_logs(cfg.OUTPUT_DIR))
         stack.enter_context(no_room_ends(cfg.OUTPUT_DIR))
         first_rank_does(lambda: stack.enter_context(training_lock(cfg.OUTPUT_DIR)))
-        start = find_start(cfg, args.resume)  # before anything there is overwritten
+        start = find_start(cfg, args.resume)  # before anything in OUTPUT_DIR is overwritten
         if start and is_finished(cfg, start):
             if comm.is_main_process():
                 print(
@@ -185,14 +189,14 @@ def _say_first(cfg: CfgNode) -> None:
 
 
 def check_batch(cfg: CfgNode, num_processes: int) -> None:
-    """Check that processes can share out a batch.
+    """Check that the processes can share a batch equally.
 
     Raises:
-        UserError: when ``SOLVER.IMS_PER_BATCH`` is no multiple of their number or, where
-            ``SOLVER.REFERENCE_WORLD_SIZE`` is set, of that.
+        UserError: when ``SOLVER.IMS_PER_BATCH`` is no multiple of ``SOLVER.REFERENCE_WORLD_SIZE``
+            or, if that is 0, of the number of processes.
     """
     images, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
-    # Detectron2 multiplies the batch by the number of processes over the reference
+    # With a reference, Detectron2 multiplies the batch by number of processes / reference.
     key, sharers = (
         ("SOLVER.REFERENCE_WORLD_SIZE", reference)
         if reference
@@ -209,13 +213,13 @@ def check_teacher_is_kept(cfg: CfgNode) -> None:
     """Check that a training overwrites no weights of its own teacher.
 
     Raises:
-        UserError: when they are a checkpoint in the student's OUTPUT_DIR.
+        UserError: when the teacher's weights are a checkpoint in the student's OUTPUT_DIR.
     """
     if not has_teacher(cfg):
         return
     try:
         weights = teacher_weights(cfg)
-    except UserError:  # there are none yet: said when the teacher is built
+    except UserError:  # none yet: building the teacher reports it
         return
     path = Path(weights).expanduser().resolve()
     if path.parent == Path(cfg.OUTPUT_DIR).resolve() and re.fullmatch(_CHECKPOINT, path.name):
@@ -226,7 +230,7 @@ def check_teacher_is_kept(cfg: CfgNode) -> None:
 
 
 def run(argv: Sequence[str] | None = None) -> Any:
-    """Run the command in as many processes as it asks for."""
+    """Run the command in the number of processes that the command line gives."""
     args = parse_args(argv)
     args.num_processes = args.num_gpus * args.num_machines
     if args.check:

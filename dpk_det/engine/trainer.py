@@ -1,4 +1,4 @@
-"""Detectron2's default trainer, with what distillation adds."""
+"""Detectron2's default trainer, extended for distillation."""
 
 import logging
 import weakref
@@ -49,11 +49,11 @@ from dpk_det.pairing.scaling import scale_to_processes
 
 
 class DistillTrainer(DefaultTrainer):
-    """Trains plain and distilling models alike.
+    """Trains both plain and distilling models.
 
-    Beyond the default trainer: ``MODEL.WEIGHTS`` may be in torchvision's layout,
-    ``DISTILL.INHERIT`` is obeyed, the console line shows the prior, and ``results.json`` closes a
-    finished run.
+    Differences from the default trainer: ``MODEL.WEIGHTS`` may be in torchvision's layout,
+    ``DISTILL.INHERIT`` takes effect, the console line shows the prior, and a finished run writes
+    ``results.json``.
     """
 
     best: BestHook | None = None
@@ -67,15 +67,15 @@ class DistillTrainer(DefaultTrainer):
         """Resume from the last checkpoint, or start from ``MODEL.WEIGHTS`` and the teacher's heads.
 
         Raises:
-            UserError: as :func:`~.resume.continuity.find_start` and :meth:`start_from` do.
+            UserError: see :func:`~.resume.continuity.find_start` and :meth:`start_from`.
         """
         self.start_from(find_start(self.cfg, resume))
 
     def start_from(self, checkpoint: Checkpoint | None) -> None:
-        """Go on from a checkpoint; None: start from ``MODEL.WEIGHTS`` and the teacher's heads.
+        """Resume from a checkpoint; if None, start from ``MODEL.WEIGHTS`` and the teacher's heads.
 
         Raises:
-            UserError: when weights are not found, or the checkpoint is of another training.
+            UserError: when weights are not found, or the checkpoint belongs to another training.
         """
         if checkpoint:
             for line in checkpoint.skipped:
@@ -92,7 +92,7 @@ class DistillTrainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
-        """Detectron2's, by choice with torch's fused kernels."""
+        """Build Detectron2's optimizer. ``SOLVER.FUSED`` selects torch's fused kernels."""
         optimizer = super().build_optimizer(cfg, model)
         if cfg.SOLVER.FUSED:
             for group in optimizer.param_groups:
@@ -101,16 +101,16 @@ class DistillTrainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
-        """Batches that depend on seed and step alone; of a classifier whole tensors.
+        """Build the loader. Batches depend only on seed, step and rank. Classifiers get tensors.
 
         Raises:
-            UserError: when the data cannot be read, or have nothing to learn from.
+            UserError: when the data cannot be read, or no usable image is there.
         """
         if classifies(cfg):
             return build_image_train_loader(cfg)
         try:
             return build_detection_train_loader(cfg, NamingMapper.from_config(cfg, is_train=True))
-        except AssertionError as e:  # Detectron2's, of a dataset without an image that it can use
+        except AssertionError as e:  # Detectron2 found no usable image in a dataset
             raise UserError(
                 f"The training data cannot be used ({' '.join(str(e).split())}): correct "
                 "DATASETS.TRAIN."
@@ -118,12 +118,12 @@ class DistillTrainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
-        """Detectron2's, or whole batches of tensors for a classifier."""
+        """Build Detectron2's loader or, for a classifier, a loader of batches as tensors."""
         if classifies(cfg):
             return build_image_test_loader(cfg, dataset_name)
         mapper = NamingMapper.from_config(cfg, is_train=False)
         loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
-        loader.worker_init_fn = leave_signals_to_parent  # for which that has no argument
+        loader.worker_init_fn = leave_signals_to_parent  # the function has no argument for it
         return loader
 
     @classmethod
@@ -132,7 +132,7 @@ class DistillTrainer(DefaultTrainer):
         return build_evaluator(cfg, dataset_name)
 
     def build_writers(self) -> list[EventWriter]:
-        """Detectron2's writers, of which the console's shows the prior as well, and a tracker's."""
+        """Build Detectron2's writers, the console's with the prior, and the tracker's writer."""
         console, *files = super().build_writers()
         self.writers = [PriorPrinter(self.max_iter), *files]
         if self.cfg.TRACKER.NAME:
@@ -141,10 +141,10 @@ class DistillTrainer(DefaultTrainer):
         return self.writers
 
     def before_train(self) -> None:
-        """Begin the tracker's run, then what hooks do.
+        """Begin the tracker's run, then call the hooks.
 
         Raises:
-            UserError: when the tracker does not let us.
+            UserError: when the tracker cannot begin a run.
         """
         if self.tracker:
             self.tracker.open(resume=self.start_iter > 0)
@@ -152,7 +152,7 @@ class DistillTrainer(DefaultTrainer):
 
     @property
     def result(self) -> nn.Module:
-        """The model that is evaluated: that of the last step, or the average over the steps."""
+        """The model to evaluate: the average with ``SOLVER.EMA_DECAY``, or the current model."""
         return self.average.model if self.average else self.model
 
     def _test(self) -> dict[str, Any]:
@@ -168,16 +168,16 @@ class DistillTrainer(DefaultTrainer):
     def test(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Evaluate as Detectron2 does; a signal ends it at once.
 
-        It draws no random numbers of the training.
+        The random numbers of the training stay unchanged.
         """
         with at_once(), random_state.kept():
             return super().test(*args, **kwargs)
 
     def run_step(self) -> None:
-        """Make a step.
+        """Take a step.
 
         Raises:
-            UserError: when its losses, or the weights that it began with, are infinite or NaN.
+            UserError: when its losses, or the weights before it, are infinite or NaN.
         """
         try:
             super().run_step()
@@ -191,7 +191,7 @@ class DistillTrainer(DefaultTrainer):
             raise sentence from e
 
     def after_step(self) -> None:
-        """What hooks do after a step: save, evaluate, write figures.
+        """Call the hooks after a step: save, evaluate, write figures.
 
         Raises:
             UserError: when the disk is full.
@@ -200,30 +200,30 @@ class DistillTrainer(DefaultTrainer):
             super().after_step()
 
     def after_train(self) -> None:
-        """Close writers and, unless a failure or signal ended the training, evaluate."""
-        if self.iter < self.max_iter:  # which in the last step EvalHook does not see
+        """Close the writers. Evaluate only if the training went through all its steps."""
+        if self.iter < self.max_iter:  # EvalHook would still evaluate if the last step failed
             self._hooks = [hook for hook in self._hooks if not isinstance(hook, EvalHook)]
         super().after_train()
 
     def train(self) -> Any:
-        """Train, evaluate, and leave the figures in ``OUTPUT_DIR/results.json``."""
-        if comm.is_main_process():  # an earlier run's, if this one fails
+        """Train, evaluate, and write the figures to ``OUTPUT_DIR/results.json``."""
+        if comm.is_main_process():  # no old results may remain if this run fails
             (Path(self.cfg.OUTPUT_DIR) / RESULTS).unlink(missing_ok=True)
         with no_traceback_of_mistakes():
             try:
                 results = super().train()
             except NoMoreGain:
-                self.iter += 1  # as at the end of a whole training
+                self.iter += 1  # as after a training's last step
+                if self.cfg.TEST.AUG.ENABLED:
+                    self._test_augmented()
                 results = self._last_eval_results
         if comm.is_main_process():
             self.write_results()
         return results
 
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's, whose checkpoints can be gone on from exactly, and those that obey signals
-        and ``TEST.AUG``."""
-        # before the hooks, which take it along
-        self.checkpointer = TrainingCheckpointer(
+        """Build Detectron2's hooks, with exactly resumable checkpoints, and this project's own."""
+        self.checkpointer = TrainingCheckpointer(  # first, because Detectron2's hooks take it
             self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
         hooks = [x for x in super().build_hooks() if not isinstance(x, PeriodicCheckpointer)]
@@ -248,7 +248,7 @@ class DistillTrainer(DefaultTrainer):
         return [*hooks, self.continuity]
 
     def save_checkpoint(self, name: str = "") -> None:
-        """Save the present step, as ``model_NUMBER`` or another name; all ranks call it.
+        """Save the current step as ``model_NUMBER`` or ``name``. All ranks must call it.
 
         Raises:
             UserError: when weights are infinite or NaN, or the disk is full.
@@ -260,7 +260,7 @@ class DistillTrainer(DefaultTrainer):
             self.save_weights(AVERAGE)
 
     def save_weights(self, name: str) -> None:
-        """Save the weights of the model that is evaluated, alone.
+        """Save only the weights of the model to evaluate.
 
         Raises:
             UserError: when the disk is full.
@@ -268,22 +268,22 @@ class DistillTrainer(DefaultTrainer):
         self.checkpointer.save_weights(name, unwrap(self.result))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the model: the optimizer too, which 0.6 leaves out."""
+        """Return the state of a checkpoint, with the optimizer that Detectron2 0.6 leaves out."""
         return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take up a checkpoint's state; rates, decays and schedule stay the config's.
+        """Load a checkpoint's state. Rates, decays and schedule come from the config.
 
         Raises:
-            UserError: when the checkpoint is of another training.
+            UserError: when the checkpoint belongs to another training.
         """
         take_up(self, state_dict, [x for x in (self.best, self.average) if x])
 
     def write_results(self) -> None:
-        """Leave the figures in ``OUTPUT_DIR/results.json``, the sign that this run is done."""
+        """Write the figures to ``OUTPUT_DIR/results.json``, which marks the run as done."""
         model = unwrap(self._trainer.model)
         num_distiller = count_parameters(getattr(model, "distiller", None))
-        times = self.storage.histories().get("time")  # absent where nothing was left to train
+        times = self.storage.histories().get("time")  # absent if no step was left to train
         write_results(
             Path(self.cfg.OUTPUT_DIR) / RESULTS,
             {

@@ -22,6 +22,15 @@ def test_a_training_and_an_evaluation_measure_it_too(tiny, tmp_path, command):
     assert results["bbox_TTA"] != results["bbox"]
 
 
+def test_a_training_that_ends_early_measures_it_too(tiny, tmp_path, command):
+    early = ["TEST.EVAL_PERIOD", 1, "TEST.BEST_METRIC", "bbox/AP", "TEST.PATIENCE", 1]
+    early += ["SOLVER.BASE_LR", 0.0, "SOLVER.MAX_ITER", 9]  # so it never gains
+    command("--config-file", tiny.dpk, "OUTPUT_DIR", tmp_path, *early, *AUG)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["ended_early"] and results["iterations"] == 2
+    assert set(results["results"]) == {"bbox", "bbox_TTA"}
+
+
 @pytest.mark.parametrize(
     ("opts", "what"),
     [

@@ -31,10 +31,15 @@ def test_the_memory_of_the_starting_process_does_not_count():
     assert held[0] == 1
 
 
-def test_on_a_gpu_what_torch_allocated_there_counts(monkeypatch):
+@pytest.mark.parametrize("used", [True, False])
+def test_a_gpu_counts_where_this_process_uses_it(monkeypatch, used):
     monkeypatch.setattr(machine.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(machine.torch.cuda, "is_initialized", lambda: used)
     monkeypatch.setattr(machine.torch.cuda, "max_memory_allocated", lambda: 3 * 2**20)
-    assert peak_memory_mb() == 3
+    monkeypatch.setattr(machine.torch.cuda, "get_device_name", lambda: "a card")
+    assert (peak_memory_mb() == 3) is used
+    assert describe_machine()["gpu"] == ("a card" if used else None)
+    assert describe_machine(on_gpu=True)["gpu"] == "a card"
 
 
 def test_the_machine_is_described_with_versions():

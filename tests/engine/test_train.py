@@ -287,6 +287,14 @@ def test_a_teacher_whose_weights_a_training_would_overwrite(
     assert (tmp_path / "model_final.pth").read_bytes() == content
 
 
+@pytest.mark.parametrize("name", ["model_0000009", "model_best", "model_ema"])
+def test_a_teacher_under_any_name_that_a_training_saves(tiny, tmp_path, name):
+    (tmp_path / f"{name}.pth").write_bytes(tiny.weights.read_bytes())
+    opts = ("OUTPUT_DIR", tmp_path, "DISTILL.TEACHER.WEIGHTS", tmp_path / f"{name}.pth")
+    with pytest.raises(UserError, match="would be overwritten by the student's"):
+        check_teacher_is_kept(tiny.cfg("dpk", *opts))
+
+
 def test_a_teacher_in_the_students_folder_that_stays_is_fine(tiny, tmp_path):
     (tmp_path / "teacher.pth").write_bytes(tiny.weights.read_bytes())
     opts = ("OUTPUT_DIR", tmp_path, "DISTILL.TEACHER.WEIGHTS", tmp_path / "teacher.pth")
