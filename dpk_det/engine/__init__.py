@@ -1,4 +1,4 @@
-"""One training: the command, the trainer, the check before it, and how it is launched."""
+"""One training: its command, trainer, check before the start, and launcher."""
 
 from dpk_det.engine.check import check
 from dpk_det.engine.launch import launch

@@ -1,4 +1,4 @@
-"""How often a classifier is right."""
+"""The accuracy of a classifier."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 class AccuracyEvaluator(DatasetEvaluator):
-    """Top-1 and top-5 accuracy in percent, and the top-1 accuracy of the images of each class.
+    """Measures top-1 and top-5 accuracy in percent, and the top-1 accuracy of each class.
 
     Args:
-        classes: their names.
+        classes: the names of the classes.
     """
 
     def __init__(self, classes: Sequence[str]) -> None:
@@ -21,15 +21,16 @@ class AccuracyEvaluator(DatasetEvaluator):
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew."""
-        # of each class: images, those that are right, and those right among the five likeliest
+        """Set all counts to 0."""
+        # Rows: images, images right at top 1, images right at top 5. Columns: classes.
         self._counts = torch.zeros(3, len(self.classes), dtype=torch.int64)
 
     def process(self, inputs: Mapping[str, Tensor], outputs: Tensor) -> None:
-        """Count a batch.
+        """Count the correct images of a batch.
 
         Args:
-            inputs: with ``labels`` (B,). outputs: logits (B, K).
+            inputs: a dict with ``labels`` (B,).
+            outputs: logits (B, K).
         """
         labels = inputs["labels"].to(outputs.device)
         ranked = outputs.topk(min(5, outputs.shape[1])).indices == labels.unsqueeze(1)
@@ -38,9 +39,9 @@ class AccuracyEvaluator(DatasetEvaluator):
             row += labels[which].bincount(minlength=len(row)).cpu()
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        """``{"cls": {"top1", "top5", "top1-NAME" for each class}}``, of all processes' images.
+        """Return ``{"cls": {"top1", "top5", "top1-NAME" for each class}}`` over all processes.
 
-        Empty in all but the first process. NaN for a class without images.
+        The dict is empty in all processes but the first. A class without images has NaN.
         """
         comm.synchronize()
         gathered = comm.gather(self._counts)

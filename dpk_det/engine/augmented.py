@@ -17,14 +17,14 @@ from dpk_det.engine.evaluators import build_evaluator
 from dpk_det.errors import UserError
 
 FOLDER = "inference_TTA"
-"""Below ``OUTPUT_DIR``, for the predictions."""
+"""Subfolder of ``OUTPUT_DIR`` for the predictions."""
 
 
 def check_augmented(cfg: CfgNode) -> None:
-    """Check that the model of ``cfg`` can be augmented, where ``TEST.AUG.ENABLED`` asks for it.
+    """Check that the model of ``cfg`` supports test-time augmentation, if TEST.AUG.ENABLED is set.
 
     Raises:
-        UserError: when it cannot, as Detectron2 has this for R-CNNs of boxes and masks alone.
+        UserError: when it does not. Detectron2 supports only R-CNNs with boxes and masks.
     """
     if not cfg.TEST.AUG.ENABLED:
         return
@@ -51,15 +51,16 @@ def test_augmented(
     """Evaluate with test-time augmentation, as Detectron2's ``tools/train_net.py`` does.
 
     Args:
-        cfg: says how (``TEST.AUG``) and where the predictions go, ``OUTPUT_DIR/inference_TTA``.
-        model: a plain or distilling R-CNN. test: :meth:`DistillTrainer.test`.
+        cfg: ``TEST.AUG`` sets the augmentation. Predictions go to ``OUTPUT_DIR/inference_TTA``.
+        model: a plain or distilling R-CNN.
+        test: :meth:`DistillTrainer.test`.
 
     Returns:
-        The results, their names with ``_TTA`` at the end.
+        The results, with ``_TTA`` at the end of their names.
     """
     evaluators = [build_evaluator(cfg, name, FOLDER) for name in cfg.DATASETS.TEST]
     results = test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
     return {f"{name}_TTA": figures for name, figures in results.items()}
 
 
-test_augmented.__test__ = False  # no test of pytest's
+test_augmented.__test__ = False  # the name starts with test_, but pytest must not collect it

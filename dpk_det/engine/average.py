@@ -13,18 +13,18 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from dpk_det.pairing.ddp import unwrap
 
 AVERAGE = "model_ema"
-"""Name of the file that holds the averaged weights."""
+"""Name of the file with the averaged weights."""
 
 
 class AverageHook(HookBase):
     """Averages a model's weights and statistics after each step: a <- d a + (1 - d) w.
 
-    Counters and the like, which are no floating-point numbers, are those of the last step.
-    Register it before what saves and evaluates.
+    Counters and other values that are not floating-point are copied from the last step.
+    Register the hook before the hooks that save and evaluate.
 
     Args:
-        model: perhaps a distilling one, perhaps in DDP. decay: d, near 1; with 0.999 some thousand
-            steps count.
+        model: a plain or distilling model, with or without DDP.
+        decay: d, near 1; 0.999 averages over about a thousand steps.
 
     Attributes:
         model: the plain model with the averaged weights.
@@ -40,12 +40,12 @@ class AverageHook(HookBase):
         self.model = self._average.module
 
     def before_train(self) -> None:
-        """Start from the weights that the training starts from."""
+        """Start the average from the weights that the training starts from."""
         if not self._average.n_averaged:
             self._update()
 
     def after_step(self) -> None:
-        """Take this step's weights in."""
+        """Add this step's weights to the average."""
         self._update()
 
     def _update(self) -> None:
@@ -57,11 +57,11 @@ class AverageHook(HookBase):
                     value.copy_(source[name])
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return the state to save in a checkpoint."""
         return self._average.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on as the checkpoint was."""
+        """Restore the state from a checkpoint."""
         self._average.load_state_dict(state)
 
 
@@ -70,9 +70,9 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 class _Like:
-    """A model's tensors in the order of another's, for torch, which pairs them by their order.
+    """Gives one model's tensors in the order of another, because torch pairs tensors by order.
 
-    A distilling model has more of them, its distiller's.
+    A distilling model has additional tensors, those of its distiller.
     """
 
     def __init__(self, model: nn.Module, source: dict[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""The best checkpoint of a training, and its end where nothing improves any more."""
+"""Save the best checkpoint of a training, and end a training that no longer improves."""
 
 from typing import Any
 
@@ -11,24 +11,24 @@ from dpk_det.engine.resume.checkpoints import FINAL
 from dpk_det.errors import UserError
 
 BEST = "model_best"
-"""Name of the file that holds the weights of the best evaluation."""
+"""Name of the file with the weights of the best evaluation."""
 
 
 class NoMoreGain(SystemExit):
-    """Ends a training early. It is no ``Exception``, so that nothing takes it for a failure."""
+    """Ends a training early. It is no ``Exception``, so no code treats it as a failure."""
 
 
 class BestHook(BestCheckpointer):
-    """Saves the weights of each evaluation that is better than all before, and ends the training
-    after some that are not.
+    """Saves the weights of each evaluation that is better than all earlier evaluations, and ends
+    the training after too many evaluations without a new best.
 
-    Detectron2's own forgets, when a training is resumed, what was best. Register it after the
-    evaluation, on all ranks. The trainer must have ``save_weights(name)``.
+    Detectron2's hook forgets the best value when a training is resumed. Register this hook after
+    the evaluation, on all ranks. The trainer must have ``save_weights(name)``.
 
     Args:
-        period: steps from one evaluation to the next. metric: name of a figure, the higher the
-            better. patience: evaluations without a new best after which the training ends; 0: it
-            goes on to its end.
+        period: steps from one evaluation to the next.
+        metric: the name of a figure for which higher is better.
+        patience: evaluations without a new best after which the training ends; 0: never.
     """
 
     def __init__(self, period: int, metric: str, patience: int = 0) -> None:
@@ -37,20 +37,20 @@ class BestHook(BestCheckpointer):
         self.waited = 0
 
     def save(self, name: str, iteration: int) -> None:
-        """Save, for the base class, whose checkpointer this hook is."""
+        """Save the weights. The base class calls this, because this hook is its checkpointer."""
         self.trainer.save_weights(name)
 
     def _best_checking(self) -> None:
-        if comm.is_main_process():  # others have no figures
+        if comm.is_main_process():  # other ranks have no figures
             before = self.best_iter
             super()._best_checking()
             self.waited = 0 if self.best_iter != before else self.waited + 1
 
     def after_step(self) -> None:
-        """Look at the evaluation of this step, if there was one.
+        """Compare the evaluation of this step, if the step has one.
 
         Raises:
-            NoMoreGain: on all ranks, when there was none better for too long.
+            NoMoreGain: on all ranks, when ``patience`` evaluations brought no new best.
         """
         trainer, number = self.trainer, self.trainer.iter + 1
         super().after_step()
@@ -62,28 +62,28 @@ class BestHook(BestCheckpointer):
 
     @property
     def best(self) -> dict[str, Any]:
-        """What was best: metric, value, and step; the last two None before an evaluation."""
+        """Return the best metric, value and step. Without an evaluation, the last two are None."""
         step = self.best_iter
-        if step is not None:  # after the last step Detectron2 counts one more
+        if step is not None:  # after the last step Detectron2's counter is one higher
             step = min(int(step) + 1, self.trainer.max_iter)
         return {"metric": self.metric, "value": self.best_metric, "step": step}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return the state to save in a checkpoint."""
         return {"value": self.best_metric, "iter": self.best_iter, "waited": self.waited}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on as the checkpoint was."""
+        """Restore the state from a checkpoint."""
         self.best_metric, self.best_iter = state["value"], state["iter"]
         self.waited = state["waited"]
 
 
 def check_best(cfg: CfgNode) -> None:
-    """Check ``TEST.BEST_METRIC`` and ``TEST.PATIENCE`` of a config, its datasets registered.
+    """Check ``TEST.BEST_METRIC`` and ``TEST.PATIENCE`` of a config with registered datasets.
 
     Raises:
-        UserError: the metric is none that the evaluation gives, or there is no evaluation to wait
-            for.
+        UserError: when the evaluation does not give the metric, when ``TEST.EVAL_PERIOD`` is 0, or
+            when ``TEST.PATIENCE`` is set without a metric.
     """
     node = cfg.TEST
     if not node.BEST_METRIC:

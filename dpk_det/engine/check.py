@@ -1,4 +1,4 @@
-"""Tries a job before it is queued: all is built, one step is made and two images are evaluated."""
+"""Check a job before it is queued: build everything, take steps and evaluate two images."""
 
 import contextlib
 import io
@@ -41,14 +41,15 @@ from dpk_det.pairing.teacher import (
 )
 
 NUM_EVALUATED = 2
-"""Images of each dataset that are evaluated."""
+"""Number of images to evaluate of each dataset."""
 
 
 class NotReadyError(UserError):
-    """What a job still lacks that is no mistake: its teacher is not trained yet.
+    """The job is not ready, but has no mistake: its teacher is not trained yet.
 
     Args:
-        missing: in a sentence. report: on all else, which is well.
+        missing: a sentence on what is missing.
+        report: the report on the rest of the check, which passed.
     """
 
     def __init__(self, missing: str, report: str = "") -> None:
@@ -57,22 +58,22 @@ class NotReadyError(UserError):
 
 
 def check(cfg: CfgNode) -> str:
-    """Build student, teacher and distiller as training would, take a step and evaluate a little.
+    """Build student, teacher and distiller as training would, take two steps and evaluate a little.
 
-    The step is taken on the first images that training would see, two at most and of a classifier
-    eight. Of each dataset in ``DATASETS.TEST`` two images are evaluated. Nothing is written into
-    ``OUTPUT_DIR``. A teacher that is not trained yet has random weights in this.
+    The steps use the first images of the training, at most two, or eight for a classifier. Two
+    images of each dataset in ``DATASETS.TEST`` are evaluated. Nothing is written into
+    ``OUTPUT_DIR``. A teacher that is not trained yet gets random weights for the check.
 
     Args:
-        cfg: of the training.
+        cfg: the config of the training.
 
     Returns:
-        A report: level pairs, parameter counts, which weights were found, dataset sizes, losses,
+        A report: level pairs, parameter counts, found weights, dataset sizes, losses, time and the
         figures that the evaluation gives.
 
     Raises:
         NotReadyError: when the teacher has no weights yet, and nothing else is wrong.
-        UserError: for whatever training would stumble over, a loss that is not finite included.
+        UserError: when anything would stop the training, such as a loss that is not finite.
     """
     with tempfile.TemporaryDirectory() as folder:
         cfg = cfg.clone()
@@ -135,7 +136,7 @@ def _try(cfg: CfgNode, teachers_weights: str, scale: float) -> str:
 
 
 def _missing_weights(cfg: CfgNode) -> str:
-    """What is said of a teacher without weights; "" where it has some, or there is no teacher."""
+    """Return the error for a teacher without weights; "" if it has weights or none is used."""
     if has_teacher(cfg):
         try:
             find_weights(teacher_weights(cfg), WEIGHTS_KEY)
@@ -167,7 +168,7 @@ def _describe_weights(cfg: CfgNode, model: nn.Module, start: Start, teacher: str
 
 
 def _backbones_own(cfg: CfgNode) -> str:
-    """Weights that a network of timm's loads when it is built."""
+    """Return the weights that a timm network loads when it is built; "" for none."""
     timm = cfg.MODEL.TIMM
     if "timm" not in cfg.MODEL.BACKBONE.NAME:
         return ""
@@ -178,12 +179,12 @@ def _backbones_own(cfg: CfgNode) -> str:
 
 
 def _step(cfg: CfgNode, model: nn.Module) -> tuple[dict[str, float], float]:
-    """The losses of a step, and the seconds of the next: the first also sets things up."""
+    """Return a step's losses, and the seconds of the next step, which needs no set-up."""
     with _fails("Reading the first images of DATASETS.TRAIN"):
         batch = next(iter(DistillTrainer.build_train_loader(cfg)))
     optimizer = DistillTrainer.build_optimizer(cfg, model)
     for group in optimizer.param_groups:
-        group["lr"] = 0.0  # without the warm-up that a training has, the next step could diverge
+        group["lr"] = 0.0  # the second step could diverge, as there is no warm-up
     model.train()
     with _fails("The first step on images of DATASETS.TRAIN"):
         values = _take_step(cfg, model, batch, optimizer)
@@ -202,7 +203,7 @@ def _step(cfg: CfgNode, model: nn.Module) -> tuple[dict[str, float], float]:
 def _take_step(
     cfg: CfgNode, model: nn.Module, batch: Any, optimizer: torch.optim.Optimizer
 ) -> dict[str, float]:
-    amp = cfg.SOLVER.AMP.ENABLED  # never without a GPU
+    amp = cfg.SOLVER.AMP.ENABLED  # use_device turns it off on a CPU
     with EventStorage(), torch.autocast(cfg.MODEL.DEVICE.partition(":")[0], enabled=amp):
         losses = model(batch)
     optimizer.zero_grad()
@@ -229,7 +230,7 @@ def _fails(what: str) -> Iterator[None]:
 
 
 def _evaluate(cfg: CfgNode, model: nn.Module, name: str) -> str:
-    """Evaluate a few images of a dataset; returns the names of the figures."""
+    """Evaluate a few images of a dataset and return the names of the figures."""
     with _fails(f"The evaluation of {NUM_EVALUATED} images of {name}"), _silence():
         loader = DistillTrainer.build_test_loader(cfg, name)
         evaluator = DistillTrainer.build_evaluator(cfg, name)
@@ -257,7 +258,7 @@ def _evaluate(cfg: CfgNode, model: nn.Module, name: str) -> str:
 
 def _figures(evaluator: DatasetEvaluator, batches: list[Any]) -> dict[str, Any]:
     if isinstance(evaluator, COCOPanopticEvaluator):
-        return {"panoptic_seg": {"PQ": 0, "SQ": 0, "RQ": 0}}  # it takes all images or none
+        return {"panoptic_seg": {"PQ": 0, "SQ": 0, "RQ": 0}}  # it cannot evaluate a few images
     if isinstance(evaluator, COCOEvaluator):
         return evaluator.evaluate(img_ids=[x["image_id"] for batch in batches for x in batch])
     return evaluator.evaluate()
@@ -265,7 +266,7 @@ def _figures(evaluator: DatasetEvaluator, batches: list[Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keep figures of two images from the console, where they would be taken for results."""
+    """Hide the figures of two images from the console, so that nobody takes them for results."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""How commands and processes end: one that made a mistake speaks, the others keep still."""
+"""How commands and processes end: the process with the error prints it, the others are silent."""
 
 import contextlib
 import json
@@ -16,17 +16,17 @@ from torch.multiprocessing.spawn import ProcessExitedException
 from dpk_det.engine.signals import INTERRUPTED, Stopped, parent_is_gone
 from dpk_det.errors import UserError
 
-# keys in the store that all processes share
+# Keys in the store that all processes share.
 _LEFT, _TOLD = "dpk_det/left", "dpk_det/told"
 _SECONDS_FOR_THE_OTHERS = 2.0
 
 
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Around a command: end without a traceback what is no bug, in one line and by exit status.
+    """End a command with one line and an exit status, without a traceback, if the cause is no bug.
 
-    These are a user's mistake, a signal that stopped a training, and Ctrl-C. Of many processes one
-    speaks; those that find it gone end silently with its status.
+    This covers a user's mistake, a signal that stopped a training, and Ctrl-C. One process prints
+    the line. The others notice that it left, and end silently with its status.
     """
     try:
         yield
@@ -37,9 +37,9 @@ def exit_on_user_error() -> Iterator[None]:
         sys.exit(_leave_stopped(e))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    except ProcessExitedException as e:  # that process has said why
+    except ProcessExitedException as e:  # that process has printed the reason
         sys.exit(e.exit_code)
-    except RuntimeError:  # perhaps of a collective whose partner has left
+    except RuntimeError:  # perhaps a collective failed, because its partner has left
         status = _status_of_others()
         if status:
             sys.exit(status)
@@ -48,12 +48,12 @@ def exit_on_user_error() -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_traceback_of_mistakes() -> Iterator[None]:
-    """Around Detectron2's training loop: it logs no traceback of what is no bug."""
+    """Keep Detectron2's training loop from logging tracebacks of errors that are no bugs."""
 
     def is_bug(record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, RuntimeError) and _status_of_others():
-            return False  # a collective's, whose partner has left
+            return False  # a collective failed, because its partner has left
         return not isinstance(error, UserError)
 
     logger = logging.getLogger("detectron2.engine.train_loop")
@@ -65,20 +65,20 @@ def no_traceback_of_mistakes() -> Iterator[None]:
 
 
 def _tell(error: UserError) -> None:
-    """Print a mistake; of those that several processes make, each once and with its ranks."""
+    """Print a mistake. If several processes make mistakes, print each once, with its ranks."""
     _tell_torchrun(error)
     store = _store()
     if store is not None and dist.get_world_size() > 1:
         try:
             return _tell_among_others(error, store)
-        except RuntimeError:  # it is gone
+        except RuntimeError:  # the store is gone
             pass
     print(f"error: {error}", file=sys.stderr, flush=True)
 
 
 def _tell_among_others(error: UserError, store: dist.Store) -> None:
-    # The first that comes here waits a little for the others and speaks for all. The others wait
-    # for that, because torchrun ends all processes when the first one has ended.
+    # The first process that arrives here waits a little for the others and prints for all. The
+    # others wait for it, because torchrun ends all processes when the first one ends.
     size, key = dist.get_world_size(), "dpk_det/mistake/{}".format
     store.set(_LEFT, str(error.status))
     store.set(key(dist.get_rank()), str(error))
@@ -98,11 +98,11 @@ def _tell_among_others(error: UserError, store: dist.Store) -> None:
 def _wait(store: dist.Store, keys: list[str], seconds: float) -> None:
     until = time.monotonic() + seconds
     while not store.check(keys) and time.monotonic() < until:
-        time.sleep(0.02)  # its own wait() prints a page when the time is up
+        time.sleep(0.02)  # store.wait() prints a long report on a timeout
 
 
 def _leave_stopped(stopped: Stopped) -> int:
-    """Print once why all stop, unless another process's mistake is the reason; the exit status."""
+    """Print once why all stop, unless another's mistake is the reason. Return the exit status."""
     status, speaks = _status_of_others(), comm.is_main_process()
     if status not in (0, stopped.code):
         return status
@@ -116,8 +116,8 @@ def _leave_stopped(stopped: Stopped) -> int:
 
 
 def _status_of_others() -> int:
-    """The exit status with which another process has left; 0 when none has said so."""
-    with contextlib.suppress(RuntimeError):  # of a store that is gone with its process
+    """Return the exit status that another process has left with, or 0 if none is recorded."""
+    with contextlib.suppress(RuntimeError):  # the store is gone with its process
         store = _store()
         if store is not None and store.check([_LEFT]):
             return int(store.get(_LEFT))
@@ -125,14 +125,14 @@ def _status_of_others() -> int:
 
 
 def _store() -> dist.Store | None:
-    # what all processes share; torchrun has it under its care, and takes it along
+    # All processes share this store. torchrun hosts it, so the store is gone if torchrun is gone.
     if not dist.is_initialized() or parent_is_gone():
         return None
-    return dist.distributed_c10d._get_default_store()  # there is no public way to it
+    return dist.distributed_c10d._get_default_store()  # torch has no public way to it
 
 
 def _tell_torchrun(error: UserError) -> None:
-    # Its report of a failure ends with what stands in this file, else with advice on debugging.
+    # torchrun ends its failure report with this file's text, or with debugging advice without one.
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
         extra = {"py_callstack": f"error: {error}", "timestamp": str(int(time.time()))}

@@ -1,4 +1,4 @@
-"""Which of Detectron2's evaluators measure a dataset, by its metadata's ``evaluator_type``."""
+"""Choose the evaluators for a dataset by the ``evaluator_type`` in its metadata."""
 
 import contextlib
 import logging
@@ -26,14 +26,14 @@ from dpk_det.engine.accuracy import AccuracyEvaluator
 from dpk_det.errors import UserError
 
 KINDS = (EVALUATOR_TYPE, "lvis", "pascal_voc", "sem_seg", "coco", "coco_panoptic_seg")
-"""Of datasets that can be evaluated: their ``evaluator_type``."""
+"""The ``evaluator_type`` values of datasets that can be evaluated."""
 
 
 def check_evaluators(names: Iterable[str]) -> None:
     """Check that datasets have an evaluator, without building it.
 
     Raises:
-        UserError: when one has none, or needs a package that is not installed.
+        UserError: when a dataset has no evaluator, or needs a package that is not installed.
     """
     for name in names:
         kind = MetadataCatalog.get(name).get("evaluator_type")
@@ -50,19 +50,20 @@ def check_evaluators(names: Iterable[str]) -> None:
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, folder: str = "inference") -> DatasetEvaluator:
-    """The evaluator of a dataset; of several kinds of figures, all of them as one.
+    """Build the evaluator of a dataset. It combines several evaluators if the type needs them.
 
-    "coco" measures what the predictions have: boxes, masks, keypoints (with
-    ``TEST.KEYPOINT_OKS_SIGMAS``). "coco_panoptic_seg" measures these, "sem_seg" and the panoptic
-    quality; the last needs the package panopticapi, and is left out with a warning where that is
-    absent. "classification" measures accuracy, of datasets for classifiers.
+    "coco" measures the boxes, masks and keypoints (with ``TEST.KEYPOINT_OKS_SIGMAS``) that the
+    predictions have. "coco_panoptic_seg" adds "sem_seg" and the panoptic quality. The panoptic
+    quality is left out with a warning if the package panopticapi is absent. "classification"
+    measures the accuracy of classifiers.
 
     Args:
-        cfg: says where the predictions go, ``OUTPUT_DIR``. dataset_name: as registered.
-        folder: below it.
+        cfg: the config. Its ``OUTPUT_DIR`` is where the predictions go.
+        dataset_name: the dataset's registered name.
+        folder: the subfolder of ``OUTPUT_DIR``.
 
     Raises:
-        UserError: when there is none for the dataset's type.
+        UserError: when no evaluator fits the dataset's type, or its package is not installed.
     """
     check_evaluators([dataset_name])
     folder = str(Path(cfg.OUTPUT_DIR) / folder)
@@ -93,15 +94,15 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: str = "inference") 
 
 
 def _evaluate_fast() -> None:
-    # Detectron2's own evaluation in C++ is absent where only its Python part is installed. This has
-    # the same figures in an eighth of the time: benchmarks/coco_eval.py
+    # Without its C++ part, Detectron2 lacks its fast evaluation. faster_coco_eval then gives the
+    # same figures as pycocotools in an eighth of the time (benchmarks/coco_eval.py).
     own = coco_evaluation.COCOeval
     if coco_evaluation.COCOeval_opt is own:
         with contextlib.suppress(ImportError):
             from faster_coco_eval import COCOeval_faster
 
             def evaluation(truth: COCO, found: COCO, kind: str) -> COCOeval:
-                # of keypoints it wants datasets of its own
+                # For keypoints, COCOeval_faster needs a dataset class of its own package.
                 return (own if kind == "keypoints" else COCOeval_faster)(truth, found, kind)
 
             coco_evaluation.COCOeval_opt = evaluation

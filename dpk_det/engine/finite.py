@@ -1,4 +1,4 @@
-"""Trainings whose numbers are no numbers any more: said in a sentence, and not saved."""
+"""Stop trainings whose numbers became infinite or NaN, with a clear message and no checkpoint."""
 
 import math
 import re
@@ -10,9 +10,9 @@ from torch import nn
 from dpk_det.errors import UserError
 
 DIVERGED = "Training stopped"
-"""Begins the sentence that ends a training whose numbers are no numbers any more."""
+"""The first words of the message that ends a training with infinite or NaN numbers."""
 
-# how Detectron2 writes a loss into its FloatingPointError
+# The form in which Detectron2 writes a loss into its FloatingPointError.
 _LOSS = re.compile(r"'([^']+)': (?:np\.\w+\()?(-?inf|nan)\b")
 
 
@@ -20,10 +20,12 @@ def require_finite(model: nn.Module, step: int, folder: str) -> None:
     """Check weights before they are saved.
 
     Args:
-        model: without a wrapper. step: the number of steps that are done. folder: of checkpoints.
+        model: the model without a wrapper.
+        step: the number of completed steps.
+        folder: the folder of the checkpoints.
 
     Raises:
-        UserError: naming the first weights that are infinite or NaN, and the step.
+        UserError: when weights are infinite or NaN. The error names the first ones and the step.
     """
     names = _not_finite(_sizes(model))
     if names:
@@ -34,15 +36,17 @@ def require_finite(model: nn.Module, step: int, folder: str) -> None:
 
 
 def explain(error: Exception, model: nn.Module, step: int, folder: str) -> UserError | None:
-    """The sentence for an exception that ended a training step.
+    """Explain an exception that ended a training step.
 
     Args:
-        error: Detectron2's FloatingPointError of losses or proposals, or any other.
-        model, folder: as :func:`require_finite` takes. step: the number of the step that failed,
-            from 1.
+        error: any exception; Detectron2 raises FloatingPointError for losses and proposals.
+        model: as for :func:`require_finite`.
+        step: the number of the step that failed, counted from 1.
+        folder: as for :func:`require_finite`.
 
     Returns:
-        None when the exception is no FloatingPointError and the weights are finite: a bug.
+        The error to raise. None if the exception is a bug: it is no FloatingPointError, and the
+        weights are finite.
     """
     said, sizes = " ".join(str(error).split()).rstrip("."), _sizes(model)
     names = _not_finite(sizes)
@@ -69,7 +73,8 @@ def explain(error: Exception, model: nn.Module, step: int, folder: str) -> UserE
 
 
 def _sizes(model: nn.Module) -> dict[str, float]:
-    # the largest number of each weight; other buffers may hold an infinity, as masks of attention
+    # The largest magnitude of each weight and of running statistics. Other buffers, such as
+    # attention masks, may rightly hold infinity.
     weights = {k: v.detach() for k, v in model.named_parameters() if v.numel()}
     weights |= {k: v for k, v in model.named_buffers() if k.rpartition(".")[2][:8] == "running_"}
     if not weights:

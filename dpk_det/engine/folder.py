@@ -1,4 +1,4 @@
-"""What a training leaves in its folder before the first step, and its log."""
+"""The files that a training writes into its folder before the first step, and its log."""
 
 import argparse
 import contextlib
@@ -21,9 +21,9 @@ LOGGERS = ("fvcore", "detectron2", "dpk_det")
 
 
 def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Begin log.txt, write config.yaml and seed, as Detectron2's ``default_setup`` does.
+    """Start log.txt, write config.yaml and seed, as Detectron2's ``default_setup`` does.
 
-    That one empties config.yaml before it writes it, and a kill in between leaves it empty.
+    Unlike ``default_setup``, it never leaves an empty config.yaml if the process is killed.
 
     Raises:
         UserError: when the disk is full.
@@ -40,17 +40,17 @@ def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
     logger.info("Running with full config:\n%s", cfg.dump())
     if comm.is_main_process():
         write_whole(Path(cfg.OUTPUT_DIR) / "config.yaml", cfg.dump())
-    # each process its own, so that they draw different regions and masks
+    # Each process gets its own seed, so that processes draw different regions and masks.
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
 
 
 @contextlib.contextmanager
 def lenient_logs(folder: str) -> Iterator[None]:
-    """Around a training: on a full disk its log is cut short without a traceback.
+    """Suppress tracebacks from the log files during a training, if the disk is full.
 
-    Logging prints one for each line that a log file does not take, and another one at exit. Lines
-    are on the console too, and the next file that is written tells.
+    Logging would print a traceback for each line that it cannot write, and one more at exit. The
+    lines are also on the console, and the next file that is written reports the full disk.
     """
     before, logging.raiseExceptions = logging.raiseExceptions, False
     try:

@@ -1,4 +1,4 @@
-"""Hooks and writers of the trainer that Detectron2 lacks."""
+"""Hooks and writers of the trainer that Detectron2 does not have."""
 
 import logging
 from typing import Any
@@ -10,7 +10,7 @@ from dpk_det.engine.resume.checkpoints import FINAL
 
 
 class SaveHook(HookBase):
-    """Saves a checkpoint every few steps, and the final model after the last.
+    """Saves a checkpoint every ``period`` steps, and the final model after the last step.
 
     Args:
         period: steps from one checkpoint to the next.
@@ -20,7 +20,7 @@ class SaveHook(HookBase):
         self.period = period
 
     def after_step(self) -> None:
-        """Save where it is due."""
+        """Save if this step is due."""
         if (self.trainer.iter + 1) % self.period == 0:
             self.trainer.save_checkpoint()
         if self.trainer.iter + 1 == self.trainer.max_iter:

@@ -1,4 +1,4 @@
-"""Starts one process or many: by ``--num-gpus`` on one machine or more, or under torchrun."""
+"""Start one or many processes: by ``--num-gpus`` on one or more machines, or under torchrun."""
 
 import argparse
 import functools
@@ -19,18 +19,19 @@ from dpk_det.errors import UserError
 
 
 def launch(main: Callable[..., Any], args: argparse.Namespace, *main_args: Any) -> Any:
-    """Run ``main(args, *main_args)`` in each process, and end a user's mistake in one line.
+    """Run ``main(args, *main_args)`` in each process, and report a user's mistake in one line.
 
-    Under torchrun this process joins its group (NCCL or gloo). Else Detectron2's launcher starts
-    ``args.num_gpus`` processes on each of ``args.num_machines``; without a GPU it is this process.
+    Under torchrun, this process joins torchrun's group (NCCL or gloo). Otherwise Detectron2's
+    launcher starts ``args.num_gpus`` processes on each of ``args.num_machines`` machines. With one
+    process in all, or without a GPU, main runs in this process.
 
     Args:
         main: must be importable, because it is sent to other processes.
-        args: of :func:`detectron2.engine.default_argument_parser`.
+        args: parsed by :func:`detectron2.engine.default_argument_parser`.
         main_args: further arguments, picklable.
 
     Returns:
-        What main returns, where it ran in this process.
+        The result of main if it ran in this process, otherwise None.
     """
     with exit_on_user_error():
         if {"RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"} <= os.environ.keys():
@@ -53,13 +54,13 @@ def launch(main: Callable[..., Any], args: argparse.Namespace, *main_args: Any) 
 
 
 def first_rank_does(function: Callable[[], Any]) -> Any:
-    """Call a function in the first process alone; all processes must call this.
+    """Call a function only in the first process. All processes must call ``first_rank_does``.
 
     Returns:
-        What the function returned, picklable, in all of them.
+        The function's result, in all processes. It must be picklable.
 
     Raises:
-        UserError: what the function raised, in all of them.
+        UserError: in all processes, when the function raised it.
     """
     result = error = None
     if comm.is_main_process():
@@ -74,7 +75,7 @@ def first_rank_does(function: Callable[[], Any]) -> Any:
 
 
 def _guarded(main: Callable[..., Any], *args: Any) -> Any:
-    # in a process of its own, from where an exception would come out as a long traceback
+    # An exception that leaves a spawned process would be printed as a long traceback.
     with exit_on_user_error():
         die_with_parent()
         return main(*args)
@@ -120,12 +121,12 @@ def _join_group(main: Callable[..., Any], *args: Any) -> Any:
     if has_gpu:
         torch.cuda.set_device(local_rank)
     else:
-        # Detectron2 hands DistributedDataParallel the rank as a GPU's number
+        # Detectron2 passes the rank to DistributedDataParallel as a GPU number. A CPU has none.
         defaults.create_ddp_model = functools.partial(defaults.create_ddp_model, device_ids=None)
     dist.init_process_group("nccl" if has_gpu else "gloo")
     _create_local_group(local_size)
-    result = _guarded(main, *args)  # while it is known which rank may speak
-    # not after an exception: the others may be waiting in a collective, and torchrun ends them
+    result = _guarded(main, *args)  # the group must still exist, to choose the rank that prints
+    # An exception skips this, because others may wait in a collective. torchrun ends them.
     dist.destroy_process_group()
     return result
 
@@ -135,16 +136,17 @@ def _create_local_group(local_size: int) -> None:
         return comm.create_local_process_group(local_size)
     for first in range(0, dist.get_world_size(), local_size):
         ranks = range(first, first + local_size)
-        group = dist.new_group(list(ranks))  # every process takes part in the making of each
+        group = dist.new_group(list(ranks))  # every process must take part in creating each group
         if dist.get_rank() in ranks:
             comm._LOCAL_PROCESS_GROUP = group
 
 
 def use_device(cfg: CfgNode) -> None:
-    """Let a config run on the CPU where there is no GPU, and there in float32; in place.
+    """Set a config to the CPU if there is no GPU, and to float32 on the CPU, in place.
 
     Raises:
-        UserError: for a ``MODEL.DEVICE`` that is none, or that this machine does not have.
+        UserError: when ``MODEL.DEVICE`` is not a device, when this machine lacks it, or when it
+            names one GPU for several processes.
     """
     name = cfg.MODEL.DEVICE
     try:

@@ -1,4 +1,4 @@
-"""One folder, one training."""
+"""A lock that allows only one training per folder."""
 
 import contextlib
 import errno
@@ -11,24 +11,24 @@ import portalocker
 
 from dpk_det.errors import BusyError
 
-# what some network file systems answer
+# Some network file systems do not support locks and return one of these.
 _NO_LOCKS_HERE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @contextlib.contextmanager
 def training_lock(folder: str | Path) -> Iterator[None]:
-    """Hold the folder that a training writes into; the lock ends with the process, however it ends.
+    """Lock the folder that a training writes into. If the process dies, the lock ends too.
 
-    Only the training itself takes it, in its first process and before it writes anything. Whoever
-    starts trainings takes no lock: a training that finds its folder in use exits with
-    ``errors.BUSY``, and can be started again when the other one has ended.
+    Only the first process of the training takes the lock, before it writes anything. Commands that
+    start trainings take no lock: a training that finds its folder in use exits with
+    ``errors.BUSY``, and can be started again when the other training has ended.
 
     Args:
-        folder: the OUTPUT_DIR; made where it is absent.
+        folder: the OUTPUT_DIR; created if it is absent.
 
     Raises:
-        BusyError: when another training holds it.
-        OSError: when the folder cannot be made or written into.
+        BusyError: when another training holds the lock.
+        OSError: when the folder cannot be created or written into.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -46,6 +46,6 @@ def training_lock(folder: str | Path) -> Iterator[None]:
                 folder,
                 e,
             )
-        # a killed training's data loader workers, its forks, live on for seconds
+        # Workers that a killed training forked live on for seconds and must not keep the lock.
         os.register_at_fork(after_in_child=file.close)
         yield

@@ -1,4 +1,4 @@
-"""Names of the figures that an evaluation will give, known before anything is trained."""
+"""The names of the figures that an evaluation will give, known before the training."""
 
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from dpk_det.architectures import classifies, plain_architecture
 from dpk_det.errors import UserError, find
 
-# what Detectron2's evaluators give of each task, classes aside
+# The figures that Detectron2's evaluators give for each task, without those of single classes.
 _BOXES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _KEYPOINTS = ("AP", "AP50", "AP75", "APm", "APl")
 _LVIS = (*_BOXES, "APr", "APc", "APf")
@@ -19,13 +19,13 @@ _PANOPTIC = tuple(f"{what}{part}" for what in ("PQ", "SQ", "RQ") for part in (""
 
 
 def metric_names(cfg: CfgNode) -> list[str] | None:
-    """The figures that the evaluation of a config gives: ``bbox/AP``, ``cls/top1`` and the like.
+    """Return the figures that the evaluation of a config gives, such as ``bbox/AP``, ``cls/top1``.
 
-    With two datasets in ``DATASETS.TEST`` or more, the dataset's name stands before each.
+    If ``DATASETS.TEST`` has two or more datasets, each figure starts with the dataset's name.
 
     Returns:
-        None where that cannot be known: where a dataset is not here, or its evaluator is not one of
-        :func:`dpk_det.engine.evaluators.build_evaluator`.
+        The names. None if they are not known: a dataset is not registered, or no figures are known
+        for the model and the dataset's ``evaluator_type``.
     """
     datasets = list(dict.fromkeys(cfg.DATASETS.TEST))
     names = []
@@ -43,11 +43,13 @@ def check_metric(cfg: CfgNode, metric: str, where: str) -> None:
     """Check that the evaluation of a config gives a metric.
 
     Args:
-        cfg: its datasets registered. metric: "bbox/AP". where: the config comes from, for errors.
+        cfg: a config with registered datasets.
+        metric: the metric's name, such as "bbox/AP".
+        where: the origin of the config, for errors.
 
     Raises:
-        UserError: when it does not, naming the nearest; when there are two datasets to evaluate,
-            say, and the metric does not say which is meant.
+        UserError: when the evaluation does not give the metric (the error names the nearest), when
+            there is no dataset to evaluate, or when several datasets give the metric.
     """
     names = metric_names(cfg)
     if names is None or metric in names:
@@ -62,7 +64,7 @@ def check_metric(cfg: CfgNode, metric: str, where: str) -> None:
             f"The metric {metric} does not say which figure of {where} is meant: write "
             f"{' or '.join(meant)}."
         )
-    if "-" not in metric:  # means no single class: there may be hundreds
+    if "-" not in metric:  # no class is meant, so leave out the classes: they may be hundreds
         names = [name for name in names if "-" not in name.rpartition("/")[2]]
     find(dict.fromkeys(names), metric, f"metric of {where}")
 
@@ -98,6 +100,6 @@ def _tasks(cfg: CfgNode, plain: str) -> Sequence[str]:
     if plain.endswith(("ProposalNetwork", "Segmentor")):
         return ()
     tasks = ["bbox"]
-    if plain.endswith(("RCNN", "PanopticFPN")):  # others have no heads for these
+    if plain.endswith(("RCNN", "PanopticFPN")):  # other models have no heads for these tasks
         tasks += ["segm"] * cfg.MODEL.MASK_ON + ["keypoints"] * cfg.MODEL.KEYPOINT_ON
     return tasks

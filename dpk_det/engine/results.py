@@ -1,4 +1,4 @@
-"""Figures in a file, and what they were measured on."""
+"""Write figures to a file, with a description of the machine."""
 
 import json
 from collections.abc import Mapping
@@ -14,8 +14,7 @@ from dpk_det.files import write_whole
 def write_results(path: Path, summary: Mapping[str, Any]) -> None:
     """Write figures as JSON, whole or not at all, with a description of the machine.
 
-    NaN, which Detectron2 gives where there was nothing to measure and JSON cannot hold, becomes
-    null.
+    NaN becomes null, because JSON has no NaN. Detectron2 returns NaN if nothing was measured.
 
     Raises:
         UserError: when the disk is full.
@@ -25,7 +24,7 @@ def write_results(path: Path, summary: Mapping[str, Any]) -> None:
 
 
 def count_parameters(module: nn.Module | None) -> int:
-    """How many numbers a module's parameters have, frozen ones included; none has 0."""
+    """Count the numbers in a module's parameters, frozen ones included; 0 for None."""
     return sum(p.numel() for p in module.parameters()) if module is not None else 0
 
 

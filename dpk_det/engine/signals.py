@@ -1,9 +1,8 @@
-"""Signals that end a training: it finishes its step, saves, and leaves with a status of its own.
+"""Signals end a training: it finishes its step, saves, and exits with ``errors.STOPPED``.
 
-They are SIGTERM (a cluster, torchrun or ``compare.py`` ends the job), SIGUSR1 and SIGUSR2 (clusters
-send them some time before) and SIGINT (Ctrl-C). Where a training has no step to finish, in its
-set-up and its evaluation, it leaves at once. Ctrl-C for a second time ends it at once wherever it
-is.
+The signals are SIGTERM (a cluster, torchrun or ``compare.py`` ends the job), SIGUSR1 and SIGUSR2
+(clusters send them some time before) and SIGINT (Ctrl-C). During set-up and evaluation, a training
+has no step to finish and exits at once. A second Ctrl-C always ends it at once.
 """
 
 import contextlib
@@ -26,12 +25,12 @@ from detectron2.utils import comm
 from dpk_det.errors import STOPPED
 
 PARENT = "DPK_DET_PARENT"
-"""Environment variable: the process that has started this one, and that it does not outlive."""
+"""Environment variable: id of the process that started this one, which must not outlive it."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 INTERRUPTED = 130
-# A terminal sends Ctrl-C to all processes, and torchrun passes it on to its workers, so that these
-# get it twice.
+# A terminal sends Ctrl-C to all processes, and torchrun passes it on to its workers, so workers
+# get one press twice.
 _SECONDS_OF_ONE_PRESS = 1.0
 _PR_SET_PDEATHSIG = 1
 
@@ -41,7 +40,7 @@ _parent: int | None = None
 class Stopped(SystemExit):
     """Ends a process that a signal has stopped, with the exit status ``errors.STOPPED``.
 
-    It is no ``Exception``, so that nothing on its way takes it for a failure.
+    It is no ``Exception``, so no code treats it as a failure.
 
     Attributes:
         message: the sentence to print.
@@ -53,15 +52,15 @@ class Stopped(SystemExit):
 
 
 class _Watch:
-    """What has come of signals during a training."""
+    """The signals that came during a training."""
 
     def __init__(self) -> None:
-        self.asked = 0  # the signal that has come, if any
-        self.since = 0.0  # when
+        self.asked = 0  # the first signal that came, or 0
+        self.since = 0.0  # the time at which it came
         self.in_step = False  # whether there is a step to finish
 
     def take(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal."""
+        """Handle a signal: leave at once or after the step. A second Ctrl-C ends the process."""
         if not self.asked:
             self.asked, self.since = number, time.monotonic()
             if not self.in_step:
@@ -80,12 +79,12 @@ _watch = _Watch()
 
 @contextlib.contextmanager
 def watched() -> Iterator[None]:
-    """Around a training, its set-up included: the signals end it in good order.
+    """Handle signals around a training and its set-up, so that they end it in good order.
 
     Raises:
-        Stopped: out of the code within, when a signal has come. The process is to end then, and
-            takes no notice of more signals (but of Ctrl-C for a second time): a parent that dies
-            sends several, one for each of its threads.
+        Stopped: in the code within, when a signal came. The process must end then. It ignores
+            further signals except a second Ctrl-C, because a dying parent sends one signal for
+            each of its threads.
     """
     global _watch
     _watch = _Watch()
@@ -93,7 +92,7 @@ def watched() -> Iterator[None]:
     try:
         yield
     except Stopped:
-        before = {}  # what takes the signals stays
+        before = {}  # keep the handlers, see above
         raise
     finally:
         _watch = _Watch()
@@ -102,10 +101,10 @@ def watched() -> Iterator[None]:
 
 @contextlib.contextmanager
 def at_once() -> Iterator[None]:
-    """Around what there is no use in finishing, such as an evaluation: a signal ends it at once.
+    """Let a signal end the code within at once. Use it for work such as an evaluation.
 
     Raises:
-        Stopped: out of the code within, or right away when a signal has come before.
+        Stopped: in the code within, or right away when a signal came before.
     """
     before, _watch.in_step = _watch.in_step, False
     try:
@@ -117,15 +116,15 @@ def at_once() -> Iterator[None]:
 
 
 class StopHook(HookBase):
-    """Ends a training after the step in which a signal came, on all ranks after the same.
+    """Ends a training after the step in which a signal came, on all ranks after the same step.
 
     The trainer must have ``save_checkpoint()``, which all ranks call. Register the hook after the
-    one that saves from time to time, and before the one that evaluates. Many processes agree by a
-    number that is reduced over gloo: 0.4 ms per step for two processes on two busy cores.
+    hook that saves checkpoints, and before the hook that evaluates. Several processes agree by
+    reducing one number over gloo: 0.4 ms per step for two processes on two busy cores.
     """
 
     def before_train(self) -> None:
-        """Begin to finish steps. All ranks make the group in which they agree."""
+        """Let signals wait for the end of a step. All ranks create the group to agree in."""
         several = comm.get_world_size() > 1
         self._group = dist.new_group(backend="gloo") if several else None
         _watch.in_step = True
@@ -133,10 +132,10 @@ class StopHook(HookBase):
             _watch.leave()
 
     def after_step(self) -> None:
-        """Save and leave, if a signal has come to any rank.
+        """Save a checkpoint and leave, if a signal came to any rank.
 
         Raises:
-            Stopped: then.
+            Stopped: when a signal came.
         """
         asked = _watch.asked
         if self._group is not None:
@@ -146,7 +145,7 @@ class StopHook(HookBase):
         if not asked:
             return
         _watch.asked = asked
-        if self.trainer.iter + 1 < self.trainer.max_iter:  # else the final model is saved
+        if self.trainer.iter + 1 < self.trainer.max_iter:  # otherwise model_final is saved
             self.trainer.save_checkpoint()
         raise Stopped(
             f"Stopped by {signal.Signals(asked).name} after step {self.trainer.iter + 1}; "
@@ -154,15 +153,15 @@ class StopHook(HookBase):
         )
 
     def after_train(self) -> None:
-        """There are no more steps to finish."""
+        """Let signals end the training at once: no step is left to finish."""
         _watch.in_step = False
 
 
 @contextlib.contextmanager
 def pass_signals_on() -> Iterator[None]:
-    """Around the wait for processes that :mod:`multiprocessing` has started, which train.
+    """Pass the signals of this process on to the training processes that it waits for.
 
-    They get the signals that this process gets, and it waits on for their end.
+    These processes were started by :mod:`multiprocessing`. This process keeps waiting for them.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -178,10 +177,10 @@ def pass_signals_on() -> Iterator[None]:
 
 def _install(handle: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
     before = {}
-    if threading.current_thread() is threading.main_thread():  # others may not
+    if threading.current_thread() is threading.main_thread():  # others may not set handlers
         for number in SIGNALS:
             handler = signal.getsignal(number)
-            if handler is not signal.SIG_IGN:  # nohup and "&" have it ignored
+            if handler is not signal.SIG_IGN:  # nohup and "&" ignore some signals on purpose
                 before[number] = handler
                 signal.signal(number, handle)
     return before
@@ -193,24 +192,24 @@ def _restore(before: Mapping[int, Any]) -> None:
 
 
 def with_parent() -> dict[str, str]:
-    """What to add to the environment of a training that is not to outlive this process.
+    """Return the environment variables for a training that must not outlive this process.
 
-    The process must be started in a thread that lives as long: Linux takes the thread for the
-    parent.
+    Start the training in a thread that lives as long as this process, because Linux treats the
+    thread as the parent.
     """
     return {PARENT: str(os.getpid())}
 
 
 def die_with_parent() -> None:
-    """Let this process get SIGTERM when the process that has started it is gone; Linux only.
+    """Make Linux send this process SIGTERM when its parent ends. Other systems do nothing.
 
     Raises:
-        Stopped: when it is gone already.
+        Stopped: when the parent is gone already.
     """
     if sys.platform != "linux":
         return
     global _parent
-    # of this process alone: those that it starts have another parent
+    # The variable is for this process only. Its own children have another parent.
     _parent = int(os.environ.pop(PARENT, os.getppid()))
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if parent_is_gone():
@@ -218,5 +217,5 @@ def die_with_parent() -> None:
 
 
 def parent_is_gone() -> bool:
-    """Whether the process is gone with which :func:`die_with_parent` has this one end."""
+    """Whether the parent that :func:`die_with_parent` ties this process to is gone."""
     return _parent not in (None, os.getppid())

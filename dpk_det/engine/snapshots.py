@@ -1,4 +1,4 @@
-"""Pictures of what DPK does in a step: where the prior is given, and what the transformer makes."""
+"""Snapshots of DPK in a step: the tokens that take the prior, and the transformer's output."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -21,22 +21,27 @@ from dpk_det.pairing.ddp import unwrap
 
 FOLDER = "snapshots"
 _SIDE = 320  # pixels of the image's longer side
-_MOMENTS = (0.02, 0.5, 1.0)  # of a training
+_MOMENTS = (0.02, 0.5, 1.0)  # shares of a training
 
 
 class SnapshotHook(HookBase):
-    """Keeps the first image of three steps of a training with DPK, as ``snapshots/STEP.npz``.
+    """Saves the first image of three steps of a training with DPK, as ``snapshots/STEP.npz``.
 
-    Each has ``image`` (H, W, 3) BGR and, for each level, ``NAME/given`` (h, w) bool, the tokens
-    that took the prior; ``NAME/token``, a token's side in pixels of that image; ``NAME/ratio``;
-    ``NAME/added``, how much the completed map differs from the student's (root mean square, over
-    that of the student's, channels standardised; absent where there are other channels); and three
-    maps of the level as colours (H, W, 3), see :func:`colours`: ``NAME/student``,
-    ``NAME/completed``, ``NAME/teacher``. Padding is cut off. It only reads, so that the training is
-    the same without it. The first rank alone does it.
+    A file has ``image`` (H, W, 3) BGR and these entries for each level:
+
+    - ``NAME/given`` (h, w) bool: the tokens that took the prior.
+    - ``NAME/token``: the side of a token in pixels of that image.
+    - ``NAME/ratio``: the prior ratio.
+    - ``NAME/added``: the root mean square difference of the completed and the student's map,
+      relative to the student's, channels standardised; absent if their channels differ in number.
+    - ``NAME/student``, ``NAME/completed``, ``NAME/teacher``: the maps as colours (H, W, 3), see
+      :func:`colours`.
+
+    Padding is cut off. The hook only reads, so the training is the same without it. Only the first
+    rank saves.
 
     Args:
-        rgb: whether images have that order of channels.
+        rgb: whether the channel order of the images is RGB.
     """
 
     def __init__(self, rgb: bool) -> None:
@@ -46,14 +51,14 @@ class SnapshotHook(HookBase):
         self._seen: list[tuple[Level, int, float, dict[str, Tensor]]] = []
 
     def before_train(self) -> None:
-        """Remove what an earlier training, or one of another length, has left."""
+        """Remove files of an earlier training or of a training with another length."""
         if comm.is_main_process():
             for path in self._folder.glob("*.npz"):
                 if path.stem not in map(str, self._moments) or int(path.stem) > self.trainer.iter:
                     path.unlink()
 
     def before_step(self) -> None:
-        """Watch the step, if it is one of the three."""
+        """Watch the step if it is one of the three."""
         if self.trainer.iter + 1 not in self._moments or not comm.is_main_process():
             return
         model = unwrap(self.trainer.model)
@@ -66,7 +71,7 @@ class SnapshotHook(HookBase):
                 self._handles.append(completion.register_forward_hook(partial(self._see, level)))
 
     def after_step(self) -> None:
-        """Write what was seen, if it was; a training does not end because that fails."""
+        """Write the snapshot of a watched step. If that fails, the training continues."""
         for handle in self._handles:
             handle.remove()
         try:
@@ -93,7 +98,7 @@ class SnapshotHook(HookBase):
         self._image = batch["images"][0] if isinstance(batch, Mapping) else batch[0]["image"]
 
     def _see(self, level: Level, module: HybridCompletion, inputs: Any, output: Any) -> None:
-        # what is made of it is made after the step, where mixed precision is off
+        # The content is computed after the step, because mixed precision is off there.
         maps = {"student": inputs[0], "completed": output[0], "teacher": inputs[1]}
         first = {what: x[0].detach() for what, x in (maps | {"given": output[1]}).items()}
         self._seen.append((level, module.patch, inputs[2], first))
@@ -119,7 +124,7 @@ class SnapshotHook(HookBase):
                 added = (made - own).square().mean().sqrt() / own.square().mean().sqrt()
                 content[f"{name}/added"] = np.float32(added.cpu())
             for what, x in first.items():
-                # a student of other channels has axes of its own
+                # A map with another number of channels needs its own axes.
                 axes = basis if len(x) == len(basis) else principal_axes(x)
                 content[f"{name}/{what}"] = colours(x, axes)
             content[f"{name}/given"] = given.cpu().numpy()
@@ -129,35 +134,36 @@ class SnapshotHook(HookBase):
 
 
 def _cut(x: Tensor, cell: int, size: Sequence[int]) -> Tensor:
-    """What of a map is no padding."""
+    """Cut the padding off a map."""
     height, width = (-(-side // cell) for side in size)
     return x[..., :height, :width]
 
 
 def principal_axes(x: Tensor) -> Tensor:
-    """The three directions of channels along which a map varies most.
+    """Return the three directions in channel space along which a map varies most.
 
     Args:
         x: (C, H, W).
 
     Returns:
-        (C, 3); columns are zero where there are fewer.
+        (C, 3); missing directions are zero columns.
     """
-    flat = _standard(x).double().cpu()  # which always converges
+    flat = _standard(x).double().cpu()  # eigh() always converges in float64 on the CPU
     _, vectors = torch.linalg.eigh(flat @ flat.T)
     axes = vectors.flip(1)[:, :3].to(x)
-    axes = axes * torch.where(axes.sum(0) < 0, -1.0, 1.0)  # a sign of its own each
+    axes = axes * torch.where(axes.sum(0) < 0, -1.0, 1.0)  # fix the arbitrary sign of each axis
     return torch.nn.functional.pad(axes, (0, 3 - axes.shape[1]))
 
 
 def colours(x: Tensor, axes: Tensor) -> np.ndarray:
-    """A map as a picture: what its channels, each standardised, are along three axes.
+    """Turn a map into a picture: standardise its channels and project them onto three axes.
 
     Args:
-        x: (C, H, W). axes: (C, 3).
+        x: (C, H, W).
+        axes: (C, 3).
 
     Returns:
-        (H, W, 3) uint8; middle grey is the mean, and two deviations reach the ends.
+        (H, W, 3) uint8. The mean is middle grey; two standard deviations reach 0 and 255.
     """
     along = axes.T @ _standard(x)
     spread = along.std(1, keepdim=True, correction=0).clamp(min=1e-6)
@@ -166,6 +172,6 @@ def colours(x: Tensor, axes: Tensor) -> np.ndarray:
 
 
 def _standard(x: Tensor) -> Tensor:
-    flat = x.flatten(1).nan_to_num(0, 0, 0)  # of a training that is about to fail
+    flat = x.flatten(1).nan_to_num(0, 0, 0)  # a training that is about to fail may have NaN
     centred = flat - flat.mean(1, keepdim=True)
     return centred / centred.std(1, keepdim=True, correction=0).clamp(min=1e-6)

@@ -1,4 +1,4 @@
-"""What a training starts from: weights given, and the teacher's neck and heads."""
+"""The start of a training: the given weights, and the teacher's neck and heads."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,13 @@ from dpk_det.pairing.teacher import (
 
 @dataclass(frozen=True)
 class Start:
-    """What was found.
+    """The weights that were found for a start.
 
     Attributes:
-        weights, backbone: as :func:`~dpk_det.checkpoint.loading.load_weights` returns them, of
-            ``MODEL.WEIGHTS`` and ``MODEL.BACKBONE_WEIGHTS``. inherited: names of weights.
+        weights: the result of :func:`~dpk_det.checkpoint.loading.load_weights`, for
+            ``MODEL.WEIGHTS``.
+        backbone: the same for ``MODEL.BACKBONE_WEIGHTS``.
+        inherited: the names of the weights that come from the teacher.
     """
 
     weights: Any
@@ -35,15 +37,15 @@ class Start:
 
 
 def has_teacher(cfg: CfgNode) -> bool:
-    """Whether a training takes anything from a teacher."""
+    """Whether a training uses a teacher."""
     return distils(cfg) or cfg.DISTILL.INHERIT
 
 
 def teacher_weights(cfg: CfgNode) -> str:
-    """Path or address of the weights of a config's teacher.
+    """Return the path or URL of the weights of a config's teacher.
 
     Raises:
-        UserError: when it has no config, or none are given and there are none to be found.
+        UserError: when the teacher has no config, or no weights are given and none are found.
     """
     node = cfg.DISTILL.TEACHER
     teacher_cfg = load_teacher_config(node.CONFIG_FILE, node.OPTS)
@@ -51,10 +53,11 @@ def teacher_weights(cfg: CfgNode) -> str:
 
 
 def make_teacher_weights(cfg: CfgNode, path: str | Path) -> None:
-    """Write random weights of a config's teacher, for one that is not trained yet, and name them.
+    """Write random weights for a teacher that is not trained yet, and name them in its config.
 
     Args:
-        cfg: changed in place: its teacher's weights are ``path``.
+        cfg: changed in place; its teacher's weights become ``path``.
+        path: the file to write.
     """
     node = cfg.DISTILL.TEACHER
     model, _ = build_untrained(load_teacher_config(node.CONFIG_FILE, node.OPTS))
@@ -63,12 +66,12 @@ def make_teacher_weights(cfg: CfgNode, path: str | Path) -> None:
 
 
 def load_start(model: nn.Module, cfg: CfgNode) -> Start:
-    """Give a model, plain or distilling, the weights that its training starts from.
+    """Load the weights that a plain or distilling model starts its training from.
 
     Raises:
-        UserError: when weights are not found or of another backbone, nothing of the
-            teacher's fits, or the teacher numbers its classes in another way and the student learns
-            from it by number.
+        UserError: when weights are not found or belong to another backbone, when no weight of the
+            teacher fits, or when the student learns from the teacher by class number but the
+            teacher's classes have other numbers.
     """
     bond = getattr(model, "distillation", None)
     if cfg.DISTILL.INHERIT or (bond and bond.distiller.heads):

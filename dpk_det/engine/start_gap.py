@@ -1,4 +1,4 @@
-"""How far a student is from a teacher before it is trained, by CKA."""
+"""The CKA gap between an untrained student and its teacher."""
 
 from itertools import islice
 
@@ -22,27 +22,27 @@ SEED = 1
 
 @torch.no_grad()
 def start_gap(cfg: CfgNode, batches: int = 8) -> dict[str, float]:
-    """The gap that DPK would see in its first step, ``1 - CKA``, of the student as it starts.
+    """Measure the gap ``1 - CKA`` that DPK would see in its first step.
 
-    The terms of CKA are averaged over the first batches of the training data. Tokens have the size
-    that ``DISTILL.DPK.TOKEN_STRIDE`` says, whatever the method is.
+    The terms of CKA are averaged over the first batches of the training data. The token size is
+    ``DISTILL.DPK.TOKEN_STRIDE``, whatever the method is.
 
     Args:
-        cfg: of a training with a teacher whose weights are there, its datasets registered.
-        batches: how many.
+        cfg: the config of a training. Its teacher has weights and its datasets are registered.
+        batches: the number of batches to measure.
 
     Returns:
-        The gap of each level, by the student's name of it. A level that has too few tokens for CKA
-        has the gap 1.
+        The gap of each level, by the student's name of the level. The gap is 1 if a level has too
+        few tokens for CKA.
 
     Raises:
-        UserError: as building student and teacher and pairing their levels do.
+        UserError: when student or teacher cannot be built, or their levels cannot be paired.
     """
     with random_state.kept(), EventStorage():
         torch.manual_seed(SEED)
         student, teacher = build(plain_architecture(cfg)), build_teacher(cfg)
         load_start(student, cfg)
-        student.train()  # norms as in the first step
+        student.train()  # norm layers then work as in the first step
         layouts = find_modules(student, teacher, cfg.DISTILL.LEVELS)
         pairs = pair_maps(student, teacher, cfg.DISTILL.LEVELS, layouts=layouts)
         eyes = Distiller(pairs)

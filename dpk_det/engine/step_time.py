@@ -1,4 +1,4 @@
-"""What a training step costs, of several configs side by side."""
+"""Measure the time of a training step for several configs side by side."""
 
 import random
 import tempfile
@@ -18,28 +18,29 @@ from dpk_det.errors import UserError
 
 SEED = 1
 LIMIT = 120.0
-"""Seconds after which slow steps are measured less often."""
+"""Seconds after which fewer rounds are enough."""
 FEWEST = 5
-"""Rounds that are measured all the same."""
+"""Rounds that are measured even after the limit."""
 
 
 def step_times(
     configs: Mapping[str, CfgNode], rounds: int = 30, warmup: int = 5, limit: float = LIMIT
 ) -> dict[str, list[float]]:
-    """Seconds of a training step of each config, measured in one run.
+    """Measure the seconds of a training step for several configs in one run.
 
-    A step is forward, backward and the optimizer, on the first batch of the config's training data,
-    which is loaded once: so that what another process does to the machine, or its disk, falls on
-    all alike. In each round every config takes a step, in random order. A teacher that is not
+    A step is forward, backward and the optimizer, on the first batch of the config's training data.
+    The batch is loaded once, so the disk does not count. In each round every config takes a step,
+    in random order, so load from other processes affects all configs alike. A teacher that is not
     trained yet has random weights, which cost the same.
 
     Args:
-        configs: of trainings on one machine, their datasets registered. rounds: steps of each.
-        warmup: rounds before, which are not counted. limit: seconds; where steps are so slow that
-            these are over, one round of warm-up and five that count are enough.
+        configs: configs of trainings, by name, with registered datasets.
+        rounds: measured steps of each config.
+        warmup: rounds before the measured rounds.
+        limit: seconds; after this time, one warm-up round and five measured rounds are enough.
 
     Returns:
-        Seconds of each round, by name.
+        The seconds of each measured round, by the config's name.
     """
     with random_state.kept():
         steps = {name: _Step(cfg) for name, cfg in configs.items()}
@@ -58,13 +59,13 @@ def step_times(
 
 
 class _Step:
-    """A call is one step; it returns its seconds."""
+    """Takes one training step per call and returns its seconds."""
 
     def __init__(self, cfg: CfgNode) -> None:
         cfg = cfg.clone()
         cfg.defrost()
         cfg.DATALOADER.NUM_WORKERS = 0
-        torch.manual_seed(SEED)  # the same student in all of them finds as many regions
+        torch.manual_seed(SEED)  # equal students find equally many regions
         self.model = _build(cfg).train()
         self.optimizer = DistillTrainer.build_optimizer(cfg, self.model)
         self.batch = next(iter(DistillTrainer.build_train_loader(cfg)))

@@ -1,4 +1,4 @@
-"""A teacher's own figures, on the datasets that its student is evaluated on."""
+"""Evaluate a teacher on the datasets that its student is evaluated on."""
 
 import hashlib
 import os
@@ -18,19 +18,19 @@ from dpk_det.errors import UserError
 from dpk_det.pairing.teacher import find_teacher_weights, load_teacher, load_teacher_config
 
 TEACHER_RESULTS = "teacher.json"
-# where Detectron2's LazyConfigs have the number of classes
+# The keys under which Detectron2's LazyConfigs hold the number of classes.
 _CLASS_COUNTS = ("model.num_classes", "model.roi_heads.num_classes", "model.head.num_classes")
 
 
 def evaluate_teacher(cfg: CfgNode) -> dict[str, Any]:
     """Evaluate the teacher of a student on the student's ``DATASETS.TEST``.
 
-    Images are resized and normalised as the teacher's config says; where that is a LazyConfig they
-    are resized as for the student. The teacher runs in float32. The figures are left in
+    Images are resized and normalised as the teacher's config says. If that is a LazyConfig, they
+    are resized as for the student. The teacher runs in float32. The figures are written to
     ``OUTPUT_DIR/teacher.json``; the evaluators' own files go to ``OUTPUT_DIR/teacher``.
 
     Args:
-        cfg: the student's, its datasets registered.
+        cfg: the student's config, with registered datasets.
 
     Raises:
         UserError: when the teacher cannot be built, or has other classes than the datasets.
@@ -57,11 +57,11 @@ def evaluate_teacher(cfg: CfgNode) -> dict[str, Any]:
 
 
 def evaluation_config(cfg: CfgNode) -> CfgNode:
-    """The config that a student's teacher is evaluated with.
+    """Return the config for the evaluation of a student's teacher.
 
     Raises:
-        UserError: when the teacher has no config, or other classes than the student's
-            ``DATASETS.TEST``.
+        UserError: when the teacher has no config, when ``DATASETS.TEST`` is empty, or when the
+            teacher has other classes than those datasets.
     """
     node = cfg.DISTILL.TEACHER
     teacher_cfg = load_teacher_config(node.CONFIG_FILE, node.OPTS)
@@ -70,7 +70,7 @@ def evaluation_config(cfg: CfgNode) -> CfgNode:
     result.MODEL.DEVICE = cfg.MODEL.DEVICE
     result.DATASETS = cfg.DATASETS.clone()
     result.DATASETS.defrost()
-    # Detectron2 wants to know the keypoints' names
+    # Detectron2 reads the keypoints' names from DATASETS.TRAIN.
     result.DATASETS.TRAIN = cfg.DATASETS.TEST if result.MODEL.KEYPOINT_ON else ()
     result.DATALOADER.NUM_WORKERS = cfg.DATALOADER.NUM_WORKERS
     result.TEST.KEYPOINT_OKS_SIGMAS = cfg.TEST.KEYPOINT_OKS_SIGMAS
@@ -90,13 +90,14 @@ def evaluation_config(cfg: CfgNode) -> CfgNode:
 
 
 def describe_teacher(cfg: CfgNode, any_machine: bool = False) -> dict[str, Any]:
-    """What decides on the figures of a student's teacher: its config, weights, the datasets.
+    """Describe everything that the figures of a student's teacher depend on.
 
-    Two of the same content have the same figures. Of a file of weights the time counts at which it
-    was changed.
+    These are its config, its weights and the datasets. Equal descriptions mean equal figures. A
+    file of weights is described by its path and its modification time.
 
     Args:
-        cfg: the student's. any_machine: leave the weights out, which need not be here then.
+        cfg: the student's config.
+        any_machine: leave out the weights, which then need not be on this machine.
 
     Raises:
         UserError: when config or weights are not found.

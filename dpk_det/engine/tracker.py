@@ -1,4 +1,4 @@
-"""Sends a training's curves to an experiment tracker: Weights & Biases, MLflow or trackio."""
+"""Send a training's curves to an experiment tracker: Weights & Biases, MLflow or trackio."""
 
 import json
 import logging
@@ -20,14 +20,14 @@ from dpk_det.errors import UserError, find
 from dpk_det.files import write_whole
 
 RUN = "tracker.json"
-"""In ``OUTPUT_DIR``: the run that a resumed training adds to."""
+"""File in ``OUTPUT_DIR`` with the run that a resumed training continues."""
 _WINDOW = 20  # steps that Detectron2's writers smooth over
 
 Values = Mapping[str, float]
 
 
 class _Run(Protocol):
-    id: str  # by which it is taken up again
+    id: str  # a resumed training finds the run by this id
 
     def log(self, values: Values, step: int) -> None: ...
 
@@ -45,7 +45,7 @@ class _Wandb:
             resume="allow" if id else None,
         )
         self.id = self._run.id
-        # its own counter only rises, and a resumed training may repeat steps
+        # wandb's own step counter only rises, but a resumed training may repeat steps.
         self._run.define_metric("iteration")
         self._run.define_metric("*", step_metric="iteration")
 
@@ -61,11 +61,11 @@ class _Mlflow:
         self._mlflow = import_module("mlflow")
         self._mlflow.set_experiment(cfg.TRACKER.PROJECT)
         self.id = self._mlflow.start_run(run_id=id, run_name=name).info.run_id
-        # no parameters: a resumed training's may be others, which MLflow refuses
+        # The config is a text, because MLflow refuses changed parameters in a resumed training.
         self._mlflow.log_text(cfg.dump(), "config.yaml")
 
     def log(self, values: Values, step: int) -> None:
-        # MLflow takes no other characters, and a class may have any
+        # MLflow accepts only these characters, but a class name may have any.
         names = {re.sub(r"[^\w\-. :/]", "_", name): value for name, value in values.items()}
         self._mlflow.log_metrics(names, step=step)
 
@@ -82,10 +82,10 @@ class _Trackio:
             resume="allow" if id else "never",
             embed=False,
         )
-        self.id = self._run.name  # which is what it resumes by
+        self.id = self._run.name  # trackio resumes a run by its name
 
     def log(self, values: Values, step: int) -> None:
-        # it keeps "time" for itself
+        # trackio reserves the name "time".
         names = {"step_time" if name == "time" else name: value for name, value in values.items()}
         self._run.log(names, step=step)
 
@@ -101,12 +101,12 @@ TRACKERS: dict[str, Callable[[CfgNode, str, str | None], _Run]] = {
 
 
 class TrackerWriter(EventWriter):
-    """Detectron2's writer of the figures that metrics.json holds, to ``cfg.TRACKER``.
+    """Writes the figures of metrics.json to the tracker ``cfg.TRACKER.NAME`` as well.
 
-    A tracker that fails on the way is said once and left alone: the training goes on.
+    If the tracker fails during the training, one warning is logged and the training goes on.
 
     Args:
-        cfg: with TRACKER.NAME. The run has the name of OUTPUT_DIR.
+        cfg: a config with TRACKER.NAME. The run gets the name of OUTPUT_DIR.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -118,10 +118,10 @@ class TrackerWriter(EventWriter):
         """Begin a run.
 
         Args:
-            resume: go on with the run that a training in OUTPUT_DIR has begun before.
+            resume: whether to continue the run of an earlier training in OUTPUT_DIR.
 
         Raises:
-            UserError: when the tracker does not let us.
+            UserError: when the tracker cannot begin the run.
         """
         name, folder = self._cfg.TRACKER.NAME, Path(self._cfg.OUTPUT_DIR)
         known = _read(folder / RUN).get(name) if resume else None
@@ -135,7 +135,7 @@ class TrackerWriter(EventWriter):
         write_whole(folder / RUN, json.dumps({name: self._run.id}))
 
     def write(self) -> None:
-        """Send what the storage has got since the last time, smoothed as in metrics.json."""
+        """Send the new values of the storage, smoothed as in metrics.json."""
         new: dict[int, dict[str, float]] = defaultdict(dict)
         for name, (value, step) in get_event_storage().latest_with_smoothing_hint(_WINDOW).items():
             if step > self._last_write:
@@ -145,7 +145,7 @@ class TrackerWriter(EventWriter):
         self._last_write = max([self._last_write, *new])
 
     def close(self) -> None:
-        """End the run; one that an error ends is marked as failed."""
+        """End the run. An exception other than NoMoreGain marks it as failed."""
         error = sys.exc_info()[1]
         failed = error is not None and not isinstance(error, NoMoreGain)
         self._try(lambda run: run.finish(failed))
@@ -169,14 +169,14 @@ def check_tracker(cfg: CfgNode) -> None:
     """Check ``TRACKER`` of a config.
 
     Raises:
-        UserError: for an unknown tracker, or one that is not installed.
+        UserError: when the tracker is unknown or not installed.
     """
     name = cfg.TRACKER.NAME
     if not name:
         return
     find(TRACKERS, name, "tracker (TRACKER.NAME)")
     spec = find_spec(name)
-    if spec is None or spec.origin is None:  # a folder of that name, as wandb makes, is no package
+    if spec is None or spec.origin is None:  # a folder such as wandb's is no package
         raise UserError(f"TRACKER.NAME is {name}, which is not installed: pip install {name}")
 
 

@@ -21,9 +21,8 @@ from dpk_det.config.methods import check_distillation, unused_keys
 from dpk_det.config.values import check_channels
 from dpk_det.data import check_datasets, register_image_datasets, register_json_datasets
 from dpk_det.engine.augmented import check_augmented, test_augmented
-from dpk_det.engine.best import check_best
 from dpk_det.engine.average import AVERAGE
-from dpk_det.engine.best import BEST
+from dpk_det.engine.best import BEST, check_best
 from dpk_det.engine.check import NotReadyError, check
 from dpk_det.engine.evaluators import check_evaluators
 from dpk_det.engine.folder import LOGGERS, lenient_logs, set_up

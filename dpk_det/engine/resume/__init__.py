@@ -1,1 +1,1 @@
-"""Going on with a training exactly where it stopped."""
+"""Resume a training exactly where it stopped."""

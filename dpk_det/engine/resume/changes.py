@@ -1,4 +1,4 @@
-"""What may change in the config of a training that is resumed."""
+"""Which config keys may change when a training is resumed."""
 
 import re
 from typing import Any
@@ -10,8 +10,8 @@ from dpk_det.architectures import distils
 from dpk_det.config.methods import comparable
 from dpk_det.errors import UserError
 
-# What does not influence how a training goes on, or is compared by what it leads to: the teacher's
-# paths by its weights.
+# These keys do not influence a resumed training, or their effect is compared instead: the teacher's
+# weights are compared, not their paths.
 _FREE = re.compile(
     r"OUTPUT_DIR|VERSION|TRACKER\..*|VIS_PERIOD|CUDNN_BENCHMARK|FLOAT32_PRECISION|GLOBAL\..*|IMPORTS.*"
     r"|TEST\..*|DATASETS\.TEST|DATASETS\.(JSON|IMAGES)\..*|.*_TEST|MODEL\.PANOPTIC_FPN\.COMBINE\..*"
@@ -19,29 +19,31 @@ _FREE = re.compile(
     r"|DATALOADER\.NUM_WORKERS|SOLVER\.(CHECKPOINT_PERIOD|EMA_DECAY|REFERENCE_WORLD_SIZE)"
     r"|DISTILL\.TEACHER\.(CONFIG_FILE|WEIGHTS)"
 )
-# Of the model and of distillation, what changes no more than how losses are weighed and computed.
+# These keys of the model and of distillation only change how losses are weighted and computed.
 _LOOSE = re.compile(
     r"MODEL\.DEVICE|MODEL\..*LOSS_WEIGHT|DISTILL\.WARMUP_ITERS"
     r"|DISTILL\.TEACHER\.(PRECISION|CHANNELS_LAST|COMPILE)"
     r"|DISTILL\.\w+\.(WEIGHT|LEVEL_WEIGHTS|RPN_WEIGHT|ALPHA|BETA|GAMMA|LAMBDA_)"
 )
 _FIXED = re.compile(r"MODEL\..*|DISTILL\..*|SEED|INPUT\.FORMAT")
-_FIRST = ("MODEL.META_ARCHITECTURE", "DISTILL.METHODS")  # what others follow from
+# Other keys follow from these two, so errors name these first.
+_FIRST = ("MODEL.META_ARCHITECTURE", "DISTILL.METHODS")
 
 
 def influential_changes(before: str, cfg: CfgNode, path: Any) -> list[str]:
-    """The keys that make a resumed training go on otherwise than it was begun.
+    """Return the changed keys that influence how a resumed training continues.
 
     Args:
-        before: the config it was begun with, as YAML. cfg: the one it is resumed with.
-        path: of the checkpoint, for the error.
+        before: the config that the training was started with, as YAML.
+        cfg: the config that the training is resumed with.
+        path: the path to name in the error.
 
     Raises:
-        UserError: naming a key that cannot change, such as a width.
+        UserError: when a key changed that cannot change, such as a width. The error names the key.
     """
     old, new = (comparable(yaml.safe_load(text)) for text in (before, cfg.dump()))
     changed = [
-        # keys that came or went with a version of this project or of Detectron2 tell nothing
+        # Only common keys count: versions of this project and of Detectron2 add and remove keys.
         key
         for key in sorted(old.keys() & new.keys(), key=lambda key: (key not in _FIRST, key))
         if old[key] != new[key] and not _FREE.fullmatch(key) and not _is_idle(key, cfg)
@@ -57,7 +59,7 @@ def influential_changes(before: str, cfg: CfgNode, path: Any) -> list[str]:
 
 
 def _is_idle(key: str, cfg: CfgNode) -> bool:
-    """Whether nothing reads a key: it is of distillation that is off, or of another method."""
+    """Whether nothing reads a key: distillation is off, or the key is for an unused method."""
     top, _, rest = key.partition(".")
     if top != "DISTILL" or rest == "INHERIT":
         return False

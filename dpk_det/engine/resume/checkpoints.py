@@ -1,4 +1,4 @@
-"""A training's checkpoints: written whole, and found again among damaged ones."""
+"""The checkpoints of a training: write them whole, and find a whole one among damaged files."""
 
 import re
 import zipfile
@@ -21,12 +21,13 @@ _LAST = "last_checkpoint"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that can be gone on from.
+    """A checkpoint that a training can resume from.
 
     Attributes:
-        path: of the file. step: the number of steps that were done.
-        config: what the run was started with, as YAML; None in files of older versions.
-        skipped: a sentence on each newer file that is damaged.
+        path: the path of the file.
+        step: the number of completed steps.
+        config: the config of the run, as YAML; None in files of older versions.
+        skipped: a sentence on each damaged file that was found.
     """
 
     path: Path
@@ -36,10 +37,10 @@ class Checkpoint:
 
 
 class TrainingCheckpointer(DetectionCheckpointer):
-    """Detectron2's, whose files are complete or absent, and whose weights must fit."""
+    """Detectron2's checkpointer. Its files are complete or absent, and weights must fit."""
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write the model and its training to ``name.pth``, then name it in last_checkpoint.
+        """Write the model and its training to ``name.pth``, then put the name in last_checkpoint.
 
         Raises:
             UserError: when the disk is full.
@@ -54,7 +55,7 @@ class TrainingCheckpointer(DetectionCheckpointer):
         self.tag_last_checkpoint(path.name)
 
     def save_weights(self, name: str, model: nn.Module) -> None:
-        """Write a model's weights alone to ``name.pth``, which is nothing to go on from.
+        """Write only a model's weights to ``name.pth``. A training cannot resume from this file.
 
         Raises:
             UserError: when the disk is full.
@@ -64,7 +65,7 @@ class TrainingCheckpointer(DetectionCheckpointer):
                 _save({"model": model.state_dict()}, partial)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Name the last checkpoint."""
+        """Write the name of the last checkpoint to ``last_checkpoint``."""
         write_whole(Path(self.save_dir) / _LAST, last_filename_basename)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
@@ -87,14 +88,14 @@ def _save(content: Any, path: Path) -> None:
     try:
         with path.open("wb") as file:
             torch.save(content, file)
-    except RuntimeError as e:  # torch's writer says no more than that the position is wrong
+    except RuntimeError as e:  # torch's writer hides the OSError behind a wrong position
         if isinstance(e.__context__, OSError):
             raise e.__context__ from None
         raise
 
 
 def checkpoint_files(folder: str | Path) -> list[Path]:
-    """What a training has saved in a folder, whole or not."""
+    """List the checkpoints in a folder, whole or not."""
     folder = Path(folder)
     if not folder.is_dir():
         return []
@@ -102,13 +103,14 @@ def checkpoint_files(folder: str | Path) -> list[Path]:
 
 
 def last_checkpoint(folder: str | Path, to_train: bool = True) -> Checkpoint | None:
-    """The checkpoint that last_checkpoint names or, where that is damaged, the newest whole one.
+    """Find the checkpoint that last_checkpoint names. If it is damaged, find the newest whole one.
 
     Args:
-        to_train: or only to evaluate, for which weights are enough.
+        folder: the OUTPUT_DIR of the training.
+        to_train: False if the checkpoint is only evaluated. Weights are enough then.
 
     Returns:
-        None when nothing was saved.
+        The checkpoint, or None if the folder has no checkpoint.
 
     Raises:
         UserError: when no checkpoint is whole.
@@ -124,7 +126,7 @@ def last_checkpoint(folder: str | Path, to_train: bool = True) -> Checkpoint | N
             found[path] = _look(path, to_train)
         except ValueError as e:
             skipped.append(f"{path} is skipped, because {e}.")
-    # the files of the newest step; a final model stands above the checkpoint of the same step
+    # The named file comes first, then the newest step. At equal steps, the final model comes first.
     order = sorted(
         found, key=lambda path: (path == named, found[path].step, path.name), reverse=True
     )
@@ -141,7 +143,7 @@ def last_checkpoint(folder: str | Path, to_train: bool = True) -> Checkpoint | N
 
 
 def _named(folder: Path, skipped: list[str]) -> Path | None:
-    """The file that last_checkpoint names."""
+    """Return the file that last_checkpoint names. If it names none, add a sentence to skipped."""
     try:
         name = (folder / _LAST).read_text().strip()
     except FileNotFoundError:
@@ -156,16 +158,16 @@ def _named(folder: Path, skipped: list[str]) -> Path | None:
 
 
 def _look(path: Path, to_train: bool) -> Checkpoint:
-    """What a file says of itself; its contents are not read as far as they can be left on disk.
+    """Read the description of a checkpoint. Its tensors stay on disk if the format allows it.
 
     Raises:
-        ValueError: saying what is wrong with it, to follow "because".
+        ValueError: when the file cannot be used. The text says why, to follow "because".
     """
     try:
         content = torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
-    except Exception as e:  # of every kind
+    except Exception as e:  # damaged files raise errors of every kind
         raise ValueError(f"it cannot be read ({type(e).__name__})") from e
     step = _within(content, "trainer", "iteration")
     if not isinstance(_within(content, "model"), Mapping):
@@ -180,16 +182,16 @@ def _look(path: Path, to_train: bool) -> Checkpoint:
 
 
 def _within(content: Any, *keys: str) -> Any:
-    """What lies under keys, each within the one before; None: nothing does."""
+    """Return the value under nested keys, or None if there is none."""
     for key in keys:
         content = content.get(key) if isinstance(content, Mapping) else None
     return content
 
 
 def _is_intact(path: Path) -> bool:
-    """Whether a file's contents are what was written; torch itself compares no checksums."""
+    """Whether a file's contents match their checksums. torch itself does not compare them."""
     if not zipfile.is_zipfile(path):
-        return True  # of a torch before 1.6, which kept none
+        return True  # torch before 1.6 stored no checksums
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None

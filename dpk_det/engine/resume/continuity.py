@@ -1,9 +1,9 @@
-"""Going on with a training: from which checkpoint, and with what of it.
+"""Resume a training: choose the checkpoint, and restore the training from it.
 
-A resumed training follows the config that it is resumed with; of the checkpoint it takes weights,
-the optimizer's momentum, random numbers, and its place in the data and in the curves. On a CPU it
-then equals the training that was not stopped, bit for bit. Where something was changed that
-influences it, it goes on all the same and is marked as not exact.
+A resumed training follows the config that it is resumed with. It takes from the checkpoint the
+weights, the optimizer's momentum, the random numbers, and the place in the data and in the curves.
+On a CPU it then equals an uninterrupted training, bit for bit. If a changed setting influences the
+training, the training still resumes and is marked as not exact.
 """
 
 import dataclasses
@@ -39,14 +39,16 @@ RESULTS = "results.json"
 
 
 def find_start(cfg: CfgNode, resume: bool) -> Checkpoint | None:
-    """What a training goes on from; None: it starts from ``MODEL.WEIGHTS``. All ranks call it.
+    """Return the checkpoint to resume from, or None to start from ``MODEL.WEIGHTS``.
+
+    All ranks must call this function.
 
     Raises:
-        UserError: when ``OUTPUT_DIR`` holds checkpoints but none is whole, or resuming was not
-            asked for; and when the config changes what cannot change, or ends before the step that
-            was reached.
+        UserError: when ``OUTPUT_DIR`` holds checkpoints but none is whole or ``resume`` is False,
+            when a rank cannot read the checkpoint, when the config changes a key that cannot
+            change, or when ``SOLVER.MAX_ITER`` is below the step of the checkpoint.
     """
-    # one rank looks, so that all take the same
+    # Only one rank searches, so that all ranks take the same checkpoint.
     found = first_rank_does(lambda: _look(cfg.OUTPUT_DIR, resume))
     if found is None:
         return None
@@ -79,7 +81,7 @@ def _look(folder: str, resume: bool) -> Checkpoint | None:
 
 
 def is_finished(cfg: CfgNode, checkpoint: Checkpoint) -> bool:
-    """Whether a training has nothing left to do, its evaluation included."""
+    """Whether a training and its evaluation are complete."""
     last = scale_to_processes(cfg).SOLVER.MAX_ITER
     if checkpoint.path.stem != FINAL:
         return False
@@ -95,16 +97,16 @@ def is_finished(cfg: CfgNode, checkpoint: Checkpoint) -> bool:
 
 
 class Continuity(HookBase):
-    """Keeps in checkpoints what a trainer needs to go on as if it had never stopped.
+    """Adds to checkpoints what a trainer needs to resume as if it had never stopped.
 
     Register it after all other hooks.
 
     Args:
-        writers: of the curves; none on ranks other than 0.
+        writers: the writers of the curves; empty on ranks other than 0.
 
     Attributes:
-        resumed: for each time that the training was resumed ``step``, ``exact`` and, where that is
-            false, ``why``.
+        resumed: one record for each resumption, with ``step``, ``exact`` and, if not exact,
+            ``why``.
     """
 
     def __init__(self, writers: Sequence[EventWriter] = ()) -> None:
@@ -116,11 +118,11 @@ class Continuity(HookBase):
         self._teacher: int | None = None
 
     def gather(self) -> None:
-        """Collect the ranks' random numbers for a checkpoint of this step; all ranks call it."""
+        """Collect the ranks' random states for a checkpoint of this step. All ranks call it."""
         self._random = self.trainer.iter, comm.gather(random_state.get_state())
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps, in numbers, texts and tensors."""
+        """Return the state to save in a checkpoint, in numbers, texts and tensors."""
         trainer, loader = self.trainer, self.trainer.data_loader
         step, states = self._random
         state = {
@@ -140,13 +142,13 @@ class Continuity(HookBase):
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up data, random numbers and curves; the trainer's ``iter`` is the last step done.
+        """Restore data, random numbers and curves. The trainer's ``iter`` is the last step done.
 
         Args:
-            state: of :meth:`state_dict`; empty for a checkpoint that has none.
+            state: the result of :meth:`state_dict`; empty for a checkpoint without one.
 
         Raises:
-            UserError: when the teacher is another one.
+            UserError: when the teacher's weights differ.
         """
         trainer = self.trainer
         if state.get("teacher") not in (None, self._teacher_checksum()):
@@ -174,7 +176,7 @@ class Continuity(HookBase):
         )
 
     def _differences(self, state: Mapping[str, Any]) -> list[str]:
-        """What keeps the training from going on as if it had not stopped."""
+        """Return the reasons why the resumed training is not exactly an uninterrupted one."""
         trainer, loader = self.trainer, self.trainer.data_loader
         if not state:
             return ["the checkpoint is of an older version"]
@@ -214,9 +216,9 @@ class Continuity(HookBase):
         return self._teacher
 
     def before_train(self) -> None:
-        """Put the curves back, and do what is left of the step that was saved.
+        """Restore the curves, and finish the saved step.
 
-        A checkpoint is saved before the evaluation, so that this may fail.
+        A checkpoint is saved before the evaluation, because the evaluation may fail.
         """
         trainer = self.trainer
         if comm.is_main_process():
@@ -225,7 +227,7 @@ class Continuity(HookBase):
         if trainer.start_iter == 0:
             return
         trainer.iter = trainer.storage.iter = trainer.start_iter - 1
-        if trainer.start_iter == trainer.max_iter:  # killed before or while that was saved
+        if trainer.start_iter == trainer.max_iter:  # killed before or while saving model_final
             trainer.save_checkpoint(FINAL)
         for hook in trainer._hooks:
             if isinstance(hook, EvalHook | BestHook | PeriodicWriter):
@@ -233,14 +235,15 @@ class Continuity(HookBase):
 
 
 def take_up(trainer: Any, state: Mapping[str, Any], hooks: Sequence[HookBase] = ()) -> None:
-    """Take a checkpoint's state up into a trainer; rates, decays and schedule stay the config's.
+    """Load a checkpoint's state into a trainer. Rates, decays and schedule come from the config.
 
     Args:
-        trainer: with a hook ``continuity``. state: of its ``state_dict``. hooks: of its hooks those
-            that have a state besides.
+        trainer: a trainer with a hook ``continuity``.
+        state: the trainer's ``state_dict``.
+        hooks: the trainer's other hooks that have a state.
 
     Raises:
-        UserError: when the checkpoint is of another training.
+        UserError: when the checkpoint belongs to another training.
     """
     trainer.iter = trainer._trainer.iter = state["iteration"]
     saved, inner = state.get("hooks", {}), state["_trainer"]

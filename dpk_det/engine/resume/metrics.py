@@ -1,4 +1,4 @@
-"""The curves of a training that is resumed, as if it had never stopped."""
+"""Continue the curves of a resumed training as if it had never stopped."""
 
 import json
 from collections.abc import Sequence
@@ -11,12 +11,15 @@ from dpk_det.files import write_whole
 
 METRICS = "metrics.json"
 _WINDOW = 20  # steps that Detectron2's writers smooth over
-# of the process that has measured them
+# Times belong to the process that measured them, so a resumed training does not restore them.
 _TIMES = ("time", "data_time", "rank_data_time", "eta_seconds")
 
 
 def recent(storage: EventStorage) -> dict[str, Any]:
-    """The last values of each curve but times: whether it is smoothed, and (value, iteration)."""
+    """Return the recent values of each curve except times.
+
+    A curve has its smoothing hint and its last (value, iteration) pairs.
+    """
     hints = storage.smoothing_hints()
     return {
         name: (hints[name], [(float(x), int(at)) for x, at in history.values()[-_WINDOW:]])
@@ -26,7 +29,7 @@ def recent(storage: EventStorage) -> dict[str, Any]:
 
 
 def put_back(storage: EventStorage, past: dict[str, Any]) -> None:
-    """Fill a new storage with what :func:`recent` gave."""
+    """Fill a new storage with the result of :func:`recent`."""
     now = storage.iter
     for name, (hint, values) in past.items():
         for value, storage.iter in values:
@@ -35,19 +38,22 @@ def put_back(storage: EventStorage, past: dict[str, Any]) -> None:
 
 
 def last_written(writers: Sequence[EventWriter]) -> int:
-    """The last iteration that is in metrics.json; -1 when there is none."""
+    """Return the last iteration in metrics.json, or -1 if no iteration is there."""
     return next((w._last_write for w in writers if isinstance(w, JSONWriter)), -1)
 
 
 def go_on_after(writers: Sequence[EventWriter], folder: str, last: int) -> None:
-    """Cut off what a killed run has written after an iteration, half lines too, and write on."""
+    """Remove what a killed run wrote after iteration ``last``, and continue from there.
+
+    Incomplete lines are removed too.
+    """
     path = Path(folder) / METRICS
     kept = []
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
         try:
             if line.endswith(b"\n") and json.loads(line)["iteration"] <= last:
                 kept.append(line)
-        except (ValueError, KeyError, TypeError):  # no whole line
+        except (ValueError, KeyError, TypeError):  # the line is incomplete
             continue
     for writer in writers:
         if isinstance(writer, JSONWriter):

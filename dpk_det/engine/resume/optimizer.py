@@ -1,4 +1,4 @@
-"""What an optimizer and its schedule take from a checkpoint."""
+"""Restore an optimizer and its schedule from a checkpoint."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from dpk_det.errors import UserError
 
 
 def parameter_names(model: nn.Module, optimizer: Optimizer) -> list[str]:
-    """The names of the parameters in the order in which an optimizer numbers them."""
+    """Return the parameters' names in the order in which an optimizer numbers them."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
 
@@ -19,14 +19,16 @@ def parameter_names(model: nn.Module, optimizer: Optimizer) -> list[str]:
 def load_momenta(
     optimizer: Optimizer, saved: Mapping[str, Any], before: Sequence[str], now: Sequence[str]
 ) -> None:
-    """Take each parameter's state from a checkpoint; rates and decays stay those of the optimizer.
+    """Load each parameter's state from a checkpoint; the optimizer keeps its rates and decays.
 
     Args:
-        saved: an optimizer's ``state_dict``. before, now: the parameters' names in the order in
-            which that one and this one number them.
+        optimizer: changed in place.
+        saved: the ``state_dict`` of the checkpoint's optimizer.
+        before: the parameters' names, in the order of the checkpoint's optimizer.
+        now: the parameters' names, in the order of this optimizer.
 
     Raises:
-        UserError: when the two optimise different parameters.
+        UserError: when the two optimizers have different parameters.
     """
     if sorted(before) != sorted(now):
         strange = sorted({*before} ^ {*now})
@@ -45,7 +47,7 @@ def load_momenta(
 
 
 def set_schedule(scheduler: LRScheduler, step: int) -> None:
-    """Bring a scheduler, new from the config, and its optimizer's rates to a step."""
+    """Move a new scheduler and its optimizer's learning rates to a step."""
     scheduler.last_epoch = step
     scheduler._last_lr = scheduler.get_lr()
     for group, rate in zip(scheduler.optimizer.param_groups, scheduler._last_lr, strict=True):
