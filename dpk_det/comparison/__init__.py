@@ -1,1 +1,1 @@
-"""Many trainings: suites, their plan, the processes that train them, and the report."""
+"""Comparisons of many trainings: suites, plans, the processes that train, and the report."""

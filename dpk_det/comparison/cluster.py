@@ -1,4 +1,4 @@
-"""A cluster that trains runs: each is a job of Slurm, submitted by submitit."""
+"""A cluster that trains runs: each run is a job of Slurm, submitted by submitit."""
 
 import os
 import signal
@@ -17,27 +17,28 @@ from dpk_det.files import no_room_ends, write_whole
 
 CLUSTERS = ("slurm",)
 DEFAULTS = {"timeout_min": 240, "gpus_per_node": 1, "slurm_signal_delay_s": 120}
-"""Of a job, by the names that submitit's AutoExecutor has for it."""
+"""Default options of a job, by the names of submitit's AutoExecutor."""
 
-_JOB = "cluster_job"  # the number of its job, in a run's folder
+_JOB = "cluster_job"  # file in a run's folder with the number of its job
 _SECONDS_BETWEEN_LOOKS = 5  # at the queue
-# Shared folders show new files late: so long a job may be over before its results are missed.
+# Shared folders show new files late. A job without results has failed only after this time.
 _SECONDS_FOR_FILES = 30
-_NEAR_LIMIT = (signal.SIGUSR1, signal.SIGUSR2)  # what tells a job that its time is nearly over
-_MOST_TIMEOUTS = 10_000  # a training may take any number of time limits
+_NEAR_LIMIT = (signal.SIGUSR1, signal.SIGUSR2)  # they tell a job that its time is nearly over
+_MOST_TIMEOUTS = 10_000  # a training may reach its time limit any number of times
 
 
 @dataclass(frozen=True)
 class Training:
-    """A run as a function that submitit calls within its job.
+    """A run as a function that submitit calls inside its job.
 
-    It trains in a process of its own, to which it passes signals on. Where one of them tells that
-    the time limit is near, or that others need the machine (SIGUSR1, SIGUSR2), the training saves,
-    and Slurm is asked to queue the job again, which then goes on from there. SIGTERM comes from who
-    cancels the job, or from a Slurm that queues it again by itself; there is nothing to ask for.
+    The run trains in a child process, which gets all signals. SIGUSR1 and SIGUSR2 mean that the
+    time limit is near, or that others need the machine: the training saves, and the job asks Slurm
+    to queue it again and then resumes. SIGTERM means that somebody cancels the job, or that Slurm
+    queues it again by itself, so the job asks for nothing.
 
     Attributes:
-        environment: what is added to that of the job.
+        run: run to train.
+        environment: variables to add to those of the job.
     """
 
     run: Run
@@ -47,9 +48,9 @@ class Training:
         """Train.
 
         Raises:
-            RuntimeError: when the training has not come to its end.
+            RuntimeError: when the training did not finish.
         """
-        # submitit's handler of the signal that it asks Slurm for
+        # submitit's handler of the signal that it asks Slurm to send
         number = getattr(signal, "SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2"))
         queue_again = signal.getsignal(number)
         asked, jobs = [], []
@@ -65,14 +66,14 @@ class Training:
         for early in [*asked]:
             jobs[0].process.send_signal(early)
         status = jobs[0].process.wait()
-        # one that is still being set up, or evaluates, dies of the signal itself
+        # During set-up or evaluation the signal itself may end the process (negative status).
         if status in {STOPPED, *(-x for x in asked)} and any(x in _NEAR_LIMIT for x in asked):
             queue_again(number, None)  # ends this process
         if status:
             raise RuntimeError(f"{self.run.name} ended with status {status}: see {self.run.log}.")
 
     def checkpoint(self) -> Any:
-        """What submitit is to call when the job runs again: the same, for trainings resume."""
+        """Return the call for a job that runs again: the same one, because trainings resume."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
@@ -83,7 +84,9 @@ class ClusterJob:
     """A job of a run, which may wait, train, or be over.
 
     Attributes:
-        is_queued: tells whether the cluster still has it.
+        run: run of the job.
+        number: Slurm's number of the job.
+        is_queued: returns whether the cluster still has the job.
     """
 
     run: Run
@@ -92,27 +95,28 @@ class ClusterJob:
     _missed_since: float | None = field(default=None, init=False)
 
     def status(self) -> int | None:
-        """None while it waits or trains; then 0 with results, 1 without, or ``errors.BUSY``."""
+        """Return None while it waits or trains; then 0 with results, 1 without, or ``BUSY``."""
         if self.is_queued():
             self._missed_since = None
             return None
         if (self.run.folder / self.run.results_file).exists():
             return 0
-        if self.run.is_busy:  # another one trains it: a job of somebody else, say
+        if self.run.is_busy:  # another process trains it
             return BUSY
         self._missed_since = self._missed_since or time.monotonic()
         return 1 if time.monotonic() - self._missed_since > _SECONDS_FOR_FILES else None
 
 
 class Cluster:
-    """Slurm as workers. Its jobs outlive this process: called again, it waits for the same ones.
+    """Slurm as workers. Its jobs outlive this process; a later call waits for the same jobs.
 
-    Slurm gets all jobs at once, each with those that it has to wait for.
+    Slurm gets all jobs at once, each with the jobs that it has to wait for.
 
     Args:
-        folder: for submitit's files; all machines must see it.
-        options: of each job, by the names of submitit's AutoExecutor; more than :data:`DEFAULTS`.
-        environment: what is added to that of each job.
+        folder: folder for submitit's files; all machines must see it.
+        options: options of each job, by the names of submitit's AutoExecutor; they replace and
+            extend :data:`DEFAULTS`.
+        environment: variables to add to those of each job.
 
     Raises:
         UserError: when submitit or Slurm is absent, or for an option that submitit does not have.
@@ -134,7 +138,7 @@ class Cluster:
         self._next_look = 0.0
         self._options = {**DEFAULTS, **options}
         if not self._options["gpus_per_node"]:
-            self._options["gpus_per_node"] = None  # a cluster without GPUs knows no such option
+            self._options["gpus_per_node"] = None  # a cluster without GPUs rejects this option
         try:
             self._executor = submitit.AutoExecutor(
                 folder, cluster="slurm", slurm_max_num_timeout=_MOST_TIMEOUTS
@@ -150,30 +154,34 @@ class Cluster:
             ) from e
 
     def has_room(self) -> bool:
-        """It has: who waits, waits in its queue."""
+        """Return True, because jobs wait in Slurm's queue."""
         return True
 
     def find(self, run: Run) -> ClusterJob | None:
-        """The run's job that an earlier call has submitted, where it goes on."""
+        """Return the run's job that an earlier call submitted, if it goes on."""
         number = _read(run.folder)
         if number is None or not self._is_queued(number) or self._is_ending(number):
             return None
         return self._job(run, number)
 
     def start(self, run: Run) -> ClusterJob:
-        """Submit a run, to start when those are done that it needs."""
+        """Submit a run, which starts when the runs that it needs are done.
+
+        Raises:
+            UserError: when Slurm refuses the job, or the run's folder cannot be written.
+        """
         self._executor.update_parameters(name=run.name, **self._after(run))
         try:
             with no_room_ends(run.folder):
                 run.folder.mkdir(parents=True, exist_ok=True)
                 job = self._executor.submit(Training(run, self._environment))
-        except (RuntimeError, subprocess.SubprocessError) as e:  # submitit's are among the first
+        except (RuntimeError, subprocess.SubprocessError) as e:  # submitit raises RuntimeErrors
             raise UserError(
                 f"Slurm does not take the job of {run.name} ({reason(e)}): mend --job."
             ) from e
         try:
             write_whole(run.folder / _JOB, job.job_id)
-        except UserError:  # no later call would know of it
+        except UserError:  # a later call could not find the job
             job.cancel(check=False)
             raise
         if self._queue is not None:  # until the next look
@@ -183,7 +191,7 @@ class Cluster:
     def leave(
         self, jobs: Iterable[ClusterJob], say: Callable[[str], None], patience: float
     ) -> None:
-        """Say that they go on, and how to end them."""
+        """Say that the jobs go on, and how to end them."""
         going = [job.number for job in jobs if job.is_queued()]
         if going:
             say(
@@ -199,7 +207,7 @@ class Cluster:
         numbers = [number for folder in folders if (number := _read(folder))]
         needed = [number for number in numbers if self._is_queued(number)]
         given = dict(self._options.get("slurm_additional_parameters") or {})
-        if needed:  # a job whose turn can never come is taken out of the queue
+        if needed:  # with kill-on-invalid-dep, a job that can never start leaves the queue
             given |= {"dependency": "afterok:" + ":".join(needed), "kill-on-invalid-dep": "yes"}
         return {"slurm_additional_parameters": {"requeue": True, **given}}
 
@@ -207,11 +215,12 @@ class Cluster:
         if time.monotonic() >= self._next_look:
             command = ["squeue", "--me", "--noheader", "--format=%A %t"]
             answer = subprocess.run(command, capture_output=True, text=True)
-            known = answer.returncode == 0  # else the controller is away
+            known = answer.returncode == 0  # otherwise the controller is away
             lines = map(str.split, answer.stdout.splitlines())
             self._queue = dict(lines) if known else None
             self._next_look = time.monotonic() + _SECONDS_BETWEEN_LOOKS
-        return self._queue is None or number in self._queue  # what is not known to be over goes on
+        # Without an answer from Slurm, a job counts as going on.
+        return self._queue is None or number in self._queue
 
     def _is_ending(self, number: str) -> bool:
         return self._queue is not None and self._queue.get(number) == "CG"

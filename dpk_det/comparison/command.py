@@ -81,7 +81,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what :func:`dpk_det.comparison.jobs.make_slots` takes."""
+    """Add the arguments of :func:`dpk_det.comparison.jobs.make_slots`."""
     parser.add_argument(
         "--workers", type=int, help="trainings at a time (default: one a GPU; without a GPU two)"
     )
@@ -106,13 +106,16 @@ def compare(
     interrupts: Interrupts | None = None,
     evidence: Evidence | None = None,
 ) -> str:
-    """Train what is not trained yet; write the report after each training that ends.
+    """Train the unfinished runs; write the report after each training that ends.
 
     Args:
-        todo: the trainings. output: folder of the report, its plots and results.json.
-        workers: what trains. None: train nothing.
-        command: that the report shows. say: gets the lines of progress.
-        interrupts: tells when to stop. evidence: where finished runs are kept as well.
+        todo: the trainings.
+        output: folder of the report, its plots and results.json.
+        workers: workers that train. None: train nothing.
+        command: command line that the report shows.
+        say: gets the lines of progress.
+        interrupts: tells when to stop.
+        evidence: keeps finished runs as well.
 
     Returns:
         The table of the report.
@@ -120,7 +123,7 @@ def compare(
     Raises:
         UserError: for a mistake in a config, before any training; when trainings failed, after
             all others; when the report cannot be written; when there is nothing to report.
-        Stopped: when a signal came; what was finished is reported.
+        Stopped: when a signal came; finished runs are reported first.
     """
     trains = workers is not None
     configs = load_configs(todo, trains)
@@ -135,7 +138,7 @@ def compare(
     def try_to_report() -> None:
         try:
             report()
-        except UserError as e:  # a full disk, say, ends no training; it is told again at the end
+        except UserError as e:  # a full disk must not end trainings; the last report repeats this
             say(f"The report could not be written ({e})")
 
     def update(run: Run, done: bool) -> None:
@@ -160,7 +163,7 @@ def compare(
 
 
 def _draw(configs: Iterable[CfgNode]) -> None:
-    # here, where the progress bar can be seen, and not by several trainings at once
+    # Draw here, so that the progress bar is visible and not several trainings draw at once.
     names = {name for cfg in configs for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)}
     for name in sorted(names):
         if MetadataCatalog.get(name).get("drawn_on_demand", False):
@@ -168,7 +171,7 @@ def _draw(configs: Iterable[CfgNode]) -> None:
 
 
 def _workers(args: argparse.Namespace, output: Path) -> tuple[Workers, Mapping[str, str]]:
-    """What trains, and what the environment of a training has more than this process's."""
+    """Return the workers, and the variables that they add to a training's environment."""
     if not args.cluster:
         if args.job:
             raise UserError("--job is of --cluster, which is not given: add it.")
@@ -193,13 +196,13 @@ def _workers(args: argparse.Namespace, output: Path) -> tuple[Workers, Mapping[s
 def run(argv: Sequence[str] | None = None) -> None:
     """Run the command line.
 
-    SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C end the trainings, which save first (jobs of a cluster go
-    on); what is finished is reported, and the exit status is ``errors.STOPPED``. Ctrl-C once more
-    ends all at once.
+    SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C end the trainings, which save first; jobs of a cluster go
+    on. Finished runs are then reported, and the exit status is ``errors.STOPPED``. A second Ctrl-C
+    ends everything at once.
     """
     args = parse_args(argv)
     given = sys.argv[1:] if argv is None else argv
-    # as it is to be called to train what is reported
+    # The report shows the command that trains its runs.
     called = "dpk-det compare" if sys.argv[0].startswith("dpk-det") else "python tools/compare.py"
     command = [*called.split(), *(x for x in given if x != "--report-only")]
     with exit_on_user_error(), Interrupts().taken() as interrupts:
@@ -208,7 +211,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         workers = environment = None
         if not args.report_only:
             workers, environment = _workers(args, output)
-        say = partial(print, flush=True)  # one may be watching a file
+        say = partial(print, flush=True)  # a reader may follow the output in a file
         evidence = Evidence(args.evidence) if args.evidence else None
         if evidence:
             evidence.restore_step_times(output)

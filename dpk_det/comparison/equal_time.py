@@ -1,4 +1,4 @@
-"""The honest control: what a plain student learns in the time that distilling takes."""
+"""Equal-time controls: plain students that train for the time that distillation takes."""
 
 import hashlib
 import json
@@ -28,13 +28,13 @@ from dpk_det.errors import UserError
 from dpk_det.files import write_whole
 
 STEP_TIMES = "step_times.json"
-"""What was measured, and the schedules that follow from it, beside the report."""
+"""File beside the report with the measured step times and the resulting schedules."""
 Measure = Callable[[Mapping[str, Run], Mapping[str, str]], dict[str, list[float]]]
 
 T = TypeVar("T")
 
 LEAST = 1.02
-"""A method that costs less than this is measured against its baseline alone."""
+"""Ratio of step times below which a baseline gets no control."""
 
 
 def with_controls(
@@ -44,23 +44,25 @@ def with_controls(
     say: Callable[[str], None] = print,
     measure: Measure = lambda runs, slot: apart(step_times, runs, slot),
 ) -> Suite:
-    """A suite with the students that it asks for by ``equal_time``.
+    """Add the controls that ``equal_time`` asks for to a suite.
 
-    Each baseline is trained once more, for as many more steps as the dearest method of the suite
-    that distils costs (``equal_time: each``: once for each method that is measured against it),
-    with a schedule of that length. The step times are measured side by side, before any training,
-    and kept in ``step_times.json``: they are measured anew only where a config has changed.
+    A control is a baseline with a longer schedule: it trains for the same time as the suite's
+    slowest method that distils (``equal_time: each``: one control for each method that is measured
+    against the baseline). The step times are measured side by side, before any training, and kept
+    in ``step_times.json``. They are measured again only if a config has changed.
 
     Args:
-        suite: as read. output: folder of the report.
-        slot: environment of the first worker, on whose device is measured; None: nothing is
-            measured, and without the file the suite stays as it is.
-        say: gets a line when it measures.
-        measure: of runs by name, in an environment, the seconds of each round; by default
-            :func:`~dpk_det.engine.step_time.step_times` in a process of its own.
+        suite: suite as read from its file.
+        output: folder of the report.
+        slot: environment of the first worker, whose device runs the measurement. None: measure
+            nothing; without the file, return the suite unchanged.
+        say: gets a line before the measurement.
+        measure: takes runs by name and an environment, and returns the seconds of each round.
+            Default: :func:`~dpk_det.engine.step_time.step_times` in its own process.
 
     Raises:
-        UserError: for a mistake in a config, before anything is measured; when measuring is killed.
+        UserError: for a mistake in a config, before anything is measured; when the measuring
+            process is killed.
     """
     learners = _learners(suite)
     if not suite.equal_time or not learners:
@@ -73,7 +75,7 @@ def with_controls(
     if found is None:
         if slot is None:
             return suite
-        load_configs(todo, trains=True)  # what is wrong with a row is said before measuring
+        load_configs(todo, trains=True)  # finds mistakes in a row before measuring
         say(
             f"Measuring a step of {', '.join(names)}, side by side, which takes about "
             f"{LIMIT / 60:.0f} minutes at most, and more where a step takes seconds"
@@ -92,7 +94,7 @@ def with_controls(
 
 
 def _learners(suite: Suite) -> dict[str, list[str]]:
-    """Each baseline to the methods that are measured against it."""
+    """Map each baseline to the methods that are measured against it and name no control."""
     groups: dict[str, list[str]] = {}
     for name, method in suite.methods.items():
         if method.baseline is not None and method.control is None:
@@ -106,10 +108,11 @@ def _learners(suite: Suite) -> dict[str, list[str]]:
 def apart(
     function: Callable[[dict[str, CfgNode]], T], runs: Mapping[str, Run], slot: Mapping[str, str]
 ) -> T:
-    """What a function says of the configs of runs, called in a process of its own.
+    """Call a function with the configs of runs in its own process, and return its result.
 
     Args:
-        function: of configs by name, defined in a module. runs: by name.
+        function: takes configs by name; defined in a module.
+        runs: runs by name.
         slot: the environment of a training.
 
     Raises:
@@ -130,7 +133,7 @@ def _summarise(taken: Mapping[str, list[float]], configs: Mapping[str, CfgNode])
     return {
         "configs": {name: _digest(cfg) for name, cfg in configs.items()},
         "seconds": {name: _spread(x) for name, x in taken.items()},
-        # the median of the rounds' ratios, which what else the machine does moves least
+        # Other load on the machine hardly changes the median of the ratios per round.
         "ratios": {
             name: {over: median(map(truediv, x, y)) for over, y in taken.items()}
             for name, x in taken.items()
@@ -159,7 +162,7 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 def _digest(cfg: CfgNode) -> str:
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.TRACKER.NAME = cfg.TRACKER.PROJECT = ""  # where curves go
+    cfg.TRACKER.NAME = cfg.TRACKER.PROJECT = ""  # where curves are logged
     return hashlib.sha256(cfg.dump().encode()).hexdigest()
 
 
@@ -181,9 +184,9 @@ def _controls(
     configs: Mapping[str, CfgNode],
     ratios: Mapping[str, Mapping[str, float]],
 ) -> dict[str, tuple[str, str, Method]]:
-    """Name of each control to its baseline, the method whose time it has, and itself."""
+    """Map each control's name to its baseline, the method whose time it gets, and the control."""
     others = [name for group in learners.values() for name in group]
-    # the time of distilling: by noise alone a plain step may take longer than another plain one
+    # Take only methods that distil: noise alone can make a plain step slower than another one.
     others = [name for name in others if distils(configs[name])] or others
     found = {}
     for base, group in learners.items():
@@ -208,7 +211,7 @@ def _controls(
 
 
 def longer(cfg: CfgNode, ratio: float) -> dict[str, Any]:
-    """The overrides that make a schedule longer, its steps in proportion."""
+    """Return the overrides that scale the length and the steps of a schedule by a ratio."""
     return {
         "SOLVER.MAX_ITER": round(ratio * cfg.SOLVER.MAX_ITER),
         "SOLVER.STEPS": [round(ratio * step) for step in cfg.SOLVER.STEPS],
@@ -220,7 +223,7 @@ def _add(
     learners: Mapping[str, Sequence[str]],
     controls: Mapping[str, tuple[str, str, Method]],
 ) -> Suite:
-    """The suite with its controls, each behind its baseline, and each method's own named in it."""
+    """Return the suite with each control after its baseline, and named in its methods."""
     methods: dict[str, Method] = {}
     for name, method in suite.methods.items():
         for control, (base, of, _) in controls.items():

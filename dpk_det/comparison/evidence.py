@@ -1,6 +1,6 @@
-"""Evidence: what trainings came to, kept apart from their weights, where a repository can hold it.
+"""Evidence: configs and results of trainings, kept without weights so that a repository fits them.
 
-A comparison that goes on elsewhere, or later, takes up what is kept and trains only the rest.
+A comparison that continues elsewhere, or later, restores this evidence and trains only the rest.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,39 +16,40 @@ _CONFIG = "config.yaml"
 
 @dataclass(frozen=True)
 class Evidence:
-    """A folder that has, for each finished training, a folder with its config and its figures.
+    """A folder that holds the config and the results of each finished training.
 
     Attributes:
-        folder: ``NAME/config.yaml`` and ``NAME/results.json`` of each run, as the run left them,
-            and the ``step_times.json`` by which controls of equal time were made.
+        folder: holds unchanged copies of each run's files as ``NAME/config.yaml`` and
+            ``NAME/results.json``, and the ``step_times.json`` that defines the equal-time controls.
     """
 
     folder: Path
 
     def restore_step_times(self, output: Path) -> None:
-        """Put the step times that are kept into the folder of a report that has none."""
+        """Copy the kept step times into the folder of a report that has none."""
         _copy(self.folder / STEP_TIMES, output / STEP_TIMES)
 
     def restore(self, runs: Iterable[Run]) -> None:
-        """Put what is kept into the folders of runs that have not begun."""
+        """Copy the kept files into the folders of runs that have not begun."""
         for run in runs:
             kept = self.folder / run.name
             if (kept / run.results_file).is_file() and not (run.folder / _CONFIG).exists():
-                # the figures last: what is there by then is whole
+                # Results are copied last, so that a run with results is complete.
                 _copy(kept / _CONFIG, run.folder / _CONFIG)
                 _copy(kept / run.results_file, run.folder / run.results_file)
 
     def keep(
         self, runs: Iterable[Run], output: Path, say: Callable[[str], None] = lambda line: None
     ) -> None:
-        """Keep what finished runs came to. What is kept already stays as it is.
+        """Keep config and results of finished runs. Files that are already kept stay unchanged.
 
         Args:
-            runs: some may be unfinished. output: folder of the report.
-            say: gets a line where a run that was made again has other figures than those kept.
+            runs: runs to keep; unfinished runs are skipped.
+            output: folder of the report.
+            say: gets a line if the results of a repeated run differ from the kept results.
 
         Raises:
-            UserError: when a file cannot be written, or one of a run is damaged.
+            UserError: when a file cannot be written, or a file of a run is damaged.
         """
         _copy(output / STEP_TIMES, self.folder / STEP_TIMES)
         for run in runs:

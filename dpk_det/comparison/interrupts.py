@@ -10,13 +10,13 @@ from dpk_det.engine.signals import SIGNALS, Stopped
 
 
 class Interrupts:
-    """Takes the signals that end a process: SIGTERM, SIGUSR1, SIGUSR2 and SIGINT.
+    """Handles the signals that end a process: SIGTERM, SIGUSR1, SIGUSR2 and SIGINT.
 
-    The first ends the process at once, or is noted where code has asked for that (:meth:`noted`).
-    A later SIGINT raises ``KeyboardInterrupt``; other later ones are ignored.
+    The first signal ends the process at once; inside :meth:`noted` it is only noted. A later SIGINT
+    raises ``KeyboardInterrupt``. Other later signals are ignored.
 
     Attributes:
-        asked: the signal that was noted; 0 for none.
+        asked: number of the first signal; 0 if none came.
     """
 
     def __init__(self) -> None:
@@ -25,16 +25,17 @@ class Interrupts:
 
     @property
     def name(self) -> str:
-        """Of the signal that was noted."""
+        """Name of the first signal."""
         return signal.Signals(self.asked).name
 
     @contextlib.contextmanager
     def taken(self) -> Iterator["Interrupts"]:
-        """Take the signals within; only the main thread may."""
+        """Handle the signals inside the block; outside the main thread, do nothing."""
         before = {}
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                if signal.getsignal(number) is not signal.SIG_IGN:  # by nohup or "&"
+                # nohup and "&" ignore some signals, which must stay ignored.
+                if signal.getsignal(number) is not signal.SIG_IGN:
                     before[number] = signal.signal(number, self._handle)
         try:
             yield self
@@ -44,7 +45,7 @@ class Interrupts:
 
     @contextlib.contextmanager
     def noted(self) -> Iterator[None]:
-        """Only note the first signal within; the code looks at ``asked`` from time to time."""
+        """Only note the first signal inside the block; the code there checks ``asked`` often."""
         self._notes = True
         try:
             yield

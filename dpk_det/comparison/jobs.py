@@ -1,4 +1,4 @@
-"""What trains runs, as an interface, and this machine as one: processes in slots."""
+"""Workers that train runs: their interface, and this machine's processes in slots."""
 
 import contextlib
 import os
@@ -21,16 +21,17 @@ from dpk_det.files import no_room_ends
 def make_slots(
     workers: int | None = None, threads: int = 1, gpus: Sequence[str] = ()
 ) -> list[dict[str, str]]:
-    """The environments in which trainings may run side by side, one each at a time.
+    """Return the environments of trainings that run side by side, one training per environment.
 
     Args:
-        workers: how many. By default one a GPU; without a GPU two, on a machine with two cores.
-        threads: CPU threads of each.
-        gpus: as CUDA_VISIBLE_DEVICES counts or names them, dealt out in turn. By default all that
-            are visible.
+        workers: number of environments. Default: one per GPU; without a GPU, one per core, two at
+            most.
+        threads: CPU threads of each training.
+        gpus: GPUs as CUDA_VISIBLE_DEVICES counts or names them, assigned in turn. Default: all
+            visible GPUs.
 
     Raises:
-        UserError: when there is no GPU of those asked for, or a number is not positive.
+        UserError: when a requested GPU is absent, or a number is not positive.
     """
     for option, number in (("--workers", workers), ("--threads", threads)):
         if number is not None and number < 1:
@@ -54,7 +55,7 @@ def make_slots(
 
 
 def threads_of(number: int) -> dict[str, str]:
-    """The environment of a process that has so many CPU threads."""
+    """Return the environment that limits a process to a number of CPU threads."""
     return {"OMP_NUM_THREADS": str(number), "MKL_NUM_THREADS": str(number)}
 
 
@@ -64,37 +65,39 @@ class Job(Protocol):
     run: Run
 
     def status(self) -> int | None:
-        """None while it goes on, then its exit status."""
+        """Return None while the job goes on, then its exit status."""
 
 
 class Workers(Protocol):
-    """What trains runs: this machine, or a cluster.
+    """Workers that train runs: this machine, or a cluster.
 
     Attributes:
-        queues: whether it takes a run before those are done that the run needs, and starts it after
-            them by itself.
+        queues: whether they accept a run before the runs that it needs are done, and start it after
+            them on their own.
     """
 
     queues: bool
 
     def has_room(self) -> bool:
-        """Whether it takes another run now."""
+        """Return whether the workers take another run now."""
 
     def find(self, run: Run) -> Job | None:
-        """A job of this run that an earlier process has started and that goes on by itself."""
+        """Return a job of this run that an earlier process started and that goes on, or None."""
 
     def start(self, run: Run) -> Job:
         """Start a run.
 
         Raises:
-            UserError: when that is refused, or the run's folder cannot be written.
+            UserError: when the run is refused, or its folder cannot be written.
         """
 
     def leave(self, jobs: Iterable[Job], say: Callable[[str], None], patience: float) -> None:
-        """See to the jobs that still go on when nobody waits for them any more.
+        """Handle the jobs that still go on when nobody waits for them any more.
 
         Args:
-            jobs: may be over. say: gets a line. patience: seconds that this may take.
+            jobs: all jobs; some may be over.
+            say: gets a line.
+            patience: seconds that this may take.
         """
 
 
@@ -106,15 +109,15 @@ class LocalJob:
     process: subprocess.Popen
 
     def status(self) -> int | None:
-        """None while it goes on, then its exit status."""
+        """Return None while the job goes on, then its exit status."""
         return self.process.poll()
 
 
 class Slots:
-    """This machine as workers: one training a slot at a time. They end with this process.
+    """This machine as workers: one training per slot at a time. Trainings end with this process.
 
     Args:
-        slots: what each slot adds to the environment of its trainings; see :func:`make_slots`.
+        slots: variables that each slot adds to its trainings' environment; see :func:`make_slots`.
     """
 
     queues = False
@@ -124,7 +127,7 @@ class Slots:
         self._jobs: list[LocalJob | None] = [None] * len(slots)
 
     def has_room(self) -> bool:
-        """Whether a slot is free."""
+        """Return whether a slot is free."""
         return bool(self._free())
 
     def _free(self) -> list[int]:
@@ -132,7 +135,7 @@ class Slots:
         return [place for place, job in jobs if job is None or job.status() is not None]
 
     def find(self, run: Run) -> LocalJob | None:
-        """Nothing: a job ends with the process that has started it."""
+        """Return None, because a job ends with the process that started it."""
         return None
 
     def start(self, run: Run) -> LocalJob:
@@ -142,19 +145,20 @@ class Slots:
         return job
 
     def leave(self, jobs: Iterable[LocalJob], say: Callable[[str], None], patience: float) -> None:
-        """End what still goes on. Trainings save first; who takes longer is killed."""
+        """End the jobs that still go on. They save first; after ``patience`` they are killed."""
         going = [job.process for job in jobs if job.status() is None]
         if not going:
             return
         try:
             for process in going:
                 process.terminate()
-            with contextlib.suppress(Exception):  # that may be why all end: nobody listens any more
+            # A closed output may be the reason for this end, and must not stop it.
+            with contextlib.suppress(Exception):
                 say(f"Ending {len(going)} training(s); they save first. Ctrl-C ends them at once.")
             deadline = time.monotonic() + patience
             while time.monotonic() < deadline and any(process.poll() is None for process in going):
                 time.sleep(0.1)
-        finally:  # at a second Ctrl-C too
+        finally:  # also after a second Ctrl-C
             for process in going:
                 if process.poll() is None:  # stuck, perhaps in a driver
                     with contextlib.suppress(ProcessLookupError):
@@ -166,7 +170,8 @@ def start_job(run: Run, environment: Mapping[str, str]) -> LocalJob:
     """Start the process of a run. Its output goes to the run's log.
 
     Args:
-        environment: what is added to that of this process.
+        run: run to start.
+        environment: variables to add to those of this process.
 
     Raises:
         UserError: when the run's folder cannot be written.
@@ -178,9 +183,9 @@ def start_job(run: Run, environment: Mapping[str, str]) -> LocalJob:
                 [sys.executable, "-m", "dpk_det.engine.train", *run.arguments],
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # it ends with this process, however that ends
+                # The training ends with this process, even if this process is killed.
                 env=os.environ | environment | with_parent(),
-                # Ctrl-C is for this process alone, which then ends the trainings in good order
+                # Only this process gets Ctrl-C; it then ends the trainings in order.
                 start_new_session=True,
             )
     return LocalJob(run, process)

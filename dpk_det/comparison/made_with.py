@@ -1,4 +1,4 @@
-"""Whether what lies in a run's folder is what the run would make now."""
+"""Checks that the files in a run's folder are those that the run would make now."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -19,28 +19,27 @@ from dpk_det.errors import UserError
 # keys that hold a path, which may be spelled in several ways
 _PATHS = ("DISTILL.TEACHER.CONFIG_FILE", "DISTILL.TEACHER.WEIGHTS", "MODEL.BACKBONE_WEIGHTS")
 _OPTS = "DISTILL.TEACHER.OPTS"
-_LAST_KEY = "VIS_PERIOD"  # of a config that was written to its end: they are sorted
+_LAST_KEY = "VIS_PERIOD"  # the last key of a complete config.yaml, whose keys are sorted
 
 
 def check_config(
     run: Run, any_machine: bool = False, say: Callable[[str], None] = lambda line: None
 ) -> None:
-    """Check that what lies in a run's folder was made with the config that the run has now.
+    """Check that a run's folder was made with the config that the run has now.
 
-    A key that is newer than the folder may have its default, and one of an earlier version what is
-    its only meaning now. How a path is spelled, where the folder lies with all the runs beside it,
-    what is imported (for the keys of it count), and the keys of distillation methods that the run
-    does not use make no difference.
+    A key that is newer than the folder must have its default now. A key that no longer exists must
+    have the value in ``GONE``. The check ignores the spelling of paths, a move of the folder with
+    all runs beside it, ``IMPORTS`` itself (but not the keys that imports add), ``TRACKER``, and the
+    keys of distillation methods that the run does not use.
 
     Args:
-        run: perhaps finished, perhaps not even begun.
-        any_machine: a GPU there and none here makes no difference either, and the datasets need
-            not be here.
-        say: gets a line where the folder's config.yaml is damaged and that does no harm.
+        run: finished, begun or not yet begun.
+        any_machine: whether to ignore device and mixed precision too, and to need no datasets.
+        say: gets a line if config.yaml is damaged but nothing was saved yet.
 
     Raises:
-        UserError: when the folder was made with another config, naming a key that differs; when its
-            config.yaml is damaged although there is something that was made with it.
+        UserError: when the folder was made with another config, naming a key that differs; when
+            config.yaml is damaged although a checkpoint or results exist.
     """
     made_with = run.folder / "config.yaml"
     if not run.trains or not made_with.is_file():
@@ -61,21 +60,21 @@ def check_config(
         ignored += ["MODEL.DEVICE", "SOLVER.AMP.ENABLED"]
     else:
         cfg = setup(parse_args(run.arguments))
-    default = load_config("", ["IMPORTS", str(cfg.IMPORTS)])  # whose modules may add keys
+    default = load_config("", ["IMPORTS", str(cfg.IMPORTS)])  # imports may add keys
     had, has, default = map(comparable, (content, _content(cfg), _content(default)))
     for each in (had, has):
         each |= {key: os.path.abspath(each.get(key) or "") for key in _PATHS}
         each[_OPTS] = _without_imports(each.get(_OPTS) or [])
     folder = os.path.abspath(had.get("OUTPUT_DIR") or run.folder)
     for key in _PATHS:
-        # of another run that moved along with this one
+        # The file is of another run that moved together with this one.
         if os.path.relpath(had[key], folder) == os.path.relpath(has[key], run.folder):
             had[key] = has[key]
     nothing = object()
     for key in {**had, **has}:
         before = had.get(key, default.get(key, nothing))
         now = has.get(key, GONE.get(key, nothing))
-        if key.startswith("TRACKER."):  # where curves go
+        if key.startswith("TRACKER."):  # where curves are logged
             continue
         if key not in ignored and _matters(key, cfg) and before != now:
             raise UserError(
@@ -93,7 +92,7 @@ def _read_config(path: Path) -> dict[str, Any] | None:
 
 
 def _without_imports(opts: Sequence[Any]) -> list[Any]:
-    pairs = zip(opts[::2], opts[1::2], strict=False)  # of a damaged file there may be an odd one
+    pairs = zip(opts[::2], opts[1::2], strict=False)  # a damaged file may have an odd number
     return [text for pair in pairs if pair[0] != "IMPORTS" for text in pair]
 
 
@@ -106,17 +105,18 @@ def _matters(key: str, cfg: CfgNode) -> bool:
 
 
 def _content(cfg: CfgNode) -> dict[str, Any]:
-    return yaml.safe_load(cfg.dump())  # as it comes back from a file: tuples are lists
+    return yaml.safe_load(cfg.dump())  # as read from a file, with lists for tuples
 
 
 def check_age(run: Run, needed: Iterable[Run]) -> None:
-    """Check that a run, finished or begun, is younger than those that it needs.
+    """Check that a run, finished or begun, is younger than the runs that it needs.
 
-    Of a run that has left its figures alone, without weights (see :mod:`.evidence`), the time says
-    nothing.
+    A run that has results but no weights (see :mod:`.evidence`) is not checked, because the time of
+    its files means nothing.
 
     Raises:
-        UserError: when it is older: it was made, or began, under another teacher.
+        UserError: when the run is older, or a run that it needs is not finished: it then used
+            another teacher.
     """
     if run.results is not None and run.trains and not run.weights.is_file():
         return

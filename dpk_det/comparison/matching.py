@@ -1,4 +1,4 @@
-"""What a detector finds right and wrong on each photo, by COCO's matching."""
+"""Right and wrong detections and missed objects of each photo, by COCO's matching."""
 
 import contextlib
 import io
@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 IOU = 0.5
-"""From which a detection counts as of an object."""
+"""Smallest IoU at which a detection matches an object."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,11 @@ class Box:
     """An object or a detection on a photo.
 
     Attributes:
-        corner, size: (x, y) and (width, height) in the photo's pixels. name: of the class.
-        kind: "object"; of detections "right" and "wrong", of objects that none found "missed".
-        score: of a detection.
+        corner: (x, y) in the photo's pixels.
+        size: (width, height) in the photo's pixels.
+        name: name of the class.
+        kind: "object"; "right" or "wrong" for a detection; "missed" for an object without a match.
+        score: score of a detection; None for an object.
     """
 
     corner: tuple[float, float]
@@ -32,7 +34,7 @@ class Box:
 
 
 def as_coco(content: Mapping[str, Any]) -> COCO:
-    """pycocotools' index of a dataset's content."""
+    """Return pycocotools' index of a dataset's content."""
     coco = COCO()
     coco.dataset = content
     with contextlib.redirect_stdout(io.StringIO()):
@@ -44,7 +46,8 @@ def match(truth: COCO, detections: Sequence[Mapping[str, Any]]) -> dict[int, lis
     """Match detections with objects, image by image and class by class.
 
     Args:
-        truth: the dataset. detections: of it that count, as COCO's results format has them.
+        truth: the dataset.
+        detections: detections on this dataset, in COCO's results format.
 
     Returns:
         Image id to its detections and missed objects. Crowds, and detections in them, are left out.
@@ -77,7 +80,7 @@ def match(truth: COCO, detections: Sequence[Mapping[str, Any]]) -> dict[int, lis
 
 
 def objects(truth: COCO, image: int) -> list[Box]:
-    """The objects of an image, without crowds."""
+    """Return the objects of an image, without crowds."""
     names = {x["id"]: x["name"] for x in truth.dataset["categories"]}
     return [
         _box(x, names[x["category_id"]], "object")
@@ -87,7 +90,7 @@ def objects(truth: COCO, image: int) -> list[Box]:
 
 
 def f1(boxes: Sequence[Box]) -> float:
-    """Harmonic mean of precision and recall; 1 where there is neither object nor detection."""
+    """Return the harmonic mean of precision and recall; 1 without any object or detection."""
     kinds = [box.kind for box in boxes]
     right = 2 * kinds.count("right")
     all_ = right + kinds.count("wrong") + kinds.count("missed")

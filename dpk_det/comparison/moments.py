@@ -1,4 +1,4 @@
-"""What DPK did at a few steps of a training, as pictures."""
+"""Snapshots of DPK at a few steps of a training, as images."""
 
 import zipfile
 import zlib
@@ -11,16 +11,19 @@ import numpy as np
 from dpk_det.comparison.pictures import as_uri
 from dpk_det.engine.snapshots import FOLDER
 
-_DIM = 0.25  # of what took no prior
+_DIM = 0.25  # brightness without the prior
 
 
 @dataclass(frozen=True)
 class Moment:
-    """A step on one image, at the finest level.
+    """A snapshot of one step on one image, at the finest level.
 
     Attributes:
-        step: from 1. level: its name. ratio: of the prior. added: by the transformer to the
-            student's map, over that map; None if unknown. pictures: title to image as data URI.
+        step: counted from 1.
+        level: name of the level.
+        ratio: prior ratio.
+        added: the transformer's relative change of the student's map; None if unknown.
+        pictures: title to image as data URI.
     """
 
     step: int
@@ -31,19 +34,19 @@ class Moment:
 
 
 def read_moments(folder: Path) -> list[Moment]:
-    """The snapshots of a training in the order of its steps; none where it left none."""
+    """Return the readable snapshots of a training, in the order of its steps."""
     moments = []
     for path in (folder / FOLDER).glob("*.npz"):
         try:
             content = dict(np.load(path))
             moments.append(_moment(int(path.stem), content))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-            continue  # damaged, or of another kind
+            continue  # damaged, or not a snapshot of DPK
     return sorted(moments, key=lambda moment: moment.step)
 
 
 def _moment(step: int, content: Mapping[str, np.ndarray]) -> Moment:
-    # without one: of a step without DPK
+    # Without DPK there is no level, and the next look-up raises KeyError.
     level = next((name for name in content if name.endswith("/given")), "").removesuffix("/given")
     image, given = content["image"], content[f"{level}/given"]
     shown = image * where_given(given, float(content[f"{level}/token"]), image.shape[:2])
@@ -68,10 +71,12 @@ def _moment(step: int, content: Mapping[str, np.ndarray]) -> Moment:
 
 
 def where_given(given: np.ndarray, token: float, size: tuple[int, int]) -> np.ndarray:
-    """Brightness of an image that shows which tokens took the prior.
+    """Return the brightness of an image that shows which tokens took the prior.
 
     Args:
-        given: (h, w) bool. token: pixels a side. size: H, W of the image.
+        given: (h, w) bool.
+        token: side of a token in pixels.
+        size: (H, W) of the image.
 
     Returns:
         (H, W, 1), 1 where the prior was given, less elsewhere.

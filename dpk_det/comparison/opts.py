@@ -1,4 +1,4 @@
-"""Overrides of configs in a suite: checked, and as they stand on a command line."""
+"""Config overrides in a suite: their checks, and their form on a command line."""
 
 import reprlib
 from collections.abc import Mapping
@@ -6,18 +6,19 @@ from typing import Any
 
 from dpk_det.errors import UserError
 
-# config keys that the comparison sets itself -> what to write in the suite in place of them
+# config key that the comparison sets itself -> what to use instead
 _RESERVED = {"SEED": "seeds", "OUTPUT_DIR": "--runs on the command line", "IMPORTS": "imports"}
 
 
 def check_opts(content: Mapping[Any, Any], where: str) -> Mapping[str, Any]:
-    """Overrides, as they are given.
+    """Check overrides, and return them unchanged.
 
     Args:
-        content: config key to value. where: they stand, for errors.
+        content: config key to value.
+        where: place of the overrides in the suite, for error messages.
 
     Raises:
-        UserError: for a key or value that cannot be one, or a key that the comparison sets itself.
+        UserError: when a key or value is invalid, or the comparison sets a key itself.
     """
     for key, value in content.items():
         if not isinstance(key, str) or not key:
@@ -44,7 +45,7 @@ def _is_value(value: Any) -> bool:
 
 
 def overrides(opts: Mapping[str, Any]) -> tuple[str, ...]:
-    """Config keys and their values as they stand on the command line."""
-    # yacs reads these texts as it reads those in a config file: "(60, 80)" and "1e-4", which YAML
-    # takes for texts, come out as a tuple and a number.
+    """Return config keys and their values as arguments of a command line."""
+    # yacs parses these strings as it parses a config file: "(60, 80)" and "1e-4", which YAML reads
+    # as strings, become a tuple and a number.
     return tuple(text for key, value in opts.items() for text in (key, str(value)))

@@ -1,4 +1,4 @@
-"""The report of a comparison as one HTML file to look at, which needs no other file or network."""
+"""The report of a comparison as one HTML file, which needs no other file and no network."""
 
 from collections.abc import Collection, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -20,9 +20,9 @@ from dpk_det.files import write_whole
 
 PAGE = "report.html"
 CHANCE = 0.05
-"""A gain of a higher p is not told from chance."""
+"""A gain with a higher p-value may be chance."""
 _MOST_CLASSES = 30
-# pictures that the page takes over, and what stands above them; it draws the metric itself
+# plots that the page shows -> their titles; the page draws the metric itself
 _PLOTS = {
     "time.png": "What the time of a training buys",
     "curves.png": "Along the training",
@@ -47,8 +47,11 @@ def write_page(
     """Write report.html.
 
     Args:
-        todo: the trainings. summary: of :func:`~.summary.summarise`. configs: row's name to its
-            config. plots: PNG file in ``output`` to caption. output: folder to write to.
+        todo: the trainings.
+        summary: from :func:`~.summary.summarise`.
+        configs: row's name to its config.
+        plots: PNG file in ``output`` to caption.
+        output: folder to write to.
 
     Raises:
         UserError: when the file cannot be written.
@@ -95,12 +98,7 @@ def write_page(
 def contenders(
     summary: Mapping[str, Any], configs: Mapping[str, CfgNode]
 ) -> tuple[str, str] | None:
-    """The two students that are looked at closely.
-
-    Returns:
-        Names of the best student that distils and, before it, of the one over which its gain is
-        counted; None while there are no two.
-    """
+    """Return the names (baseline, best student that distils), or None until both are measured."""
     methods = summary["methods"]
     measured = {name for name, row in methods.items() if row["mean"] is not None}
     pairs = [
@@ -112,8 +110,7 @@ def contenders(
 
 
 def _shown(summary: Mapping[str, Any], pair: tuple[str, str]) -> list[str]:
-    """Names of the models that are shown beside one another: the pair, the suite's baseline before
-    it and the teacher behind it."""
+    """Return the names of the shown models: the suite's baseline, the pair, the teacher."""
     teacher = summary["methods"][pair[1]]["teacher"]
     names = [summary["baseline"], *pair, *([teacher] if teacher in summary["teachers"] else [])]
     rows = summary["teachers"] | summary["methods"]
@@ -125,10 +122,12 @@ def _shown(summary: Mapping[str, Any], pair: tuple[str, str]) -> list[str]:
 def headline(
     summary: Mapping[str, Any], pair: tuple[str, str] | None, learners: Collection[str]
 ) -> list[str]:
-    """What came out, in sentences: who is better, by how much, at what cost.
+    """Return the result in sentences: which student is better, by how much, at what cost.
 
     Args:
-        pair: of :func:`contenders`. learners: names of the methods that distil.
+        summary: from :func:`~.summary.summarise`.
+        pair: from :func:`contenders`.
+        learners: names of the methods that distil.
     """
     methods, metric = summary["methods"], metric_name(summary["metric"])
     if pair is None:
@@ -148,7 +147,7 @@ def headline(
                 f"That is {spread(gain['mean'], gain['sd'], signed=True)} against "
                 f'"{methods[best[than]]["title"]}"{how}{_sure(gain)}.'
             )
-    plain = methods.get(summary["baseline"])  # which --only may have left out
+    plain = methods.get(summary["baseline"])  # --only may have left it out
     if plain and summary["baseline"] not in pair and plain["mean"] is not None:
         sentences.append(f'"{plain["title"]}" has {spread(plain["mean"], plain["sd"])}.')
     if plain and best["relative_seconds"]:
@@ -181,7 +180,7 @@ def _sure(gain: Mapping[str, Any]) -> str:
 def _chart(rows: Mapping[str, Any], learners: set[str]) -> list[dict[str, Any]]:
     rows = {name: row for name, row in rows.items() if row["values"]}
     low, high = _ends(rows) or (0.0, 0.0)
-    # the dots stay within the chart
+    # Margins keep the dots inside the chart.
     scale = 96 / (high - low) if high > low else 0
 
     def place(value: float) -> float:
@@ -200,7 +199,7 @@ def _chart(rows: Mapping[str, Any], learners: set[str]) -> list[dict[str, Any]]:
 
 
 def _ends(rows: Mapping[str, Any]) -> tuple[float, float] | None:
-    """The lowest and the highest figure of all trainings."""
+    """Return the lowest and the highest figure of all trainings."""
     values = [value for row in rows.values() for value in row["values"].values()]
     return (min(values), max(values)) if values else None
 
@@ -208,15 +207,16 @@ def _ends(rows: Mapping[str, Any]) -> tuple[float, float] | None:
 def class_table(
     summary: Mapping[str, Any], names: list[str], pair: tuple[str, str]
 ) -> dict[str, Any] | None:
-    """AP of each class, mean over the seeds, most different first.
+    """Return AP per class, mean over the seeds, of the classes that differ most, by gain.
 
     Args:
-        names: of the rows that are shown. pair: of :func:`contenders`, among them.
+        names: names of the rows that are shown.
+        pair: from :func:`contenders`, among them.
 
     Returns:
-        ``titles`` of the models, ``best``, the place of the pair's second among them, ``rows`` with
-        ``name``, ``figures`` of the models and ``gain`` of the second, ``most``, the highest
-        figure, and how many were ``left_out``; None where no class was measured.
+        ``titles`` of the models; ``best``, the place of the pair's second in them; ``rows`` with
+        ``name``, ``figures`` of the models and ``gain`` of the second; ``most``, the highest
+        figure; the number of classes ``left_out``. None if no class was measured.
     """
     every = summary["teachers"] | summary["methods"]
     figures = [_of_classes(every[name]) for name in names]
@@ -248,7 +248,7 @@ def _of_classes(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _common_seed(todo: Plan, pair: tuple[str, str]) -> int:
-    """The first seed that both students have, else the second's first."""
+    """Return the first seed that both students have, otherwise the second's first seed."""
     done = [
         [seed for seed, run in todo.methods[name].items() if run.results is not None]
         for name in pair
@@ -268,7 +268,7 @@ def _photos(
     dataset = configs[pair[1]].DATASETS.TEST
     for name in _shown(summary, pair):
         if name in configs and configs[name].DATASETS.TEST != dataset:
-            continue  # a teacher of others, say
+            continue  # such as a teacher with other datasets
         of_seeds = todo.rows[name]
         runs[rows[name]["title"]] = of_seeds.get(seed) or next(iter(of_seeds.values()))
     titles = tuple(rows[name]["title"] for name in pair)
@@ -278,7 +278,7 @@ def _photos(
 def _version() -> str:
     try:
         return version("dpk_det")
-    except PackageNotFoundError:  # a clone that nobody installed
+    except PackageNotFoundError:  # a clone that is not installed
         return "as cloned"
 
 

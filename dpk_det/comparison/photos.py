@@ -1,4 +1,4 @@
-"""Photos of the evaluation on which two students differ most, with what each model found there."""
+"""The photos on which two students differ most, with the detections of each model."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,15 +21,16 @@ from dpk_det.errors import UserError
 DETECTIONS = "coco_instances_results.json"
 THRESHOLD = 0.5
 MOST = 4
-_SIDE = 480  # pixels of a photo's longer side on the page
+_SIDE = 480  # a photo's longer side on the page, in pixels
 
 
 @dataclass(frozen=True)
 class View:
-    """What one model found on a photo, or what is there.
+    """The detections of one model on a photo, or the objects on it.
 
     Attributes:
-        title: of the model. f1: see :func:`~.matching.f1`; None of what is there.
+        title: the model's title.
+        f1: see :func:`~.matching.f1`; None for the objects.
         boxes: in the photo's pixels.
     """
 
@@ -43,7 +44,10 @@ class Photo:
     """A photo and its views.
 
     Attributes:
-        name: of the file. source: a JPEG as data URI. width, height: in pixels, of the file's.
+        name: file name.
+        source: a JPEG as data URI.
+        width: pixels of the file's image.
+        height: pixels of the file's image.
     """
 
     name: str
@@ -58,10 +62,14 @@ class Photos:
     """The photos of a comparison.
 
     Attributes:
-        pair: titles of the students that are compared. seed: of theirs.
-        dataset: that was evaluated.
-        better, equal, worse: photos on which the second's F1 is higher, the same, lower.
-        won, lost: those on which it is better, and worse, by most.
+        pair: titles of the compared students.
+        seed: seed of these students.
+        dataset: name of the dataset.
+        better: number of photos on which the second student has a higher F1.
+        equal: number of photos with equal F1.
+        worse: number of photos on which the second student has a lower F1.
+        won: photos on which the second student leads most.
+        lost: photos on which the first student leads most.
     """
 
     pair: tuple[str, str]
@@ -85,15 +93,17 @@ def compare_photos(
     """Compare two students photo by photo.
 
     Args:
-        runs: title to finished run, of all models that are shown.
-        pair: titles of the students that are compared: is the second better than the first?
-        cfg: of a student. seed: of the students. most: photos to show of each kind.
-        threshold: score from which a detection counts.
+        runs: title to finished run, for all models that are shown.
+        pair: titles of the compared students; gains are of the second over the first.
+        cfg: config of a student.
+        seed: seed of the students.
+        most: number of photos of each kind.
+        threshold: smallest score that counts.
 
     Returns:
-        None where a student's detections are not here, or are no detections in COCO's format.
+        None if the dataset or a student's detections are absent, or not in COCO's format.
     """
-    dataset = cfg.DATASETS.TEST[-1]  # whose detections were written last
+    dataset = cfg.DATASETS.TEST[-1]  # its detections were written last
     if MetadataCatalog.get(dataset).get("evaluator_type") not in ("coco", "coco_panoptic_seg"):
         return None
     read = {title: _detections(run, threshold) for title, run in runs.items()}
@@ -112,7 +122,7 @@ def compare_photos(
     }
 
     def shown(sign: int) -> list[Photo]:
-        # of those that differ as much, photos of many objects tell more
+        # At the same difference, a photo with more objects tells more.
         differ = [image for image in files if sign * gains[image] > 0]
         differ.sort(key=lambda x: (abs(gains[x]), len(truth.imgToAnns[x])), reverse=True)
         photos = (_photo(files[x], views(x)) for x in differ)
@@ -136,12 +146,15 @@ def compare_photos(
 
 
 def _detections(run: Run, threshold: float) -> list[dict[str, Any]] | None:
-    """Those of the evaluation at the end of a run, from a score on; None if there are none or they
-    are of later."""
+    """Return the detections of a run's final evaluation that reach the threshold.
+
+    Returns None if the file is absent, or newer than the results.
+    """
     folder = run.folder / ("inference" if run.trains else "teacher/inference")
     path, results = folder / DETECTIONS, run.folder / run.results_file
     try:
-        if path.stat().st_mtime > results.stat().st_mtime:  # other weights may have been evaluated
+        # A later evaluation may have used other weights.
+        if path.stat().st_mtime > results.stat().st_mtime:
             return None
         return [x for x in json.loads(path.read_bytes()) if x["score"] >= threshold]
     except (OSError, ValueError):
@@ -152,7 +165,7 @@ def _photo(file: str, views: Iterable[View]) -> Photo | None:
     try:
         image = read_image(file, "BGR")
     except (OSError, ValueError):
-        return None  # it was there when the models were evaluated
+        return None  # removed since the evaluation
     height, width = image.shape[:2]
     scale = min(1.0, _SIDE / max(height, width))
     small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)

@@ -1,4 +1,4 @@
-"""Pictures within a page."""
+"""Images that are embedded in a page."""
 
 import base64
 
@@ -7,10 +7,11 @@ import numpy as np
 
 
 def as_uri(image: np.ndarray, suffix: str) -> str:
-    """An image as a data URI.
+    """Encode an image as a data URI.
 
     Args:
-        image: (H, W, 3) BGR uint8. suffix: ".jpg" or ".png".
+        image: (H, W, 3) BGR uint8.
+        suffix: ".jpg" or ".png".
     """
     quality = [cv2.IMWRITE_JPEG_QUALITY, 80] if suffix == ".jpg" else []
     _, data = cv2.imencode(suffix, image, quality)
@@ -18,9 +19,10 @@ def as_uri(image: np.ndarray, suffix: str) -> str:
 
 
 def embedded(data: bytes, kind: str) -> str:
-    """A file's content as a data URI.
+    """Return the content of an image file as a data URI.
 
     Args:
+        data: content of the file.
         kind: "png" or "jpeg".
     """
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -24,10 +24,12 @@ class Plan:
     """The trainings of a suite.
 
     Attributes:
-        suite: what they are for. seeds: of the students.
-        teachers: those that are trained, by name. methods: name to seed to training.
-        evaluations: of the teachers that are there already and that a method learns from, on the
-            datasets of the first such method, by name.
+        suite: the suite that asks for them.
+        seeds: seeds of the students.
+        teachers: name to training, for teachers that are trained.
+        methods: name to seed to training.
+        evaluations: name to evaluation, for teachers with given weights that a method learns from.
+            The first such method defines the datasets.
     """
 
     suite: Suite
@@ -40,8 +42,9 @@ class Plan:
     def runs(self) -> list[Run]:
         """All trainings in the order in which to start them.
 
-        Teachers, since others wait for them; students that wait for none; then seed by seed, so
-        that what is interrupted has about as many seeds of each method.
+        Teachers come first, because other runs wait for them; then students that wait for no run.
+        Students go seed by seed, so that an interrupted comparison has about as many seeds of each
+        method.
         """
         students = [runs[seed] for seed in self.seeds for runs in self.methods.values()]
         students.sort(key=lambda run: bool(run.after))  # keeps the order otherwise
@@ -49,9 +52,9 @@ class Plan:
 
     @property
     def rows(self) -> dict[str, dict[int | str, Run]]:
-        """Name to seed to training, teachers first, as the suite has them.
+        """Name to seed to training, teachers first, in the order of the suite.
 
-        In place of a seed the teachers that are there already have "given".
+        Teachers with given weights have "given" in place of a seed.
         """
         teachers = {
             name: {teacher.seed: self.teachers[name]}
@@ -63,22 +66,24 @@ class Plan:
         return {**teachers, **self.methods}
 
     def learner(self, teacher: str) -> str | None:
-        """Name of the first method that learns from a teacher."""
+        """Return the name of the first method that learns from a teacher, or None."""
         return next(
             (name for name in self.methods if self.suite.methods[name].teacher == teacher), None
         )
 
 
 def plan(suite: Suite, folder: Path, seeds: Sequence[int] = (), only: Collection[str] = ()) -> Plan:
-    """The trainings that a suite asks for.
+    """Plan the trainings that a suite asks for.
 
     Args:
-        suite: what to compare. folder: where the trainings go, a folder each.
-        seeds: in place of the suite's own. only: names of methods to restrict to, with the teachers
-            that these need.
+        suite: the suite.
+        folder: parent of the trainings' folders.
+        seeds: used instead of the suite's seeds.
+        only: names of methods; plan only these, with the teachers that they need.
 
     Raises:
-        UserError: for bad seeds, a method that the suite lacks, or a folder of two trainings.
+        UserError: for bad seeds, for a method that the suite lacks, or when two trainings would
+            share a folder.
     """
     seeds = check_seeds(seeds or suite.seeds, "The value of --seeds")
     check_folders(suite, seeds)
@@ -120,7 +125,7 @@ def _student(suite: Suite, method: Method, seed: int, folder: Path) -> Run:
     opts = dict(method.opts)
     if start:
         opts[START] = weights(start)
-    if teacher:  # built as it was trained
+    if teacher:  # it is built with the opts of its training
         values = (teacher.config, weights(teacher), list(overrides(teacher.opts)))
         opts |= zip(OF_TEACHER, values, strict=True)
     name = f"{method.name}-seed{seed}"

@@ -14,18 +14,18 @@ from dpk_det.comparison.report import metric_label
 from dpk_det.comparison.run import Run, read_metrics
 from dpk_det.files import whole_file
 
-_ACCENT = "#1864ab"  # of rows that learn by DPK, in the page too
+_ACCENT = "#1864ab"  # of rows that learn by DPK, also on the page
 _GREY = "#8a8a85"
 
 
 def plot_metric(summary: Mapping[str, Any], path: Path) -> None:
-    """Draw the metric, best first: a row a teacher and method, a dot a seed, a bar for their mean.
+    """Draw the metric, best first: a row per teacher or method, a dot per seed, a bar for the mean.
 
-    Those that learn by DPK are in colour. Dashed lines go through the means of the methods that
-    gains are measured against.
+    Rows that learn by DPK are in colour. Dashed lines show the means of the methods that gains are
+    measured against.
 
     Args:
-        summary: of :func:`dpk_det.comparison.summary.summarise`; at least one row has a figure.
+        summary: from :func:`dpk_det.comparison.summary.summarise`; at least one row has a figure.
         path: PNG file to write.
     """
     rows = {**summary["teachers"], **summary["methods"]}
@@ -47,13 +47,14 @@ def plot_metric(summary: Mapping[str, Any], path: Path) -> None:
 
 
 def plot_time(summary: Mapping[str, Any], path: Path) -> bool:
-    """Draw the metric against the time of a training: a point a method, a line a baseline.
+    """Draw the metric against the training time: a point per method, a line per baseline.
 
     Args:
-        summary: of :func:`dpk_det.comparison.summary.summarise`. path: PNG file to write.
+        summary: from :func:`dpk_det.comparison.summary.summarise`.
+        path: PNG file to write.
 
     Returns:
-        Whether a baseline was trained at several lengths; else no file is written.
+        Whether a control has a time and a figure; otherwise no file is written.
     """
     methods = summary["methods"]
     points = {
@@ -74,7 +75,8 @@ def plot_time(summary: Mapping[str, Any], path: Path) -> bool:
     middle = (min(x for x, _ in points.values()) + max(x for x, _ in points.values())) / 2
     for name, point in points.items():
         axes.plot(*point, "s" if name in controls else "o", color="tab:gray")
-        side, shift = ("left", 5) if point[0] <= middle else ("right", -5)  # within the picture
+        # A label must stay inside the figure.
+        side, shift = ("left", 5) if point[0] <= middle else ("right", -5)
         axes.annotate(
             _plain(methods[name]["title"]),
             point,
@@ -91,14 +93,15 @@ def plot_time(summary: Mapping[str, Any], path: Path) -> bool:
 
 
 def plot_curves(methods: Mapping[str, Sequence[Run]], metric: str, path: Path) -> bool:
-    """Draw a metric over the steps, where trainings were evaluated along the way.
+    """Draw a metric over the steps, for methods that were evaluated at several steps.
 
     Args:
-        methods: label to runs, over which the mean is drawn where all have a value.
-        metric: name of a figure in their metrics.json. path: PNG file to write.
+        methods: label to runs; the mean is drawn at steps where all runs have a value.
+        metric: name of a figure in their metrics.json.
+        path: PNG file to write.
 
     Returns:
-        Whether there was a curve to draw; without one no file is written.
+        Whether there was a curve to draw; otherwise no file is written.
     """
     curves = {}
     for label, runs in methods.items():
@@ -124,11 +127,11 @@ def plot_prior(runs: Mapping[str, Run], path: Path) -> bool:
     """Draw prior ratio and CKA of each level, and the losses, over the steps.
 
     Args:
-        runs: label to run; those without a prior ratio are left out.
+        runs: label to run; runs without a prior ratio are left out.
         path: PNG file to write.
 
     Returns:
-        Whether there was a run to draw; without one no file is written.
+        Whether there was a run to draw; otherwise no file is written.
     """
     found = {}
     for label, run in runs.items():
@@ -163,7 +166,7 @@ def plot_prior(runs: Mapping[str, Run], path: Path) -> bool:
 
 
 def _plain(title: str) -> str:
-    return title.replace("$", r"\$")  # which would begin a formula
+    return title.replace("$", r"\$")  # a plain $ begins a formula
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -6,11 +6,11 @@ from typing import Any
 
 from tabulate import tabulate
 
-# task -> how a table and how a sentence call its metrics
+# task -> prefix of its metrics in a table, and in a sentence
 _TASKS = {"bbox": ("", "box "), "segm": ("mask ", "mask "), "keypoints": ("keypoint ",) * 2}
-# dataset, where there are several; task; figure
+# dataset, if there are several; task; figure
 _METRIC = re.compile(r"(?:(.+)/)?(bbox|segm|keypoints|cls)/(.+)")
-# metric of classifiers -> how it is called, and what it is
+# metric of classifiers -> its name, and its meaning
 _SHARES = {
     "top1": ("top-1", "share of images whose class is the likeliest, in percent"),
     "top5": ("top-5", "share of images whose class is among the five likeliest, in percent"),
@@ -18,10 +18,10 @@ _SHARES = {
 
 
 def report_text(summary: Mapping[str, Any], plots: Mapping[str, str]) -> str:
-    """The whole report.
+    """Return the whole report.
 
     Args:
-        summary: of :func:`dpk_det.comparison.summary.summarise`.
+        summary: from :func:`dpk_det.comparison.summary.summarise`.
         plots: file name, beside the report, to caption.
     """
     parts = [f"# {summary['title']}", summary["description"].strip(), _state(summary)]
@@ -33,14 +33,14 @@ def report_text(summary: Mapping[str, Any], plots: Mapping[str, str]) -> str:
 
 
 def method_table(summary: Mapping[str, Any]) -> str:
-    """A Markdown table of :func:`method_cells`."""
+    """Return a Markdown table of :func:`method_cells`."""
     headers, rows = method_cells(summary)
     cells = [[cell.replace("|", "\\|") for cell in row] for row in rows.values()]
     return tabulate(cells, headers, tablefmt="github", disable_numparse=True)
 
 
 def method_cells(summary: Mapping[str, Any]) -> tuple[list[str], dict[str, list[str]]]:
-    """The table of a comparison; columns that are blank are left out.
+    """Return the table of a comparison, without its blank columns.
 
     Returns:
         The columns' heads, and the cells of each teacher and method by its name.
@@ -54,7 +54,7 @@ def method_cells(summary: Mapping[str, Any]) -> tuple[list[str], dict[str, list[
     for name, row in [*summary["teachers"].items(), *summary["methods"].items()]:
         gain, honest = row.get("gain") or {}, row.get("gain_at_equal_time") or {}
         values = row["values"]
-        # of a method also those that are missing, so that its neighbours' stand in the same place
+        # Methods show missing seeds too, so that each seed has the same place in all rows.
         seeds = summary["seeds"] if "gain" in row else [seed for seed in values if seed != "given"]
         rows[name] = [
             row["title"],
@@ -70,7 +70,7 @@ def method_cells(summary: Mapping[str, Any]) -> tuple[list[str], dict[str, list[
             p_value(honest.get("holm")),
             times(row.get("relative_seconds")),
             times(row.get("relative_memory")),
-            # no commas, which would cut the cell in two where the table is pasted as CSV
+            # Commas would split the cell if the table is pasted as CSV.
             " ".join(_value(row, seed) for seed in seeds),
         ]
     kept = [i for i in range(len(headers)) if any(row[i] for row in rows.values())]
@@ -98,7 +98,7 @@ def _inexact(row: Mapping[str, Any], seed: int | str) -> list[str]:
 
 
 def spread(mean: float | None, sd: float | None, signed: bool = False) -> str:
-    """``mean ± sd``, or what of it there is."""
+    """Return ``mean ± sd``, or ``mean`` without sd, or "" without mean."""
     if mean is None:
         return ""
     text = f"{mean:+.1f}" if signed else f"{mean:.1f}"
@@ -106,7 +106,7 @@ def spread(mean: float | None, sd: float | None, signed: bool = False) -> str:
 
 
 def metric_name(metric: str) -> str:
-    """What the field calls a metric: "AP" for "bbox/AP", "mask AP" for "segm/AP", "top-1" for
+    """Return the usual name of a metric: "AP" for "bbox/AP", "mask AP" for "segm/AP", "top-1" for
     "cls/top1", "AP on x" for "x/bbox/AP".
     """
     parts = _METRIC.fullmatch(metric)
@@ -118,13 +118,13 @@ def metric_name(metric: str) -> str:
 
 
 def metric_label(metric: str) -> str:
-    """Its name at the head of a column or along an axis: "AP", "top-1, %"."""
+    """Return a metric's name for a column head or an axis: "AP", "top-1, %"."""
     parts = _METRIC.fullmatch(metric)
     return f"{metric_name(metric)}, %" if parts and parts[2] == "cls" else metric_name(metric)
 
 
 def p_value(p: float | None) -> str:
-    """As tables show it."""
+    """Format a p-value for a table."""
     if p is None:
         return ""
     return "<0.001" if p < 0.001 else f"{p:.3f}"
@@ -135,7 +135,7 @@ def _interval(ends: Sequence[float] | None) -> str:
 
 
 def times(ratio: float | None) -> str:
-    """As tables show it: "1.66x"."""
+    """Format a ratio for a table: "1.66x"."""
     return "" if ratio is None else f"{ratio:.2f}x"
 
 
@@ -147,7 +147,7 @@ def _state(summary: Mapping[str, Any]) -> str:
 
 
 def notes(summary: Mapping[str, Any]) -> list[str]:
-    """What columns mean, and how the figures were made, a sentence or more each."""
+    """Return notes: the meaning of the columns, and how the figures were made."""
     methods, teachers = summary["methods"], summary["teachers"]
     said = [_metric_note(summary["metric"])]
     if any(row["sd"] is not None for row in methods.values()):
@@ -264,7 +264,7 @@ def _steps(row: Mapping[str, Any]) -> str:
 
 
 def _grouped(said: Mapping[str, str]) -> str:
-    # what is said of several rows is said once
+    # a text that several rows share appears once
     groups: dict[str, list[str]] = {}
     for title, text in said.items():
         groups.setdefault(text, []).append(title)

@@ -23,14 +23,17 @@ REPORT = "report.md"
 def write_report(
     todo: Plan, configs: Mapping[str, CfgNode], output: Path, command: str, failed: Sequence[str]
 ) -> str:
-    """Write report.md, results.json and the plots of what is finished; nothing if nothing is.
+    """Write report.md, report.html, results.json and the plots, unless no run is finished.
 
     Args:
-        todo: the trainings. configs: row's name to its config. output: folder to write to.
-        command: that the report shows. failed: names of runs.
+        todo: the trainings.
+        configs: row's name to its config.
+        output: folder to write to.
+        command: command line that the report shows.
+        failed: names of failed runs.
 
     Returns:
-        The table of the report, or "".
+        The table of the report, or "" if no run is finished.
 
     Raises:
         UserError: when a file cannot be written; when no student has the suite's metric.
@@ -76,6 +79,6 @@ def write_report(
         write_page(todo, summary, configs, plots, output)
     except UserError:
         raise
-    except Exception:  # pictures of many sources, and no training shall end because of them
+    except Exception:  # The page reads images of many sources; a failure must not end trainings.
         logging.getLogger("dpk_det").warning("The page could not be made.", exc_info=True)
     return method_table(summary)

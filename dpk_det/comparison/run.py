@@ -19,10 +19,13 @@ class Run:
     """One training, or the evaluation of a teacher that was trained elsewhere.
 
     Attributes:
-        name: unique in its experiment. config: its file. folder: its OUTPUT_DIR.
+        name: unique name in its comparison.
+        config: config file.
+        folder: its OUTPUT_DIR.
         opts: overrides of the config, ``(KEY, VALUE, ...)``.
         after: names of the runs that must be done before.
-        mode: argument of the training command. results_file: what it leaves at its end.
+        mode: argument of the training command.
+        results_file: name of the file that the run writes at its end.
     """
 
     name: str
@@ -30,17 +33,17 @@ class Run:
     folder: Path
     opts: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
-    mode: str = "--resume"  # one that was interrupted goes on
+    mode: str = "--resume"  # an interrupted training goes on
     results_file: str = RESULTS
 
     @property
     def trains(self) -> bool:
-        """Whether it is a training."""
+        """Whether this run is a training, not an evaluation."""
         return self.mode == "--resume"
 
     @property
     def is_busy(self) -> bool:
-        """Whether a process, of whomever, trains it now."""
+        """Whether any process trains this run now."""
         if not self.trains or not self.folder.is_dir():
             return False
         try:
@@ -57,7 +60,7 @@ class Run:
 
     @property
     def results(self) -> dict[str, Any] | None:
-        """What the finished run left in its results file; None before that.
+        """The content of a finished run's results file; None if the run is not finished.
 
         Raises:
             UserError: when the file is damaged.
@@ -78,22 +81,22 @@ class Run:
 
     @property
     def figures(self) -> dict[str, float | None]:
-        """What the finished run was evaluated to: "bbox/AP" and the like; None: not measurable."""
+        """Metrics of the finished run by name, such as "bbox/AP"; None if not measurable."""
         return flatten_results_dict(self.results["results"])
 
     @property
     def weights(self) -> Path:
-        """What a finished training leaves to those that learn from it."""
+        """The file of a finished training's weights, which other runs load."""
         return self.folder / "model_final.pth"
 
     @property
     def log(self) -> Path:
-        """Where the run's output goes."""
+        """The file of the run's output."""
         return self.folder / "train.log"
 
 
 class _Resumed(msgspec.Struct):
-    """Where a training was resumed, whether as if it had not been interrupted, and if not, why."""
+    """Where a training was resumed, whether it matches an uninterrupted one, and if not, why."""
 
     step: int
     exact: bool
@@ -118,7 +121,7 @@ class _Teacher(msgspec.Struct):
 
 
 class _Results(msgspec.Struct):
-    """What is read of a results file; older runs lack some of it."""
+    """The entries of a results file that are read; older runs lack some of them."""
 
     results: dict[str, Any]
     parameters: int | None = None
@@ -126,14 +129,14 @@ class _Results(msgspec.Struct):
     peak_memory_mb: float | None = None
     machine: _Machine | None = None
     resumed: list[_Resumed] = []
-    teacher: _Teacher | None = None  # of an evaluation: what was evaluated
+    teacher: _Teacher | None = None  # the evaluated teacher, in an evaluation
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The lines of a run's metrics.json in order of iteration.
+    """Return the lines of a run's metrics.json in order of iteration.
 
-    Where a run was resumed, the later line of an iteration counts. What is no line of numbers is
-    left out: one that is still being written, or damaged.
+    Lines of one iteration are merged; after a resume the later values count. Incomplete and damaged
+    lines, and values that are not numbers, are left out.
     """
     lines: dict[int, dict[str, float]] = {}
     for line in _metrics_lines(folder):
@@ -148,7 +151,7 @@ def _metrics_lines(folder: Path) -> Iterator[dict[str, float]]:
         return
     for text in texts:
         try:
-            line = json.loads(text)  # which knows NaN
+            line = json.loads(text)  # accepts NaN, unlike msgspec
         except (ValueError, RecursionError):
             continue
         if isinstance(line, dict) and type(line.get("iteration")) is int:
@@ -156,7 +159,7 @@ def _metrics_lines(folder: Path) -> Iterator[dict[str, float]]:
 
 
 def describe(run: Run) -> str:
-    """The figures of a finished run: its APs, or else the first that it has."""
+    """Describe the metrics of a finished run: its APs, or its first metric if it has no AP."""
     figures = {k: v for k, v in run.figures.items() if v is not None}
     if not figures:
         return "nothing measured"
@@ -165,11 +168,11 @@ def describe(run: Run) -> str:
 
 
 def progress(run: Run) -> str:
-    """How far a run has come, by the line of its metrics that was written last."""
+    """Describe the progress of a run, by its last line of metrics."""
     lines = [*_metrics_lines(run.folder)]
     if not lines:
         return f"{run.name}: starting"
-    # an evaluation writes its figures as of the step that would come next
+    # An evaluation writes its metrics under the next step, so prefer a line with a loss.
     last = next((line for line in reversed(lines) if "total_loss" in line), lines[-1])
     eta = f", {last['eta_seconds'] / 60:.0f} min to go" if "eta_seconds" in last else ""
     loss = f", loss {last['total_loss']:.2f}" if "total_loss" in last else ""

@@ -1,4 +1,4 @@
-"""Experiments of several trainings: each a process of its own, some waiting for others."""
+"""Trains several runs, each in its own process; some wait for others."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from dpk_det.engine.signals import Stopped
 from dpk_det.errors import BUSY, STOPPED, UserError
 
 _SECONDS_BETWEEN_NEWS = 30
-_SECONDS_BETWEEN_LOOKS = 2  # at what others train
+_SECONDS_BETWEEN_LOOKS = 2  # at runs that other processes train
 
 
 def train_all(
@@ -23,24 +23,24 @@ def train_all(
     interrupts: Interrupts | None = None,
     patience: float = 600,
 ) -> None:
-    """Train what is not trained yet, as many at a time as the workers take, and wait for the end.
+    """Train the unfinished runs, as many at a time as the workers take, and wait for the end.
 
-    A run that fails does not stop the others, but for those that come after it. What another
-    process trains is waited for, not trained again. When this ends by an exception, such as an
-    interrupt, trainings on this machine are ended too, and save first; those on a cluster go on.
+    A failed run stops only the runs that need it. If another process trains a run, this function
+    waits for it and does not train it again. If the function ends by an exception, such as an
+    interrupt, trainings on this machine save and end; those on a cluster go on.
 
     Args:
         runs: in the order in which to start them, as far as ``after`` allows.
         workers: what trains them.
         say: gets a line at every start and end and, every half minute, how far each has come.
-        ended: called with a run when it has ended, and whether it is done.
+        ended: called with each run that has ended, and whether it is done.
         interrupts: tells when to stop.
-        patience: seconds that a training has, at the end, for a step and a checkpoint, or an
+        patience: seconds that a training has, when stopped, for a step and a checkpoint, or an
             evaluation.
 
     Raises:
-        UserError: when runs failed, at the end of all, naming their logs; at once when a run was
-            made earlier with another config or before a run that it needs.
+        UserError: when runs failed, after all others, naming their logs; at once when a run was
+            made with another config, or before a run that it needs.
         Stopped: when a signal came.
     """
     interrupts = interrupts or Interrupts()
@@ -53,7 +53,7 @@ def train_all(
                 work.collect()
                 work.look_elsewhere()
                 work.start()
-                work.report_ends()  # which takes seconds, in which the next ones train already
+                work.report_ends()  # takes seconds; the next runs train already
                 work.tell()
                 time.sleep(0.2)
         finally:
@@ -64,7 +64,7 @@ def train_all(
 
 
 class _Work:
-    """What may be started, what is being trained, here or elsewhere, and what has failed."""
+    """The state of all runs: ready, in training here or elsewhere, done, or failed."""
 
     def __init__(
         self,
@@ -78,10 +78,10 @@ class _Work:
         self.jobs: list[Job] = []
         self._elsewhere: list[Run] = []
         self.failed: list[Run] = []
-        self._lost: set[str] = set()  # what has failed, and what was to start after that
+        self._lost: set[str] = set()  # failed runs, and runs that need them
         self._done = self._done_before()
         after = {run.name: {*run.after} - self._done for run in runs if run.name not in self._done}
-        # Those of which it is never told that they are done hold up those that need them.
+        # A run that is never marked as done holds back the runs that need it.
         self._order = TopologicalSorter(after)
         self._order.prepare()
         self._ready = {*self._order.get_ready()}
@@ -92,14 +92,14 @@ class _Work:
     def _done_before(self) -> set[str]:
         by_name, done = {run.name: run for run in self._runs}, set()
         for run in self._runs:
-            # a queue is called from a machine that may have no GPU
+            # Jobs may be submitted to a queue from a machine without a GPU.
             check_config(run, any_machine=self._workers.queues, say=self._say)
             check_age(run, [by_name[name] for name in run.after])
             if run.results is not None:
                 done.add(run.name)
         wanted = {name for run in self._runs if run.name not in done for name in run.after}
         for name in wanted & done:
-            if not by_name[name].weights.is_file():  # its figures alone were kept
+            if not by_name[name].weights.is_file():  # only its results were kept
                 self._say(f"{name}: trained again, because its weights are not here")
                 (by_name[name].folder / by_name[name].results_file).unlink()
                 done.remove(name)
@@ -114,7 +114,7 @@ class _Work:
         return bool(self._ready or self.jobs or self._elsewhere)
 
     def collect(self) -> None:
-        """See which trainings have ended, and how."""
+        """Find the jobs that have ended, and record how."""
         for job, status in [(job, job.status()) for job in self.jobs]:
             if status is None:
                 continue
@@ -134,7 +134,7 @@ class _Work:
                 self._ends.append((run, False))
 
     def look_elsewhere(self) -> None:
-        """See, now and then, what others have done, or given up."""
+        """Check now and then which runs other processes have finished or given up."""
         if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + _SECONDS_BETWEEN_LOOKS
@@ -149,7 +149,7 @@ class _Work:
                 self._ready.add(run.name)
 
     def start(self) -> None:
-        """Start what may be started."""
+        """Start the runs that are ready, while the workers have room."""
         for run in [run for run in self._runs if run.name in self._ready]:
             if not self._workers.has_room():
                 return
@@ -164,7 +164,7 @@ class _Work:
                 self._took(self._workers.start(run), "started")
 
     def report_ends(self) -> None:
-        """Report what has ended since the last call."""
+        """Report the runs that have ended since the last call."""
         while self._ends:
             self._ended(*self._ends.pop(0))
 
@@ -181,7 +181,7 @@ class _Work:
             self._ready |= {*self._order.get_ready()}
 
     def tell(self) -> None:
-        """Say, now and then, how far all have come."""
+        """Say now and then how far all runs have come."""
         if time.monotonic() < self._next_news:
             return
         self._next_news = time.monotonic() + _SECONDS_BETWEEN_NEWS
@@ -189,7 +189,7 @@ class _Work:
         self._say("; ".join([self._state(), *map(progress, goes_on)]))
 
     def failure(self) -> UserError:
-        """What to tell at the end, if a run has failed."""
+        """Return the error to raise at the end if a run has failed."""
         reached = self._done | {run.name for run in self.failed}
         lost = [run.name for run in self._runs if run.name not in reached]
         several = len(self.failed) > 1

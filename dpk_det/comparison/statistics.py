@@ -1,4 +1,4 @@
-"""What may be said of a few seeds: intervals of confidence, and p of several comparisons."""
+"""Statistics over a few seeds: confidence intervals, and p-values of several comparisons."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,10 @@ CONFIDENCE = 0.95
 
 
 def mean_interval(values: Sequence[float]) -> list[float] | None:
-    """The interval of confidence of a mean, by Student's t.
+    """Return the confidence interval of a mean, by Student's t.
 
     Returns:
-        Lower and upper end; None of less than two values.
+        Lower and upper end; None for fewer than two values.
     """
     if len(values) < 2:
         return None
@@ -24,14 +24,14 @@ def mean_interval(values: Sequence[float]) -> list[float] | None:
 
 
 def holm(ps: Mapping[Any, float]) -> dict[Any, float]:
-    """p corrected for the number of comparisons, by Holm (Scand. J. Stat. 6, 1979).
+    """Correct p-values for the number of comparisons, by Holm (Scand. J. Stat. 6, 1979).
 
-    The smallest of m is multiplied by m, the next by m - 1, and so on; none becomes smaller than
-    the one before it, or larger than 1. So the chance of a single false alarm among all of them
-    stays below the level that is chosen, whatever depends on what.
+    The smallest of m p-values is multiplied by m, the next by m - 1, and so on. No corrected value
+    is smaller than the previous one, or larger than 1. The chance of even one false alarm therefore
+    stays below the chosen level, even if the comparisons depend on each other.
 
     Args:
-        ps: of each comparison, by name.
+        ps: p-value of each comparison, by name.
     """
     corrected, least = {}, 0.0
     for rank, name in enumerate(sorted(ps, key=ps.__getitem__)):

@@ -41,9 +41,12 @@ class Teacher(msgspec.Struct, frozen=True, kw_only=True):
     """A teacher of a suite.
 
     Attributes:
-        name: also its folder. title: of its row. config: its file. opts: overrides of that.
-        seed: of its training. weights: None: it is trained; else they are there already, a path or
-            URL, or "" for those of the model zoo.
+        name: name, also of its folder.
+        title: title of its row.
+        config: config file.
+        opts: overrides of the config.
+        seed: seed of its training.
+        weights: path, URL, or "" for the model zoo's weights; None: the teacher is trained.
     """
 
     name: Text
@@ -58,13 +61,14 @@ class Method(msgspec.Struct, frozen=True, kw_only=True):
     """A student of a suite.
 
     Attributes:
-        name: begins its folders. title: of its row. config: its file.
-        opts: overrides of that, those that all students share included.
-        teacher: name of the teacher that it learns from; None for one of its config's own, or none.
+        name: name, with which its folders begin.
+        title: title of its row.
+        config: config file.
+        opts: overrides of the config, with the suite's ``common``.
+        teacher: name of the teacher that it learns from; None: the config's own teacher, or none.
         baseline: name of the method that its gain is measured against; None for the suite's
-            baseline itself, and for what that one is measured against in its turn.
-        control: name of the student that is trained as long as this one without a teacher; None:
-            there is none, or ``equal_time`` makes it.
+            baseline, or for the last method in that baseline's own chain of baselines.
+        control: name of a student that trains as long without a teacher; None: see ``equal_time``.
     """
 
     name: Text
@@ -80,18 +84,22 @@ class Suite(msgspec.Struct, frozen=True, kw_only=True):
     """What a suite's file says.
 
     Attributes:
-        path: of the file. title, description: of the report. seeds: of the students.
-        metric: what is compared, such as "bbox/AP". secondary: a second one to show, or None.
-        baseline: name of a method: gains, time and memory are relative to it.
-        start: name of the teacher, itself perhaps a plain student, whose backbone all students
-            start with (MODEL.BACKBONE_WEIGHTS), as detectors do with ImageNet's; None for what
-            their configs say.
-        imports: modules that it needs, which all its trainings import (IMPORTS).
-        equal_time: whether every baseline is trained once more, for the time that the dearest
-            method takes, or "each" method; see :mod:`.equal_time`.
-        step_seconds: of a training step, by method, measured side by side; not of the file.
-        teachers, methods: by name, in the order of the table; imports are among their opts.
-        tune: what ``tools/tune.py`` has to find out; a comparison ignores it.
+        path: path of the file.
+        title: title of the report.
+        description: description in the report.
+        seeds: seeds of the students.
+        metric: metric that is compared, such as "bbox/AP".
+        secondary: second metric to show, or None.
+        baseline: name of a method; gains, time and memory are relative to it.
+        start: name of the teacher (perhaps a plain student) whose backbone all students start with,
+            by MODEL.BACKBONE_WEIGHTS; None: as their configs say.
+        imports: modules that all trainings import (IMPORTS).
+        equal_time: whether each baseline also trains for the time of the slowest method, or of
+            "each" method; see :mod:`.equal_time`.
+        step_seconds: method to seconds of a step, measured side by side; not from the file.
+        teachers: by name, in the order of the table; their opts include the imports.
+        methods: like ``teachers``.
+        tune: settings for ``tools/tune.py``; a comparison ignores them.
     """
 
     path: Path
@@ -115,11 +123,10 @@ _KEYS = [*(field for field in Suite.__struct_fields__ if field not in _OURS), "c
 
 
 def read_suite(path: Path) -> Suite:
-    """Read a suite and check all in it that can be checked without its configs.
+    """Read a suite, and check everything that can be checked without its configs.
 
     Raises:
-        UserError: when there is no such file, it is no YAML, or something in it has the wrong name
-            or type, naming file and key.
+        UserError: when the file is absent, is not YAML or has a wrong name or type, naming the key.
     """
     path = Path(find_config(str(path)))
     if not os.path.isfile(path):
@@ -143,7 +150,7 @@ def read_suite(path: Path) -> Suite:
         raise UserError(f"methods of {path} is empty: name what is to be compared.")
     metric = content.get("metric", "bbox/AP")
     if isinstance(metric, str) and metric.endswith("/AP"):
-        content.setdefault("secondary", f"{metric}50")  # of other metrics nothing is known
+        content.setdefault("secondary", f"{metric}50")  # other metrics have no default
     fields = {"title": path.stem, **content, "path": path, "teachers": {}, "methods": {}}
     suite = _convert(Suite, fields, str(path), named=False)
     suite = msgspec.structs.replace(suite, teachers=teachers, methods=methods)
@@ -156,15 +163,15 @@ def read_suite(path: Path) -> Suite:
 
 
 def suite_name(path: Path) -> str:
-    """The name of a suite's outputs: of its file, or of the folder that holds a ``suite.yaml``."""
+    """Return the name of a suite's outputs: its file's name, or the folder's for ``suite.yaml``."""
     return path.resolve().parent.name if path.stem == "suite" else path.stem
 
 
 def check_seeds(seeds: Sequence[int], where: str) -> tuple[int, ...]:
-    """Seeds as a tuple.
+    """Check seeds, and return them as a tuple.
 
     Raises:
-        UserError: when there is none, one stands twice, or torch or numpy would not take it.
+        UserError: when there is no seed, a seed appears twice, or torch or numpy would refuse it.
     """
     if not seeds or len({*seeds}) < len(seeds) or not all(0 <= seed <= _MOST for seed in seeds):
         raise UserError(f"{where} is {list(seeds)}: write {_WANTED['seeds']}.")
@@ -172,10 +179,10 @@ def check_seeds(seeds: Sequence[int], where: str) -> tuple[int, ...]:
 
 
 def check_folders(suite: Suite, seeds: Iterable[int]) -> None:
-    """Check that no two trainings would have one folder.
+    """Check that no two trainings would share a folder.
 
     Raises:
-        UserError: naming the name that stands for two things.
+        UserError: when they would, naming the shared name.
     """
     folders = {f"{name}-seed{seed}" for name in suite.methods for seed in seeds}
     if both := sorted({*suite.teachers} & ({*suite.methods} | folders)):
@@ -215,7 +222,7 @@ def _check_names(suite: Suite) -> None:
 
 def _with_default_baselines(suite: Suite) -> Suite:
     above, name = set(), suite.baseline
-    while name is not None:  # by default nothing is measured in a circle
+    while name is not None:  # a default baseline must not close a circle
         above.add(name)
         name = suite.methods[name].baseline
     methods = {

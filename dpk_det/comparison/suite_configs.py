@@ -1,4 +1,4 @@
-"""The configs of a suite's trainings: loaded, and checked before any of them begins."""
+"""Loads the configs of a suite's trainings, and checks them before any training begins."""
 
 import contextlib
 import os
@@ -27,15 +27,16 @@ from dpk_det.pairing.teacher import load_teacher, load_teacher_config
 
 
 def load_configs(todo: Plan, trains: bool) -> dict[str, CfgNode]:
-    """The config of each row, of its first seed, since seeds differ in the seed alone.
+    """Load the config of each row with its first seed; the other seeds differ only in the seed.
 
     Args:
-        todo: the trainings. trains: whether they are to be trained here: their datasets must be
-            here, and a GPU if they are to use one.
+        todo: the trainings.
+        trains: whether to train them here: then the datasets must be here, and a GPU if a config
+            asks for one.
 
     Raises:
-        UserError: for the first mistake in them, naming the row; when the evaluation of a student
-            will not give the suite's metric.
+        UserError: for the first mistake in a config, naming the row; when the evaluation of a
+            student will not give the suite's metric.
     """
     suite = todo.suite
     for teacher in suite.teachers.values():
@@ -43,7 +44,7 @@ def load_configs(todo: Plan, trains: bool) -> dict[str, CfgNode]:
             _check_given(todo, teacher, trains)
     configs = {}
     for name, runs in todo.rows.items():
-        if name in todo.evaluations:  # goes by a student's config
+        if name in todo.evaluations:  # it uses a student's config
             continue
         is_teacher = name in todo.teachers
         entry = (suite.teachers if is_teacher else suite.methods)[name]
@@ -70,16 +71,18 @@ def load_configs(todo: Plan, trains: bool) -> dict[str, CfgNode]:
 def check_evaluations(
     todo: Plan, configs: Mapping[str, CfgNode], trains: bool, say: Callable[[str], None]
 ) -> None:
-    """See which evaluations of given teachers can be made, and which must be made anew.
+    """Check which evaluations of given teachers are possible, and which must be repeated.
 
-    Those of teachers with other classes than the datasets are taken out of the plan.
+    Evaluations of teachers with other classes than the datasets are removed from the plan.
 
     Args:
-        todo: changed in place. configs: of :func:`load_configs`. trains: as there.
-        say: gets a line for each that is taken out or outdated.
+        todo: the plan, changed in place.
+        configs: from :func:`load_configs`.
+        trains: as in :func:`load_configs`.
+        say: gets a line for each evaluation that is removed or outdated.
 
     Raises:
-        UserError: where nothing is to be trained, for one that is outdated.
+        UserError: when an evaluation is outdated and ``trains`` is false.
     """
     for name, run in [*todo.evaluations.items()]:
         cfg = configs[todo.learner(name)]
@@ -104,10 +107,10 @@ def check_evaluations(
 
 
 def load_as_is(run: Run) -> CfgNode:
-    """The config of a run, its datasets registered but not looked for.
+    """Load the config of a run, and register its datasets without looking for their files.
 
     Raises:
-        UserError: for a mistake in it.
+        UserError: for a mistake in the config.
     """
     cfg = load_config(run.config, run.opts)
     register_json_datasets(cfg)
@@ -150,8 +153,8 @@ def _telling(what: str) -> Iterator[None]:
 
 def _check_method(cfg: CfgNode, entry: Teacher | Method) -> None:
     if distils(cfg):
-        # built here, on a level that is made up, so that a mistake is found before the teacher's
-        # training and not after it
+        # Build the distiller here on an invented level, so that a mistake shows before the
+        # teacher's training and not after it.
         arguments = method_arguments(cfg)
         for values in arguments.values():
             for key in ("levels", "level_weights"):

@@ -1,4 +1,4 @@
-"""What came of a comparison, in numbers: the content of its results.json."""
+"""The numbers of a comparison: the content of its results.json."""
 
 from collections.abc import Collection, Mapping
 from statistics import mean, median, stdev
@@ -19,22 +19,25 @@ from dpk_det.errors import find
 def summarise(
     plan: Plan, configs: Mapping[str, CfgNode], command: str, failed: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Collect what the finished trainings of a plan have left.
+    """Collect the results of the finished trainings of a plan.
 
     Args:
-        plan: some of it may be unfinished. configs: row's name to its config.
-        command: that made it. failed: names of the runs that failed.
+        plan: the trainings; some may be unfinished.
+        configs: row's name to its config.
+        command: command line of the comparison.
+        failed: names of failed runs.
 
     Returns:
-        What JSON can hold. ``teachers`` and ``methods`` have a row a name, see :func:`_row`; of a
-        teacher also ``weights`` (None if it is trained here), of a method also ``gain`` (see
-        :func:`paired_gain`; None without common seeds) over the method ``baseline``, the same as
-        ``gain_at_equal_time`` over its ``control``, ``training_seconds``, and ``relative_seconds``
-        and ``relative_memory``: medians over the seeds, or of steps side by side, divided by that
-        of the suite's baseline.
+        A dict that JSON can hold. ``teachers`` and ``methods`` have a row per name, see
+        :func:`_row`. A teacher also has ``weights`` (None if it is trained here). A method also has
+        ``gain`` over its ``baseline`` and ``gain_at_equal_time`` over its ``control`` (see
+        :func:`paired_gain`; None without common seeds), ``training_seconds``, and
+        ``relative_seconds`` and ``relative_memory``. The relative values are medians over the seeds
+        (or seconds measured side by side), divided by those of the suite's baseline.
 
     Raises:
-        UserError: when no finished student was evaluated by the suite's metric.
+        UserError: when no finished student was evaluated by the suite's metric, or by its secondary
+            metric.
     """
     suite = plan.suite
     done = {
@@ -65,9 +68,9 @@ def summarise(
         "trainings": len(plan.runs),
         "finished": sum(map(len, done.values())),
         "failed": sorted(failed),
-        # each once; older runs name none
+        # each machine once; older runs name none
         "machines": [x for i, x in enumerate(machines) if x and x not in machines[:i]],
-        # those of which nothing is measured here
+        # teachers that are neither trained nor evaluated here
         "given_teachers": {
             teacher.title: teacher.weights
             for name, teacher in suite.teachers.items()
@@ -114,12 +117,12 @@ def _methods(
 def _row(
     plan: Plan, entry: Any, done: Mapping[int | str, Run], cfg: CfgNode | None
 ) -> dict[str, Any]:
-    # cfg: None of a teacher that is not trained here
+    # cfg is None for a teacher that is not trained here.
     results = {seed: run.results for seed, run in done.items()}
 
     def measured(metric: str | None) -> dict[int | str, float]:
         figures = {seed: run.figures.get(metric) for seed, run in done.items()}
-        # a deviation or gain is of the seeds where the metric could be measured
+        # Deviations and gains use only seeds where the metric could be measured.
         return {seed: figure for seed, figure in figures.items() if figure is not None}
 
     values, second = measured(plan.suite.metric), measured(plan.suite.secondary)
@@ -142,17 +145,18 @@ def _row(
 
 
 def paired_gain(ours: Mapping[int, float], theirs: Mapping[int, float]) -> dict[str, Any] | None:
-    """What one method gains over another, seed by seed.
+    """Compute the gain of one method over another, seed by seed.
 
     Args:
-        ours, theirs: seed to figure.
+        ours: seed to figure of the one method.
+        theirs: seed to figure of the other method.
 
     Returns:
-        ``seeds`` that both have; ``mean`` and ``sd`` (of a sample) of the differences, and the
-        ``interval`` of confidence of the mean; ``p`` of the two-sided paired t-test; ``holm``, the
-        place of p corrected for several comparisons. sd and interval are None for one seed, and p
-        also where all differences are equal, which leaves the test undefined. None without a common
-        seed.
+        None without a common seed. Otherwise ``seeds`` that both have; ``mean`` and ``sd`` (of a
+        sample) of the differences; ``interval``, the confidence interval of the mean; ``p`` of the
+        two-sided paired t-test; ``holm``, None until p is corrected for several comparisons. sd,
+        interval and p are None for one seed. p is also None if all differences are equal, because
+        the test is then undefined.
     """
     seeds = [seed for seed in ours if seed in theirs]
     if not seeds:
@@ -160,7 +164,7 @@ def paired_gain(ours: Mapping[int, float], theirs: Mapping[int, float]) -> dict[
     differences = {seed: ours[seed] - theirs[seed] for seed in seeds}
     sd = _deviation(differences)
     p = None
-    if sd is not None and sd > 1e-9:  # less is what rounding leaves of zero
+    if sd is not None and sd > 1e-9:  # smaller values are rounding errors
         p = float(ttest_rel([ours[s] for s in seeds], [theirs[s] for s in seeds]).pvalue)
     return {
         "seeds": seeds,
@@ -173,9 +177,9 @@ def paired_gain(ours: Mapping[int, float], theirs: Mapping[int, float]) -> dict[
 
 
 def _check_measured(plan: Plan, configs: Mapping[str, CfgNode], metric: str) -> None:
-    # one that an evaluator gives may be absent all the same: masks, where nothing was found
+    # An evaluator may leave a metric of its own out, such as mask AP when nothing was found.
     done = [
-        (run, configs[name])  # of students alone: a teacher may be of another kind
+        (run, configs[name])  # only students: a teacher may be of another kind
         for name, runs in plan.methods.items()
         for run in runs.values()
         if run.results is not None

@@ -1,4 +1,4 @@
-"""Which of several teachers suits a student: looked at first, then tried by successive halving."""
+"""Ranks teachers for a student: measures them first, then tries them by successive halving."""
 
 import argparse
 import json
@@ -35,12 +35,14 @@ RANKING = "teachers"
 
 @dataclass
 class Candidate:
-    """A teacher, and what is known of it.
+    """A teacher, and its measurements.
 
     Attributes:
-        method: that learns from it. title: of the teacher. own: its own figure.
+        method: name of the method that learns from it.
+        title: title of the teacher.
+        own: the teacher's own figure.
         gap: mean over levels of 1 - CKA with the student as it starts.
-        cost: of a step of the method, over a step of the plain student.
+        cost: time of a step of the method, over a step of the plain student.
         trials: steps of each trial to the figure that the student reached.
     """
 
@@ -53,7 +55,7 @@ class Candidate:
 
     @property
     def rank(self) -> tuple[int, float]:
-        """The higher the better: who was tried longest, then what the last trial came to."""
+        """Sort key, the higher the better: number of trials, then figure of the last trial."""
         last = [*self.trials.values()][-1:]
         return len(self.trials), last[0] if last and last[0] is not None else -1.0
 
@@ -72,22 +74,26 @@ def rank_teachers(
 
     Every method with a teacher is a candidate. Successive halving (Jamieson and Talwalkar, AISTATS
     2016): all candidates have a short training with a whole schedule; the better half has one of
-    twice the steps, and so on until one is left, or the suite's own steps are reached. A trial that
-    is done is not made again. One that diverges counts as the worst.
+    twice the steps, and so on. It ends when one candidate is left, or the next training would have
+    more steps than the suite's. Finished trials are kept. A diverged trial counts as the worst.
 
     Args:
-        suite: with a baseline that learns from none of the teachers. output: folder.
-        slots: of :func:`~dpk_det.comparison.jobs.make_slots`. seed: of the trials.
-        share: of the steps that the suite has, for the first trials. only: methods; none: all.
-        say: gets the lines of progress. interrupts: tells when to stop.
+        suite: a suite with a baseline that learns from none of the teachers.
+        output: folder for all files.
+        slots: from :func:`~dpk_det.comparison.jobs.make_slots`.
+        seed: seed of the trials.
+        share: share of the suite's steps that the first trials have.
+        only: names of the methods to rank; empty: all.
+        say: gets the lines of progress.
+        interrupts: tells when to stop.
 
     Returns:
-        The best first.
+        The candidates, best first.
 
     Raises:
-        UserError: for a mistake in the suite, before any training; when fewer than two candidates
-            are there, or two methods learn from one teacher; when a training failed for another
-            reason than that it diverged.
+        UserError: for a mistake in the suite, before any training; when there are fewer than two
+            candidates, or two methods learn from one teacher; when a training failed without
+            diverging.
         Stopped: when a signal came.
     """
     chosen = _candidates(suite, only)
@@ -150,7 +156,7 @@ def _try(
     configs: Mapping[str, CfgNode],
     train: Callable[..., None],
 ) -> None:
-    """Train the student once under each candidate, for a share of its steps."""
+    """Train the student once with each candidate, for a share of its steps."""
     methods = {suite.baseline: suite.methods[suite.baseline]}
     names = {}
     for x in candidates:
@@ -172,11 +178,11 @@ def _try(
         x.trials[steps] = None if run.results is None else run.figures.get(suite.metric)
 
 
-# ------------------------------------------------------------------ what is said
+# ------------------------------------------------------------------ results
 
 
 def ranking_table(ranking: Sequence[Candidate], metric: str) -> str:
-    """A Markdown table, the best first."""
+    """Return a Markdown table, the best first."""
     rounds = max(len(x.trials) for x in ranking)
     lengths = next([*x.trials] for x in ranking if len(x.trials) == rounds)
     rows = [
@@ -197,14 +203,15 @@ def ranking_table(ranking: Sequence[Candidate], metric: str) -> str:
 
 
 def foretold(ranking: Sequence[Candidate], full: Mapping[str, float]) -> dict[str, float]:
-    """How well each thing that is known before foretells what full trainings come to.
+    """Return how well each measurement predicts the figures of full trainings.
 
     Args:
-        ranking: of at least three. full: method to the figure of its full trainings.
+        ranking: candidates, best first.
+        full: method to the figure of its full trainings.
 
     Returns:
-        Spearman's rank correlation by what is known: "own", "gap" (1 means that the teacher whose
-        gap is smallest is best), "cost" and "rank", as far as all of them have it.
+        Spearman's rank correlation of "own", "gap" (1: the smallest is best), "cost" and "rank",
+        if all candidates have them; nothing for fewer than three candidates.
     """
     known = [x for x in ranking if x.method in full]
     figures = [full[x.method] for x in known]

@@ -1,4 +1,4 @@
-"""What is learned: distillation methods on feature maps. Needs torch and msgspec, no detector."""
+"""Distillation methods on feature maps and logits. They need torch and msgspec, but no detector."""
 
 from dpk_det.distill import baselines  # noqa: F401  (they register themselves)
 from dpk_det.distill.contract import Distiller, Features, Level, Logits, Targets

@@ -1,8 +1,8 @@
-"""Arguments of methods: what a constructor takes, and the check of what is given.
+"""Arguments of methods: lists what a constructor takes, and checks what the user gives.
 
-They come from the constructor's signature: names, defaults and, by the annotations, the values that
-are allowed. The meaning of each stands in the class's docstring. An argument that is annotated with
-a dataclass is a group: its fields are given by their own names, beside the other arguments.
+The constructor's signature gives names and defaults, and its annotations give the allowed values.
+The class's docstring gives the meanings. An argument that is annotated with a dataclass is a group:
+the user gives its fields by their own names, like other arguments.
 """
 
 import dataclasses
@@ -33,9 +33,10 @@ class Argument:
     """One argument of a method.
 
     Attributes:
-        kind: its annotation; Any without one. default: or :data:`REQUIRED`.
-        meaning: by the docstring; "" where that does not say.
-        group: the constructor's argument that has it as a field; None: it is one itself.
+        kind: its annotation; Any without annotation.
+        default: its default, or :data:`REQUIRED`.
+        meaning: its entry in the docstring; "" if there is none.
+        group: name of the constructor's argument that has it as a field; None if it is no field.
     """
 
     kind: Any
@@ -45,14 +46,14 @@ class Argument:
 
 
 def list_arguments(constructor: Callable[..., Any]) -> tuple[dict[str, Argument], bool]:
-    """What a method's constructor takes beside the levels, which come first.
+    """List what a method's constructor takes after the levels, which come first.
 
     Returns:
-        Name to argument; and whether it takes any others too.
+        Name to argument; and whether the constructor takes any other arguments too.
     """
     try:
         _, *parameters = inspect.signature(constructor).parameters.values()
-    except ValueError:  # written in C, say
+    except ValueError:  # for example, a constructor written in C
         return {}, True
     function = constructor.__init__ if isinstance(constructor, type) else constructor
     kinds, meanings = _hints(function), _meanings(constructor)
@@ -77,17 +78,17 @@ def _fields(group: type, name: str) -> dict[str, Argument]:
 def check_arguments(
     name: str, constructor: Callable[..., Any], given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Keyword arguments for a method's constructor, each as its annotation wants it.
+    """Check the arguments of a method's constructor, and convert each to its annotated type.
 
     Args:
-        name: of the method.
-        constructor: takes the levels first; arguments without an annotation, and those of
+        name: name of the method.
+        constructor: takes the levels first. Arguments without an annotation, and those of
             ``**kwargs``, take any value.
-        given: by the user.
+        given: the user's arguments, by name.
 
     Raises:
-        UserError: when the arguments have no names, or one is unknown (naming the nearest), missing
-            or not of its annotation's kind and range.
+        UserError: when the arguments have no names, or one is unknown (the message names the
+            nearest), missing, or not of its annotation's kind and range.
     """
     if not isinstance(given, Mapping):
         raise UserError(
@@ -115,12 +116,12 @@ def check_arguments(
 def _hints(of: Any) -> dict[str, Any]:
     try:
         return get_type_hints(of, include_extras=True)
-    except (NameError, TypeError, AttributeError):  # names that stand for type checkers alone
+    except (NameError, TypeError, AttributeError):  # names that only type checkers know
         return {}
 
 
 def _meanings(of: Any) -> dict[str, str]:
-    """What the Args or Attributes of a docstring say, by name."""
+    """Read the Args or Attributes of a docstring, by name."""
     found: dict[str, str] = {}
     section = re.search(
         r"^(?:Args|Attributes):\n((?: .*\n?|\n)*)", inspect.getdoc(of) or "", re.MULTILINE

@@ -1,4 +1,4 @@
-"""The contract that every distiller keeps: what it is given, and what it returns."""
+"""The contract of every distiller: what it takes and what it returns."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,13 +12,13 @@ from dpk_det.distill.padding import valid_cells, valid_mask
 
 @dataclass
 class Logits:
-    """What one head says of n places: regions, whole images, or a dense head's cells.
+    """The logits of one head for n places: regions, whole images, or a dense head's cells.
 
     Attributes:
-        values: (n, K). exclusive: the K are classes of which one is true (softmax); else each is a
-            yes or no of its own (sigmoid), of an anchor or of an anchor and a class.
-        labels: (n,) the true class of each place, where classes exclude one another; the student's
-            only.
+        values: (n, K) logits.
+        exclusive: whether the K are classes of which one is true (softmax). Otherwise each is a
+            separate yes or no (sigmoid), for an anchor or for an anchor and a class.
+        labels: (n,) the true class of each place; only for the student, and only if exclusive.
     """
 
     values: Tensor
@@ -28,10 +28,10 @@ class Logits:
 
 @dataclass
 class Targets:
-    """Ground truth, an entry an image.
+    """Ground truth, one entry per image.
 
     Attributes:
-        boxes: (n, 4) pixels of the image as the student sees it: left, top, right, bottom.
+        boxes: (n, 4) left, top, right, bottom, in pixels of the image that the student sees.
         classes: (n,) class numbers.
     """
 
@@ -41,14 +41,14 @@ class Targets:
 
 @dataclass
 class Features:
-    """What one network says of a batch.
+    """The outputs of one network for a batch.
 
     Attributes:
         maps: name to feature map, (B, C, H, W).
-        strides: name to pixels a cell.
+        strides: name to pixels per cell.
         image_sizes: (height, width) of each image in pixels before padding; None: none is padded.
-        logits: head to what it says, for methods that need it; student and teacher of the same
-            places.
+        logits: head name to logits, for methods that need them. Those of student and teacher are
+            for the same places.
     """
 
     maps: dict[str, Tensor]
@@ -62,8 +62,11 @@ class Level:
     """A student map and the teacher map that it learns from.
 
     Attributes:
-        student, teacher: names of the maps. stride: pixels a cell, the same for both.
-        student_channels, teacher_channels: Cs and Ct.
+        student: name of the student's map.
+        teacher: name of the teacher's map.
+        stride: pixels per cell, the same for both.
+        student_channels: Cs.
+        teacher_channels: Ct.
     """
 
     student: str
@@ -78,8 +81,10 @@ class PairedMaps:
     """The maps of one level, cut to the same size and zero where images are padded.
 
     Attributes:
-        level: which. student: (B, Cs, H, W). teacher: (B, Ct, H, W), detached.
-        extents: (rows, columns) of cells of each image that are not padding.
+        level: the level.
+        student: (B, Cs, H, W).
+        teacher: (B, Ct, H, W), detached.
+        extents: (rows, columns) of the cells of each image that are not padding.
     """
 
     level: Level
@@ -91,24 +96,24 @@ class PairedMaps:
         self.student, self.teacher = self.clear(self.student), self.clear(self.teacher)
 
     def clear(self, x: Tensor) -> Tensor:
-        """A (B, ., H, W) map with zeros in the padding, where a layer's bias stands as well."""
+        """Set the padding of a (B, ., H, W) map to zero, where layers may have added a bias."""
         return x if self.cells is None else x.where(self.cells.unsqueeze(1), 0)
 
     @cached_property
     def cells(self) -> Tensor | None:
-        """(B, H, W) bool, false where a cell lies in padding; None where none does."""
+        """(B, H, W) bool, false where a cell lies in padding; None if no cell does."""
         return valid_mask(self.extents, tuple(self.student.shape[-2:]), self.student.device)
 
 
 class Distiller(nn.Module):
-    """Base of all methods: features of student and teacher in, named losses out.
+    """Base of all methods: takes features of student and teacher, and returns named losses.
 
     Attributes:
-        levels: what is distilled.
-        metrics: scalars of the last step that deserve a curve, name to 0-d tensor. The caller logs.
+        levels: the levels to distil.
+        metrics: scalars of the last step for curves, name to 0-d tensor. The caller logs them.
         progress: share of the training that is done, in [0, 1], for schedules. The caller sets it.
-        heads: those whose logits the caller must fill in, as far as the models have them: "roi"
-            (regions), "rpn" (proposals), "dense" (detectors without regions), "image"
+        heads: names of the heads whose logits the caller must fill in, if the models have them:
+            "roi" (regions), "rpn" (proposals), "dense" (detectors without regions), "image"
             (classifiers).
         takes_levels: whether the method learns from the levels that it is built with.
     """
@@ -124,7 +129,7 @@ class Distiller(nn.Module):
 
     @classmethod
     def settle(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments with those filled in that others imply."""
+        """Fill in the arguments that other arguments imply."""
         return dict(arguments)
 
     def forward(
@@ -133,7 +138,9 @@ class Distiller(nn.Module):
         """Compute the losses of one step, weights included.
 
         Args:
-            student: with gradients. teacher: without. targets: ground truth, where there is any.
+            student: features with gradients.
+            teacher: features without gradients.
+            targets: ground truth, if there is any.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say what it learns.")
 
@@ -141,7 +148,7 @@ class Distiller(nn.Module):
         """Yield each level's maps.
 
         Networks that pad images to different multiples have maps that differ by a cell or two at
-        the right and bottom: both are cut to what they share.
+        the right and bottom. Both maps are cut to their common part.
         """
         for level in self.levels:
             s, t = student.maps[level.student], teacher.maps[level.teacher].detach()

@@ -1,4 +1,4 @@
-"""Which cells of a map are the image's, and which are padding.
+"""Tells which cells of a map belong to the image and which are padding.
 
 Shapes: B images, H x W cells.
 """
@@ -12,12 +12,13 @@ from torch import Tensor
 def valid_cells(
     image_sizes: list[tuple[int, int]] | None, stride: int, batch: int, size: tuple[int, int]
 ) -> list[tuple[int, int]]:
-    """How many rows and columns of each image's map lie at least partly in the image.
+    """Count the rows and columns of each image's map that lie at least partly in the image.
 
     Args:
         image_sizes: (height, width) of each image in pixels before padding; None: no padding.
-        stride: pixels a cell.
-        batch: B. size: (H, W) of the map in cells.
+        stride: pixels per cell.
+        batch: B.
+        size: (H, W) of the map in cells.
     """
     if image_sizes is None:
         return [size] * batch
@@ -30,7 +31,7 @@ def valid_cells(
 def valid_mask(
     extents: list[tuple[int, int]], size: tuple[int, int], device: torch.device
 ) -> Tensor | None:
-    """(B, H, W) bool, true on each image's top left extent; None where that is the whole of all."""
+    """(B, H, W) bool, true in the extent of each image, at top left; None if no image is padded."""
     if all(extent == tuple(size) for extent in extents):
         return None  # lets attention and the loss take their unmasked, faster path
     # built on the host, from host numbers, and sent over in one copy

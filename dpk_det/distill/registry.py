@@ -1,4 +1,4 @@
-"""The registry that finds distillers by name, and several of them side by side."""
+"""Finds distillers by name, and combines several of them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,10 +11,11 @@ from dpk_det.errors import UserError, check_names, find
 
 
 class Combined(Distiller):
-    """Several methods side by side; their losses and metrics carry their own names.
+    """Several methods side by side; their losses and metrics keep their own names.
 
     Attributes:
-        methods: by name. owners: each loss of the last step to the name of its method.
+        methods: the methods, by name.
+        owners: name of each loss of the last step to the name of its method.
     """
 
     def __init__(self, methods: dict[str, Distiller]) -> None:
@@ -39,10 +40,10 @@ class Combined(Distiller):
 
 
 def join_losses(losses: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Both, by name.
+    """Return both sets of losses in one dict.
 
     Raises:
-        UserError: when they share a name, under which one would be lost.
+        UserError: when they share a name, because one of the two losses would be lost.
     """
     if shared := losses.keys() & others.keys():
         raise UserError(
@@ -56,11 +57,11 @@ DISTILLERS: dict[str, Callable[..., Distiller]] = {}
 
 
 def register_distiller(name: str) -> Callable[[type[Distiller]], type[Distiller]]:
-    """Class decorator: make a distiller known under a name, as in ``DISTILL.METHODS: [name]``.
+    """Class decorator: register a distiller under a name, as in ``DISTILL.METHODS: [name]``.
 
-    Its constructor takes the levels and keyword arguments. These are the keys of the config node
-    ``DISTILL.NAME``, in capitals there, with the constructor's defaults; see :mod:`.arguments`.
-    :func:`build_distiller` checks their values by the annotations, the constructor need not.
+    Its constructor takes the levels and keyword arguments. In capitals, these arguments are the
+    keys of the config node ``DISTILL.NAME``, with the same defaults; see :mod:`.arguments`.
+    :func:`build_distiller` checks their values by the annotations, so the constructor need not.
     """
 
     def register(cls: type[Distiller]) -> type[Distiller]:
@@ -77,13 +78,13 @@ def build_distiller(
     """Build several distillers side by side.
 
     Args:
-        methods: name of each to its keyword arguments. Among them there may be ``levels``, names
-            of the student's maps: the method then learns from these alone.
-        levels: what to distil; or that of each method, by its name.
+        methods: name of each to its keyword arguments. These may include ``levels``, names of the
+            student's maps. Then the method learns from these levels alone.
+        levels: the levels to distil; or a mapping of each method's name to its levels.
 
     Raises:
-        UserError: for an unknown name, naming the nearest known one, or none at all; and for
-            arguments as :func:`~dpk_det.distill.arguments.check_arguments` says.
+        UserError: for an unknown method (the message names the nearest known one), no method, or
+            wrong arguments, as :func:`~dpk_det.distill.arguments.check_arguments` describes.
     """
     if not isinstance(methods, Mapping):
         raise UserError(

@@ -1,7 +1,7 @@
-"""What a map is compared with, and how: shared by the methods that regress the teacher's map.
+"""Targets and losses, shared by the methods that regress the teacher's map.
 
 Shapes: B images, C channels, H x W cells; ``cells`` is (B, H, W) bool, true where a cell counts, or
-None where all do.
+None if all count.
 """
 
 import torch
@@ -16,14 +16,14 @@ Target = tuple[Tensor, Tensor | float]  # what to compare with, and the factor o
 
 
 def raw(teacher: Tensor, cells: Tensor | None) -> Target:
-    """The teacher's map as it is."""
+    """The unchanged teacher's map."""
     return teacher, 1.0
 
 
 def relative(teacher: Tensor, cells: Tensor | None) -> Target:
-    """The map as it is, and the error over the map's variance: alike for all teachers."""
+    """The unchanged map, with the error over its variance: the loss is alike for all teachers."""
     mean, var = channel_moments(teacher, cells)
-    # a map of one cell, or a dead one, has no variance: then its size is what counts
+    # a map of one cell or of constant channels has no variance: its squared mean then counts
     return teacher, 1 / (var.mean().clamp(min=0.01 * mean.square().mean()) + EPS)
 
 
@@ -38,8 +38,8 @@ TARGETS = {"raw": raw, "relative": relative, "standard": standard}
 def standardise(x: Tensor, cells: Tensor | None) -> Tensor:
     """Bring each channel to mean 0 and deviation 1 over the valid cells of the batch."""
     if cells is None:
-        # The same formula, in one kernel forward and one backward. Not by torch.nn.functional,
-        # which refuses a single cell.
+        # The same formula in one forward and one backward kernel. torch.nn.functional's version
+        # refuses a single cell.
         return torch.batch_norm(x, None, None, None, None, True, 0.0, EPS, False)
     mean, var = channel_moments(x, cells)
     return (x - mean) * (var + EPS).rsqrt()
@@ -67,10 +67,11 @@ def masked_mse(out: Tensor, target: Tensor, cells: Tensor | None) -> Tensor:
 def channel_divergence(
     out: Tensor, target: Tensor, cells: Tensor | None, temperature: float = 1.0
 ) -> Tensor:
-    """How far apart channels are as distributions over the cells of an image (CWD, 2011.13256).
+    """Compare channels as distributions over the cells of an image (CWD, arXiv:2011.13256).
 
-    The softmax over the valid cells with a temperature, and the divergence KL(target, out) times
-    its square, averaged over channels and images. What is added to a whole channel does not count.
+    A softmax with a temperature over the valid cells gives the distributions. The loss is
+    KL(target, out) times the temperature's square, averaged over channels and images. A constant
+    that is added to a whole channel does not change it.
     """
 
     def log_distribution(x: Tensor) -> Tensor:
@@ -80,7 +81,7 @@ def channel_divergence(
         return F.log_softmax(x.flatten(2), 2)
 
     s, t = log_distribution(out), log_distribution(target)
-    # in padding both are minus infinity, whose difference means nothing
+    # in padding both are minus infinity, and their difference is NaN
     gain = torch.where(t.isfinite(), t - s, 0)
     return temperature**2 * (t.exp() * gain).sum(2).mean()
 
@@ -89,12 +90,12 @@ LOSSES = {"mse": masked_mse, "cwd": channel_divergence}
 
 
 def channel_adapter(level: Level) -> nn.Module:
-    """The student's channels to the teacher's: a 1 x 1 convolution, or nothing where they agree."""
+    """A 1 x 1 convolution from the student's channels to the teacher's; identity if they agree."""
     if level.student_channels == level.teacher_channels:
         return nn.Identity()
     return nn.Conv2d(level.student_channels, level.teacher_channels, 1)
 
 
 def channel_adapters(levels: list[Level]) -> nn.ModuleDict:
-    """A :func:`channel_adapter` for each level, by the student's name of it."""
+    """A :func:`channel_adapter` for each level, by the name of the student's map."""
     return nn.ModuleDict({level.student: channel_adapter(level) for level in levels})

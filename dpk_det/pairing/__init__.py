@@ -1,1 +1,1 @@
-"""Who learns from whom: teacher and student, their levels, their heads, and how they are joined."""
+"""Pairs a student with a teacher: their levels and heads, and the hooks that join the models."""

@@ -1,4 +1,4 @@
-"""Makes a built Detectron2 model distil, by forward hooks: no line of its forward is copied."""
+"""Makes a built Detectron2 model distil by forward hooks, without a copy of its forward code."""
 
 import copy
 from collections.abc import Collection, Mapping, Sequence
@@ -25,13 +25,16 @@ from dpk_det.pairing.teacher import Teacher
 
 
 class Distillation:
-    """The bond between a model and its teacher; :meth:`remove` dissolves it.
+    """Connects a model to its teacher; :meth:`remove` disconnects them.
 
-    A deep copy of the model distils by itself: it has its own hooks and distiller, and shares the
-    teacher, which nothing changes. A pickled model takes its teacher along.
+    A deep copy of the model distils independently. It has its own hooks and distiller and shares
+    the teacher, which never changes. A pickled model includes its teacher.
 
     Attributes:
-        model, teacher, distiller: the three parties. schedule: when and how much these learn.
+        model: the student.
+        teacher: the teacher.
+        distiller: computes the distillation losses.
+        schedule: when distillation counts, and how much.
     """
 
     def __init__(
@@ -46,11 +49,11 @@ class Distillation:
         self.schedule = schedule
         self._layouts = layouts
         self._seen = Seen()
-        # what the student's backbone was given, where the teacher's would be given the same
+        # the student's preprocessed images, kept if the teacher would preprocess in the same way
         self._images: Tensor | None = None
         self._alike = not teacher.flip_channels and prepare_alike(model, teacher.model)
         self._metrics: tuple[list[str], Late] | None = None
-        self._step = 0  # of a loop that has no event storage
+        self._step = 0  # for loops without an event storage
         distiller.grad_share = GradShare(
             getattr(distiller, "methods", ["distiller"]),
             schedule.grad_share,
@@ -70,14 +73,14 @@ class Distillation:
                 )
                 for name in layouts
             ),
-            # after an error as well: what was seen holds the step's graph, and its memory
+            # runs after errors too, because the seen outputs keep the step's graph in memory
             model.register_forward_hook(self._forget, always_call=True),
         ]
         model.distiller = distiller
-        model.distillation = self  # no module, so it adds nothing to the model's state
+        model.distillation = self  # not an nn.Module, so it adds nothing to the model's state
 
     def remove(self) -> None:
-        """Take hooks and distiller off: what is left is the plain model."""
+        """Remove hooks and distiller, so that the plain model is left."""
         for hook in self._hooks:
             hook.remove()
         if self._heads:
@@ -114,7 +117,7 @@ class Distillation:
             self._seen.keep(name, *of_the_hook)
 
     def _learns(self) -> bool:
-        # without gradients a model in training mode is only being looked at, by PreciseBN say
+        # without gradients a model in training mode does not learn, for example in PreciseBN
         return self.model.training and torch.is_grad_enabled()
 
     def _add_losses(self, model: nn.Module, inputs: tuple, kwargs: dict, losses: Any) -> Any:
@@ -127,7 +130,7 @@ class Distillation:
             return _touch(losses, self.distiller)
         student = seen.features(model, self._layouts, batch)
         device = next(iter(seen.maps.values())).device
-        # no part of the model, it did not come along if the model was moved after attaching
+        # The teacher is no part of the model and does not follow when somebody moves the model.
         self.teacher.move(device)
         teacher = self.teacher(batch, images)
         if self._heads:
@@ -136,7 +139,7 @@ class Distillation:
                 teacher.maps, student.image_sizes, labels
             )
         distilled = self.distiller(student, teacher, box_targets(batch, device))
-        # what modules return, not how it is read: the student's own losses come from that
+        # raw outputs, not the maps read from them: the student's own losses depend on the former
         maps = [*seen.maps.values(), *seen.outputs.values()]
         distilled = self._steer(losses, distilled, maps, storage)
         warmth = self.schedule.warmth(storage)
@@ -171,7 +174,7 @@ class Distillation:
         last, self._metrics = self._metrics, (names, Late(torch.stack(values)))
         if self._metrics[1].here:
             last = self._metrics
-        # off the CPU they are logged a step late: to read them at once would halt the device
+        # On a GPU they are logged one step late, because reading them at once would stall it.
         if last:
             names, values = last
             storage.put_scalars(
@@ -190,9 +193,9 @@ def _check_step(model: nn.Module, losses: Any, maps: Any) -> None:
 
 
 def _touch(losses: dict[str, Tensor], distiller: nn.Module) -> dict[str, Tensor]:
-    """The same losses; among several processes the distiller's weights have a gradient, of 0.
+    """Return the losses; with several processes, give the distiller's weights a gradient of 0.
 
-    DistributedDataParallel waits for one.
+    DistributedDataParallel waits for a gradient of every weight.
     """
     parameters = [p for p in distiller.parameters() if p.requires_grad]
     if comm.get_world_size() == 1 or not parameters:
@@ -210,23 +213,23 @@ def attach_distiller(
 ) -> Distillation:
     """Make a model distil: its training forward returns the distiller's losses beside its own.
 
-    Evaluation is untouched. The distiller becomes ``model.distiller``, so that optimizer,
-    DistributedDataParallel and checkpoints take it along; attach it before building those. The
-    teacher becomes no part of the model.
+    Evaluation does not change. The distiller becomes ``model.distiller``, so that optimizer,
+    DistributedDataParallel and checkpoints include it. Attach it before you build these. The
+    teacher does not become part of the model.
 
     Args:
         model: any Detectron2 model with a ``backbone``, whose training forward takes a list of
             dicts (a classifier: one dict of tensors) and returns a dict of losses.
         teacher: from :func:`~dpk_det.pairing.teacher.build_teacher`.
-        distiller: on the levels that :func:`~dpk_det.pairing.levels.pair_levels` found.
-        layouts: of the student's modules among these levels; None: they are found.
+        distiller: built on the levels of :func:`~dpk_det.pairing.levels.pair_levels`.
+        layouts: layouts of the student's modules among these levels; None: find them.
         schedule: keyword arguments of :class:`~.schedule.Schedule`: ``max_iter``, ``warmup_iters``,
             ``stop_at``, ``grad_share``, ``grad_share_every``.
 
     Raises:
-        UserError: when the model distils already or has no backbone, it has an ``input_format``
-            other than the one its teacher was told, one of the two is a detector and the other a
-            classifier, or their heads cannot be compared but the distiller needs it.
+        UserError: when the model distils already or has no backbone, its ``input_format``
+            contradicts the teacher's ``student_format``, one of the two is a detector and the other
+            a classifier, or the distiller needs heads that cannot be compared.
     """
     if hasattr(model, "distillation"):
         raise UserError(f"This {type(model).__name__} distils already: remove() that one first.")
@@ -246,18 +249,19 @@ def attach_distiller(
 
 
 def _modules(model: nn.Module, names: Collection[str]) -> list[str]:
-    """Paths of the modules among maps."""
+    """Return the paths of the modules among the names of maps."""
     return module_paths(model, [module_path(name) for name in names])
 
 
 def check_format(teacher: Teacher, image_format: str | None) -> None:
-    """The teacher must know in which channel order it is shown the student's images.
+    """Check that the teacher knows the channel order of the student's images.
 
     Args:
-        image_format: of these images, "BGR" or "RGB"; None: not known.
+        teacher: has the ``student_format`` to check.
+        image_format: channel order of these images, "BGR" or "RGB"; None: not known.
 
     Raises:
-        UserError: when it was told the other one, and would see red as blue.
+        UserError: when the teacher expects the other order, and would see red as blue.
     """
     if image_format not in (None, teacher.student_format):
         raise UserError(

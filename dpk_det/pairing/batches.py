@@ -1,7 +1,7 @@
-"""What a batch says of its images, in whichever of two forms it comes.
+"""Reads the sizes, labels and boxes of images from either form of batch.
 
-Detectors take Detectron2's list of dicts, one an image; classifiers one dict of tensors, ``images``
-(B, 3, H, W) and ``labels`` (B,), so that small networks do not wait for Python.
+Detectors take Detectron2's list of dicts, one per image. Classifiers take one dict of tensors,
+``images`` (B, 3, H, W) and ``labels`` (B,), so that small networks do not wait for Python.
 """
 
 from collections.abc import Mapping
@@ -24,19 +24,22 @@ def image_sizes(batch: Batch) -> list[tuple[int, int]]:
 
 
 def image_labels(batch: Batch) -> Tensor | None:
-    """The class of each image, (B,); None of a detector's batch."""
+    """Return the class of each image, (B,), or None for a detector's batch."""
     return batch.get("labels") if isinstance(batch, Mapping) else None
 
 
 def flip_channels(batch: Batch) -> Batch:
-    """The same batch with its images' channels in the other order."""
+    """Return the batch with its images' channels in reverse order."""
     if isinstance(batch, Mapping):
         return {**batch, "images": batch["images"].flip(1)}
     return [{**x, "image": x["image"].flip(0)} for x in batch]
 
 
 def box_targets(batch: Batch, device: torch.device) -> Targets | None:
-    """Boxes and their classes on a device; None where not every image has them, or they rotate."""
+    """Return boxes and their classes on a device.
+
+    The result is None for a classifier, if an image lacks them, or if boxes are rotated.
+    """
     if isinstance(batch, Mapping):
         return None
     instances = [x.get("instances") for x in batch]

@@ -1,9 +1,9 @@
-"""DistributedDataParallel around a model whose parameters come and go."""
+"""Wraps a model in DistributedDataParallel again after its parameters have changed."""
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-# what it keeps of its arguments under their own names
+# the arguments that DistributedDataParallel keeps as attributes of the same name
 _ARGUMENTS = (
     "device_ids",
     "output_device",
@@ -21,20 +21,20 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def rewrap(model: nn.Module) -> nn.Module:
-    """Wrap a model anew, because DistributedDataParallel knows the parameters it was made with.
+    """Wrap a model again, because DistributedDataParallel only knows its first parameters.
 
-    Every process must call it. The model's weights become those of the first.
+    Every process must call this. The model takes the weights of the first process.
 
     Args:
-        model: wrapped, or not: then it is returned as it is.
+        model: a wrapped model. A model without a wrapper is returned unchanged.
 
     Returns:
-        A new wrapper of the same settings and communication hooks; buckets have the default size.
+        A new wrapper with the same settings and communication hooks, and buckets of default size.
     """
     if not isinstance(model, DistributedDataParallel):
         return model
     arguments = {name: getattr(model, name) for name in _ARGUMENTS}
     wrapped = DistributedDataParallel(model.module, **arguments)
-    for hook, state in model._comm_hooks:  # Detectron2's fp16_compression is one
+    for hook, state in model._comm_hooks:  # for example Detectron2's fp16_compression
         wrapped.register_comm_hook(state, hook)
     return wrapped

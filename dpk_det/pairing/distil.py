@@ -27,20 +27,20 @@ def distil(
     """Pair a model's levels with its teacher's, build the distiller, attach it, and log all three.
 
     Args:
-        model: as :func:`~.attach.attach_distiller` takes.
+        model: as :func:`~.attach.attach_distiller` takes it.
         teacher: from :func:`~dpk_det.pairing.teacher.load_teacher`.
         methods: name of each method to its arguments, ``{"dpk": {"weight": 12.0}, "dkd": {}}``.
-            A method may name its own ``levels`` among them.
-        levels: the model's feature maps that learn, as :func:`~.levels.pair_levels` takes names;
-            none: all of the backbone's that pair by stride.
-        schedule: as :func:`~.attach.attach_distiller` takes.
+            The arguments may include the method's own ``levels``.
+        levels: names of the model's feature maps that learn, as :func:`~.levels.pair_levels` takes
+            them. If empty, all of the backbone's maps that pair by stride learn.
+        schedule: as :func:`~.attach.attach_distiller` takes it.
 
     Returns:
         The model itself, so that ``LazyCall(distil)(model=..., teacher=..., methods=...)`` can
-        stand where a model does.
+        take the place of a model.
 
     Raises:
-        UserError: as pairing the levels, building the distiller and attaching it do.
+        UserError: when levels do not pair, or the distiller cannot be built or attached.
     """
     check_backbone(model)
     own = _own_levels(methods)
@@ -65,7 +65,7 @@ def distil(
 
 
 def _own_levels(methods: Any) -> dict[str, Sequence[str]]:
-    """What methods name themselves; wrong arguments are said by build_distiller."""
+    """The levels that methods name themselves. build_distiller reports wrong arguments."""
     if not isinstance(methods, Mapping):
         return {}
     return {
@@ -93,7 +93,7 @@ def attach_from_config(model: nn.Module, cfg: CfgNode) -> nn.Module:
     """Attach what ``cfg.DISTILL`` describes to a model and return that model.
 
     Raises:
-        UserError: as building the teacher and :func:`distil` do.
+        UserError: when the teacher cannot be built, and as :func:`distil` does.
     """
     return distil(
         model,

@@ -1,7 +1,8 @@
-"""How strongly distillation pulls at the student's maps, beside the student's own task.
+"""Compares distillation's gradient at the student's maps with the gradient of the student's task.
 
-The share of a method is the norm of its gradient at the backbone's maps over that of the model's
-own losses there. It tells weights of different methods, losses and teachers on one scale.
+The share of a method is the norm of its gradient at the backbone's maps, divided by the norm of the
+gradient of the model's own losses there. It makes the weights of different methods, losses and
+teachers comparable.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,23 +12,23 @@ import torch
 from torch import Tensor, nn
 
 LIMIT = 1e6
-"""Factors stay within 1 / LIMIT and LIMIT."""
-SCALE = 1024.0  # of both gradients, lest small ones vanish in float16; a power of two is exact
+"""Factors stay between 1 / LIMIT and LIMIT."""
+SCALE = 1024.0  # keeps small gradients from vanishing in float16; a power of two is exact
 
 
 class GradShare(nn.Module):
-    """Measures the share of each method now and then, and by choice steers it.
+    """Measures the share of each method at intervals, and steers it if asked to.
 
-    Steering multiplies each method's losses by a factor of its own, which every measurement brings
-    to ``factor * target / share``. Shares and factors are buffers, so that a checkpoint resumes
-    them, and the same on all ranks. Nothing is read back from the device.
+    Steering multiplies each method's losses by the method's own factor. Every measurement sets the
+    factor to ``factor * target / share``. Shares and factors are buffers, so that checkpoints keep
+    them, and are the same on all ranks. The host reads nothing back from the device.
 
     Args:
-        methods: names.
-        target: share that each method is steered to; 0: measure alone.
-        every: steps from one measurement to the next; 0: never measure. A share that is steered is
-            measured four times as often and, before that, in the steps 0, 1, 2, 4, ..., because a
-            student changes fast at first.
+        methods: names of the methods.
+        target: share that each method is steered to; 0: only measure.
+        every: steps from one measurement to the next; 0: never measure. With a target, measurements
+            are four times as frequent. Until that many steps have passed, steps 0, 1, 2, 4, ...
+            measure too, because a student changes fast at first.
     """
 
     def __init__(self, methods: Iterable[str], target: float = 0.0, every: int = 100) -> None:
@@ -43,7 +44,7 @@ class GradShare(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def is_due(self, step: int) -> bool:
-        """Whether a step, from 0, measures."""
+        """Whether a step (counted from 0) measures."""
         if not self.every:
             return False
         if not self.target:
@@ -58,11 +59,13 @@ class GradShare(nn.Module):
         distilled: Mapping[str, Mapping[str, Tensor]],
         maps: Iterable[Tensor],
     ) -> dict[str, dict[str, Tensor]]:
-        """Measure where it is due, and steer.
+        """Measure if it is due, and steer.
 
         Args:
-            step: from 0. own: the model's losses. distilled: method to its losses, with weights.
-            maps: that the losses were computed from, (B, C, H, W) each.
+            step: the step, from 0.
+            own: the model's own losses.
+            distilled: method to its losses, with weights.
+            maps: the maps that the losses were computed from, (B, C, H, W) each.
 
         Returns:
             The methods' losses, times their factors.
@@ -70,7 +73,7 @@ class GradShare(nn.Module):
         maps = [x for x in maps if x.requires_grad]
         if maps and self.is_due(step):
             unsteered = self.measure(own, distilled, maps)
-            self.shares.copy_(unsteered * self.factors)  # as it was up to here
+            self.shares.copy_(unsteered * self.factors)  # the share under the factors so far
             if self.target > 0:
                 usable = unsteered.isfinite() & (unsteered > 0)
                 wanted = (self.target / unsteered).clamp(1 / LIMIT, LIMIT)
@@ -83,7 +86,7 @@ class GradShare(nn.Module):
         }
 
     def metrics(self) -> dict[str, Tensor]:
-        """``NAME/grad_share`` as last measured, before it was steered, and ``NAME/factor``."""
+        """``NAME/grad_share`` as last measured, before factors changed, and ``NAME/factor``."""
         if not self.every:
             return {}
         found = {"grad_share": self.shares.clone()}
@@ -101,7 +104,7 @@ class GradShare(nn.Module):
         distilled: Mapping[str, Mapping[str, Tensor]],
         maps: list[Tensor],
     ) -> Tensor:
-        """(M,) the share of each of M methods, mean over ranks; 0 where none can be told."""
+        """(M,) the share of each of M methods, mean over ranks; 0 where it is undefined."""
         task = _norm(own, maps)
         shares = torch.stack([_norm(distilled[method], maps) for method in self.methods]) / task
         shares = shares.nan_to_num(0, 0, 0)  # a task without a gradient has nothing to share
@@ -112,7 +115,7 @@ class GradShare(nn.Module):
 
 
 def _norm(losses: Mapping[str, Tensor], maps: list[Tensor]) -> Tensor:
-    """The norm of the gradient of all losses together at all maps together."""
+    """Norm of the gradient of the sum of all losses, over all maps together."""
     total = SCALE * sum(loss for loss in losses.values())
     if not isinstance(total, Tensor) or not total.requires_grad:
         return maps[0].new_zeros(())

@@ -1,6 +1,6 @@
-"""What heads say: the student's are watched, the teacher's are asked the same.
+"""Logits of heads: hooks record the student's, and the teacher's run on the same places.
 
-Shapes: B images, H x W cells, A anchors a cell, K classes.
+Shapes: B images, H x W cells, A anchors per cell, K classes.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -19,12 +19,14 @@ from dpk_det.pairing.preparing import feature_strides
 
 @dataclass
 class DenseHead:
-    """A head that is run on every cell: of proposals (``rpn``), or of a detector without regions.
+    """A head that runs on every cell: the proposal head or the head of a detector without regions.
 
     Attributes:
-        name: "rpn" or "dense". module: takes a list of maps, returns a list of logits
-            (B, A K, H, W) first. maps: names of the maps, in order. anchors: by the map's stride,
-            (A, 4) pixels around a cell. num_classes: K; None where the model does not say.
+        name: "rpn" (proposals) or "dense".
+        module: takes a list of maps and returns a list of logits (B, A K, H, W) first.
+        maps: names of the maps, in order.
+        anchors: (A, 4) anchors around a cell in pixels, by the map's stride.
+        num_classes: K; None where the model does not give it.
     """
 
     name: str
@@ -35,7 +37,7 @@ class DenseHead:
 
     @staticmethod
     def of(model: nn.Module) -> "DenseHead | None":
-        """A model's, or None."""
+        """Return the dense head of a model, or None."""
         strides = feature_strides(model.backbone)
         proposals = getattr(model, "proposal_generator", None)
         if hasattr(proposals, "rpn_head"):
@@ -53,11 +55,13 @@ class DenseHead:
 
 @dataclass
 class BoxHead:
-    """The head that classifies regions; of a cascade its first stage.
+    """The head that classifies regions. For a cascade this is its first stage.
 
     Attributes:
-        heads: the model's ``roi_heads``. predictor: returns logits (n, K + 1) first.
-            num_classes: K.
+        heads: the model's ``roi_heads``.
+        features: the box head that turns pooled regions into features.
+        predictor: returns logits (n, K + 1) first.
+        num_classes: K.
     """
 
     name = "roi"
@@ -71,7 +75,7 @@ class BoxHead:
 
     @staticmethod
     def of(model: nn.Module) -> "BoxHead | None":
-        """A model's, or None."""
+        """Return the box head of a model, or None."""
         heads = getattr(model, "roi_heads", None)
         if not hasattr(heads, "box_pooler"):
             return None
@@ -79,7 +83,7 @@ class BoxHead:
         return BoxHead(heads, *(x[0] if isinstance(x, nn.ModuleList) else x for x in stages))
 
     def classify(self, maps: Mapping[str, Tensor], boxes: list[Any]) -> Tensor:
-        """Logits (n, K + 1) of the boxes of each image."""
+        """Return the logits (n, K + 1) of the boxes of all images."""
         pooled = self.heads.box_pooler([maps[x] for x in self.heads.box_in_features], boxes)
         return self.predictor(self.features(pooled))[0]
 
@@ -89,7 +93,8 @@ class ImageHead:
     """The head of a classifier.
 
     Attributes:
-        model: classifies maps. head: its last layer, returns logits (B, K).
+        model: the classifier, which can classify maps.
+        head: its last layer, which returns logits (B, K).
     """
 
     name = "image"
@@ -102,20 +107,21 @@ class ImageHead:
 
     @staticmethod
     def of(model: nn.Module) -> "ImageHead | None":
-        """A model's, or None."""
+        """Return the image head of a model, or None."""
         return ImageHead(model, model.head) if hasattr(model, "classify") else None
 
 
 class ComparedHeads:
-    """Heads that student and teacher share, compared on the same places.
+    """Compares the heads that student and teacher share, on the same places.
 
     Args:
-        student: is watched by forward hooks. teacher: is asked.
-        names: of the heads to compare, see :attr:`dpk_det.distill.Distiller.heads`.
+        student: forward hooks record the outputs of its heads.
+        teacher: its heads run on the places that the student's heads saw.
+        names: names of the heads to compare, see :attr:`dpk_det.distill.Distiller.heads`.
 
     Raises:
-        UserError: when they share none of these heads, or these have other classes, other anchors
-            or no stride in common.
+        UserError: when they share none of these heads, or the heads differ in classes or anchors,
+            have no stride in common or use ``USE_SIGMOID_CE``.
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module, names: Collection[str]) -> None:
@@ -140,7 +146,7 @@ class ComparedHeads:
                 "A box head with USE_SIGMOID_CE has no classes that exclude one another, as "
                 "logit distillation needs: choose a method that learns features."
             )
-        # only now: a pair that is refused leaves no hook behind
+        # Hooks come last, so that a refused pair leaves none behind.
         if self.dense:
             self._watch(self.dense[0].module, "dense")
         if self.box:
@@ -158,17 +164,18 @@ class ComparedHeads:
         image_sizes: Sequence[tuple[int, int]],
         labels: Tensor | None = None,
     ) -> tuple[dict[str, Logits], dict[str, Logits]]:
-        """What both say of the places that the student looked at in this step.
+        """Return the logits of both networks for the places that the student saw in this step.
 
         Args:
-            maps: the teacher's. image_sizes: (height, width) of each image before padding.
-            labels: (B,) the class of each image, of a classifier.
+            maps: the teacher's maps, by name.
+            image_sizes: (height, width) of each image before padding.
+            labels: (B,) the class of each image; only for a classifier.
 
         Returns:
-            Head to logits of the student, and the same of the teacher.
+            Head name to logits of the student, and the same for the teacher.
 
         Raises:
-            UserError: when dense heads have another number of classes.
+            UserError: when dense heads have different numbers of classes.
         """
         seen, self._seen = self._seen, {}  # the graph must not outlive the step
         student, teacher = {}, {}
@@ -201,19 +208,19 @@ class ComparedHeads:
         return student, teacher
 
     def forget(self) -> None:
-        """Drop what was seen."""
+        """Drop the recorded outputs."""
         self._seen = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_seen": {}}  # a graph cannot be copied
 
     def remove(self) -> None:
-        """Stop watching."""
+        """Remove the hooks."""
         for hook in self._hooks:
             hook.remove()
 
     def _watch(self, module: nn.Module, name: str) -> None:
-        # no closure, which a copy of the model would share, and which cannot be pickled
+        # not a closure: copies of the model would share it, and it cannot be pickled
         self._hooks.append(module.register_forward_hook(partial(self._see, name)))
 
     def _see(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -222,7 +229,7 @@ class ComparedHeads:
 
     def _see_boxes(self, pooler: nn.Module, inputs: Any) -> None:
         if pooler.training and torch.is_grad_enabled():
-            self._seen.setdefault("boxes", inputs[1])  # a cascade pools once a stage
+            self._seen.setdefault("boxes", inputs[1])  # a cascade pools in each stage
 
 
 def _shared(own: Any, other: Any, names: Collection[str]) -> tuple[Any, Any] | None:
@@ -259,7 +266,7 @@ def _check_anchors(own: DenseHead, other: DenseHead) -> None:
 def _valid_rows(
     own: Tensor, other: Tensor, stride: int, image_sizes: Sequence[tuple[int, int]]
 ) -> tuple[Tensor, Tensor]:
-    """(n, A K) of both, the cells that are not padding, of two (B, A K, H, W) maps."""
+    """Return the cells outside padding, (n, A K) each, of two (B, A K, H, W) maps."""
     if own.shape[1] != other.shape[1]:
         raise UserError(
             f"The student's head says {own.shape[1]} things of a cell and its teacher's "

@@ -1,4 +1,4 @@
-"""Distillation for a trainer that knows nothing of it."""
+"""A hook that adds distillation to a trainer without support for it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,28 +19,29 @@ from dpk_det.pairing.teacher import Teacher, build_teacher
 
 
 class DistillHook(HookBase):
-    """Lets Detectron2's ``DefaultTrainer``, or a subclass, distil the plain model that it has.
+    """Makes Detectron2's ``DefaultTrainer``, or a subclass, distil its plain model.
 
-    Register it once the trainer is built and before ``resume_or_load()``::
+    Register it after the trainer is built and before ``resume_or_load()``::
 
         trainer = DefaultTrainer(cfg)
         trainer.register_hooks([DistillHook(load_teacher("teacher.yaml"), {"dpk": {}})])
         trainer.resume_or_load(resume=args.resume)
         trainer.train()
 
-    It attaches when it is registered, so that checkpoints find a place for the distiller's weights
-    and their optimizer's state. The trainer's own ``build_optimizer`` and ``build_lr_scheduler``
-    say how these weights learn. Pairs of levels, the distiller's size and what was inherited are
+    Registering the hook attaches the distiller, so that checkpoints find a place for its weights
+    and their optimizer state. The trainer's own ``build_optimizer`` and ``build_lr_scheduler``
+    set how these weights learn. Pairs of levels, the distiller's size and inherited weights are
     logged (:func:`~dpk_det.news.tell`). After training, finished or not, model and optimizer are
-    the plain ones again; checkpoints written until then hold ``distiller.*`` besides.
+    plain again. Checkpoints written before that also contain ``distiller.*``.
 
     Args:
         teacher: from :func:`~dpk_det.pairing.teacher.load_teacher`.
-        methods: as :func:`~dpk_det.pairing.distil.distil` takes.
-        levels: as there.
-        inherit: start neck and heads from the teacher's, as ``DISTILL.INHERIT`` does: after other
-            weights are loaded, and not when a training is resumed.
-        schedule: as :func:`~dpk_det.pairing.distil.distil` takes; ``max_iter`` is the trainer's.
+        methods: as :func:`~dpk_det.pairing.distil.distil` takes them.
+        levels: as :func:`~dpk_det.pairing.distil.distil` takes them.
+        inherit: start neck and heads from the teacher's weights, as ``DISTILL.INHERIT`` does. This
+            happens after other weights are loaded, and not when a training is resumed.
+        schedule: as :func:`~dpk_det.pairing.distil.distil` takes it, without ``max_iter``, which
+            the trainer gives.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class DistillHook(HookBase):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "DistillHook":
-        """What ``cfg.DISTILL`` describes, for a config with a plain ``META_ARCHITECTURE``.
+        """Build the hook of ``cfg.DISTILL``, for a config with a plain ``META_ARCHITECTURE``.
 
         Raises:
             UserError: when the config has no such node, or the teacher cannot be built.
@@ -66,7 +67,7 @@ class DistillHook(HookBase):
                 "This config has no DISTILL node: call dpk_det.add_dpk_config(cfg) before files "
                 "are merged into it."
             )
-        cfg = scale_to_processes(cfg)  # as the trainer does with all but the warm-up
+        cfg = scale_to_processes(cfg)  # the trainer scales all but the warm-up
         node = cfg.DISTILL
         return cls(
             build_teacher(cfg),
@@ -78,11 +79,11 @@ class DistillHook(HookBase):
 
     @property
     def trainer(self) -> Any:
-        """The trainer, set when the hook is registered: that attaches the distiller to its model.
+        """The trainer. Registering the hook sets it and attaches the distiller to its model.
 
         Raises:
-            UserError: when it is no DefaultTrainer or has resumed already, the teacher was told
-                another channel order than ``INPUT.FORMAT``, and as :func:`~.distil.distil` does.
+            UserError: when it is no DefaultTrainer or has resumed already, when the teacher expects
+                a channel order other than ``INPUT.FORMAT``, and as :func:`~.distil.distil` does.
         """
         return self._trainer
 
@@ -112,7 +113,7 @@ class DistillHook(HookBase):
         trainer.model = rewrap(trainer.model)
 
     def before_train(self) -> None:
-        """Inherit, where that is asked for."""
+        """Inherit the teacher's weights if ``inherit`` is set."""
         model = unwrap(self.trainer.model)
         if not hasattr(model, "distillation"):
             raise UserError(
@@ -123,13 +124,13 @@ class DistillHook(HookBase):
             inherit_weights(model, self.teacher.model)
 
     def after_train(self) -> None:
-        """Leave the plain model, in its wrapper, and its optimizer."""
+        """Restore the plain model, in its wrapper, and its optimizer."""
         trainer, model = self.trainer, unwrap(self.trainer.model)
         if not hasattr(model, "distillation"):
             return
         self._forget(model.distiller)
         model.distillation.remove()
-        # to wrap takes all processes, and after an exception the others may be elsewhere
+        # Wrapping needs all processes. After an exception the others may be elsewhere.
         finished = trainer.iter >= trainer.max_iter
         trainer.model = rewrap(trainer.model) if finished else model
 
@@ -137,11 +138,11 @@ class DistillHook(HookBase):
         trainer, optimizer = self.trainer, self.trainer.optimizer
         self._num_groups = len(optimizer.param_groups)
         if not any(p.requires_grad for p in distiller.parameters()):
-            return  # there are methods with nothing to learn
-        # as for the student, norm layers and biases may have a decay and rate of their own
+            return  # some methods have nothing to learn
+        # as in the student, norm layers and biases may have their own decay and learning rate
         for group in trainer.build_optimizer(trainer.cfg, distiller).param_groups:
             optimizer.add_param_group(group)
-        # a scheduler keeps lists with an entry a group, and has set the rates of the first step
+        # A scheduler has one list entry per group and has set the first step's rates: rebuild it.
         for group in optimizer.param_groups:
             group["lr"] = group.pop("initial_lr", group["lr"])
         trainer.scheduler = trainer.build_lr_scheduler(trainer.cfg, optimizer)

@@ -14,21 +14,22 @@ from dpk_det.news import tell
 def inherit_weights(student: nn.Module, teacher: nn.Module) -> tuple[list[str], list[str]]:
     """Start the student's neck, proposal generator and heads from the teacher's weights.
 
-    The inheriting strategy of Kang et al. (NeurIPS 2021). Whatever is no part of the backbone's
-    bottom-up network is copied where names and shapes match, whole layers at a time: a bias is no
-    use without its weight. So it goes between detectors of different kinds too. A sequence of
-    layers that are but numbered (a RetinaNet's ``cls_subnet``) counts as one layer: in another
-    sequence the same number is another place. Pixel mean and deviation stay, each network keeps its
-    own. Which were taken is logged.
+    This is the inheriting strategy of Kang et al. (NeurIPS 2021). Weights outside the backbone's
+    bottom-up network are copied where names and shapes match, also between detectors of different
+    kinds. Only whole layers are copied, because a bias is useless without its weight. A sequence
+    whose layers only have numbers (a RetinaNet's ``cls_subnet``) counts as one layer, because the
+    same number means another layer in another sequence. Each network keeps its own pixel mean and
+    deviation. The copied names are logged.
 
     Args:
-        student: gets the weights in place. teacher: gives them.
+        student: gets the weights in place.
+        teacher: gives the weights.
 
     Returns:
-        The names that were taken, and those of the student's that the teacher could not give.
+        The copied names, and the names of the student's weights that the teacher could not give.
 
     Raises:
-        UserError: when there is nothing to take.
+        UserError: when there is nothing to copy.
     """
     own = "backbone.bottom_up." if hasattr(student.backbone, "bottom_up") else "backbone."
     wanted = {
@@ -63,7 +64,7 @@ def inherit_weights(student: nn.Module, teacher: nn.Module) -> tuple[list[str], 
 
 
 def _layers(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, dict[str, torch.Size]]:
-    """Layer to name and shape of each of its weights."""
+    """Map each layer to the names and shapes of its weights."""
     sequences = {
         name
         for name, module in model.named_modules()
@@ -72,7 +73,7 @@ def _layers(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, dict[str
     }
     layers: dict[str, dict[str, torch.Size]] = {}
     for name, value in state.items():
-        # Detectron2's convolutions hold their norm, which is of no use without them
+        # a norm counts as part of the Detectron2 convolution that holds it and is useless alone
         layer = name.rpartition(".")[0].removesuffix(".norm")
         parents = itertools.accumulate(name.split("."), "{}.{}".format)
         layer = next((parent for parent in parents if parent in sequences), layer)

@@ -1,4 +1,4 @@
-"""Which student level learns from which teacher level."""
+"""Pairs each student level with the teacher level that it learns from."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -19,25 +19,26 @@ from dpk_det.pairing.teacher import Teacher
 
 KEY = "DISTILL.LEVELS"
 FROM = " from "
-"""Between a student's map and the teacher's, where a name in ``LEVELS`` gives both."""
+"""Separates the student's map from the teacher's in an entry of ``LEVELS`` that names both."""
 
 
 def find_modules(model: nn.Module, teacher: Teacher, names: Sequence[str]) -> dict[str, Layout]:
-    """Find the modules that ``LEVELS`` names beside the maps of the backbones.
+    """Find the modules that ``LEVELS`` names in addition to the backbones' maps.
 
     Args:
-        model: the student. teacher: is told to look at the modules that are its.
+        model: the student.
+        teacher: from now on it returns the maps of its modules among these.
         names: as :func:`pair_levels` takes them.
 
     Returns:
-        Layouts of the student's modules.
+        Layouts of the student's modules, by the names of their maps.
 
     Raises:
         UserError: as :func:`~.modules.find_layouts` does.
     """
     parts = [name.partition(FROM) for name in names if isinstance(name, str)]
     teacher.look_at(module_paths(teacher.model, [other for _, _, other in parts if other]))
-    # an entry that has one name may mean the teacher's module of that path, if it has a map
+    # an entry with one name may also mean the teacher's module of that path, if it returns a map
     same = module_paths(teacher.model, [own for own, _, other in parts if not other])
     teacher.look_at(same, lenient=True)
     return find_layouts(model, module_paths(model, [own for own, _, _ in parts]))
@@ -53,7 +54,7 @@ def pair_maps(
     """Pair the maps of a student and its teacher by :func:`pair_levels`.
 
     Args:
-        layouts: of the student's modules, from :func:`find_modules`.
+        layouts: layouts of the student's modules, from :func:`find_modules`.
     """
     return pair_levels(
         model.backbone.output_shape(),
@@ -74,20 +75,22 @@ def pair_levels(
 ) -> list[Level]:
     """Pair feature maps by stride, finest first.
 
-    Of several maps that a teacher has of one stride (a dilated stage beside the one before it), the
-    student learns from the one of its own name, else from the deepest, the last that is listed.
+    A teacher may have several maps of one stride (a dilated stage and the stage before it). Then a
+    student's map learns from the map of the same name, or otherwise from the deepest, listed last.
 
     Args:
-        student, teacher: what ``backbone.output_shape()`` returns.
+        student: ``output_shape()`` of the student's backbone.
+        teacher: ``output_shape()`` of the teacher's backbone.
         names: the student's maps to pair, by name or by a module's path; "OWN from OTHER" names the
-            teacher's too. None means all of the backbone's that have a partner.
-        key: where these names come from, for errors.
-        own_modules, other_modules: maps of modules, by the names of
-            :func:`~.modules.map_name`. They pair only where they are named.
+            teacher's map too. Without names, all of the backbone's maps with a partner pair.
+        key: config key of these names, for errors.
+        own_modules: maps of the student's modules, by the names of :func:`~.modules.map_name`. They
+            pair only if they are named.
+        other_modules: the same for the teacher.
 
     Raises:
-        UserError: when nothing pairs, or a named level is unknown, named twice or has no partner,
-            or one of another stride.
+        UserError: when nothing pairs, or a named level is unknown, is named twice, has no partner
+            or has a partner of another stride.
     """
     check_names(names, key)
     student_maps, teacher_maps = {**student, **own_modules}, {**teacher, **other_modules}
@@ -119,7 +122,7 @@ def pair_levels(
 def _parse(
     entry: str, student: Mapping[str, ShapeSpec], teacher: Mapping[str, ShapeSpec], key: str
 ) -> tuple[str, str]:
-    """The maps that an entry names: the student's, and the teacher's or ""."""
+    """Split an entry into the student's map and the teacher's, which may be ""."""
     own, _, other = entry.partition(FROM)
     for who, name, maps in (("student", own, student), ("teacher", other, teacher)):
         if name and name not in maps and map_name(name) not in maps:
@@ -137,5 +140,5 @@ def _parse(
 
 
 def list_maps(shapes: Mapping[str, ShapeSpec]) -> str:
-    """What an error says of a backbone's maps: the name and stride of each."""
+    """List the name and stride of each map, for error messages."""
     return ", ".join(f"{module_path(name)} (stride {spec.stride})" for name, spec in shapes.items())

@@ -1,7 +1,7 @@
 """Feature maps of modules that a backbone does not list: a stage, a transformer's encoder.
 
-A module is named by its path in the model, ``backbone.bottom_up.res4``; its map by the same path
-with slashes, for a distiller keeps layers by that name, and torch allows no dot in it.
+A module is named by its path in the model, ``backbone.bottom_up.res4``. Its map has the same name
+with slashes, because a distiller names layers after maps and torch allows no dot in these names.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ from dpk_det.pairing.batches import Batch, image_sizes
 from dpk_det.pairing.preparing import feature_strides, preprocess
 
 PROBE = 256, 384
-"""Height and width of the noise that tells a module's layout: its map is no square."""
+"""Height and width of the noise images that reveal a layout: their maps are not square."""
 
 
 def map_name(path: str) -> str:
@@ -40,8 +40,9 @@ class Layout:
     """How a module returns its map.
 
     Attributes:
-        axes: "bchw"; "bhwc", as Detectron2's ViT; or tokens, row by row: "bnc", "nbc".
-        stride: pixels a cell. channels: C.
+        axes: "bchw"; "bhwc", as in Detectron2's ViT; or tokens, row by row: "bnc", "nbc".
+        stride: pixels per cell.
+        channels: C.
     """
 
     axes: str
@@ -49,16 +50,18 @@ class Layout:
     channels: int
 
     def read(self, output: Any, name: str, size: tuple[int, int]) -> Tensor:
-        """What the module has returned, as a map.
+        """Convert the output of the module to a map.
 
         Args:
-            output: of the module. name: of its map. size: (height, width) of the padded images.
+            output: the module's output.
+            name: name of its map.
+            size: (height, width) of the padded images.
 
         Returns:
             (B, C, H, W).
 
         Raises:
-            UserError: when tokens are not as many as the images have cells.
+            UserError: when there are not as many tokens as the images have cells.
         """
         if self.axes == "bchw":
             return output
@@ -76,7 +79,7 @@ class Layout:
 
     @property
     def spec(self) -> ShapeSpec:
-        """As ``backbone.output_shape()`` describes a map."""
+        """The map's shape, as ``backbone.output_shape()`` describes it."""
         return ShapeSpec(channels=self.channels, stride=self.stride)
 
 
@@ -85,7 +88,8 @@ class Seen:
     """What a model returned in one run.
 
     Attributes:
-        outputs: of modules, by the names of their maps. maps: of the backbone.
+        outputs: outputs of modules, by the names of their maps.
+        maps: maps of the backbone.
         size: (height, width) of the padded images.
     """
 
@@ -94,10 +98,10 @@ class Seen:
     size: tuple[int, int] = (0, 0)
 
     def keep(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        """Forward hook of a module.
+        """Keep a module's output, as a forward hook.
 
         Raises:
-            UserError: when it runs a second time.
+            UserError: when the module runs a second time.
         """
         if name in self.outputs:
             raise UserError(
@@ -107,13 +111,13 @@ class Seen:
         self.outputs[name] = output
 
     def keep_maps(self, backbone: nn.Module, inputs: tuple[Tensor], maps: Any) -> None:
-        """Forward hook of the backbone."""
+        """Keep the backbone's maps, as a forward hook."""
         self.maps = maps
         if inputs:
             self.size = tuple(inputs[0].shape[-2:])
 
     def features(self, model: nn.Module, layouts: Mapping[str, Layout], batch: Batch) -> Features:
-        """Maps of the backbone and of modules."""
+        """Return the maps of the backbone and of the modules in ``layouts``."""
         for name in layouts:
             if name not in self.outputs:
                 raise UserError(
@@ -139,13 +143,14 @@ def look(
     images: Tensor | None = None,
     backbone: Callable[[Tensor], dict[str, Tensor]] | None = None,
 ) -> Features:
-    """See a batch with a model: its backbone alone runs, where all modules are within it.
+    """Return a model's maps of a batch. Only the backbone runs if it contains all modules.
 
     Args:
-        model: as :class:`~.teacher.Teacher` takes it. batch: in its own channel order.
-        layouts: of the modules to look at beside the backbone.
-        images: what the model would make of the batch, (B, 3, H, W), if somebody has made it.
-        backbone: what runs in place of the model's.
+        model: as :class:`~.teacher.Teacher` takes it.
+        batch: images in the model's own channel order.
+        layouts: layouts of the modules whose maps are wanted beside the backbone's.
+        images: the batch as the model preprocesses it, (B, 3, H, W), if the caller has it.
+        backbone: runs in place of the model's backbone.
     """
     with watched(model, layouts) as seen:
         if all(name.startswith("backbone/") for name in layouts):
@@ -159,10 +164,11 @@ def look(
 
 @contextmanager
 def watched(model: nn.Module, names: Iterable[str]) -> Iterator[Seen]:
-    """Keep what modules return while this is on.
+    """Keep the outputs of modules inside the context.
 
     Args:
-        names: of their maps.
+        model: the model of the modules.
+        names: names of the modules' maps.
     """
     seen = Seen()
     hooks = [model.backbone.register_forward_hook(seen.keep_maps)] if names else []
@@ -180,24 +186,25 @@ def watched(model: nn.Module, names: Iterable[str]) -> Iterator[Seen]:
 
 
 def module_paths(model: nn.Module, names: Iterable[str]) -> list[str]:
-    """Those names that are paths of modules, and no maps of the backbone."""
+    """Return the names that are paths of modules and not maps of the backbone."""
     maps, modules = model.backbone.output_shape(), dict(model.named_modules())
     return [name for name in dict.fromkeys(names) if name not in maps and name in modules]
 
 
 def find_layouts(model: nn.Module, paths: Sequence[str]) -> dict[str, Layout]:
-    """Find how modules return their maps, by one run on noise, without gradients.
+    """Find how modules return their maps, by one run on noise without gradients.
 
-    The model, its norms' statistics and the random numbers stay as they were.
+    The model, the statistics of its norms and the random state do not change.
 
     Args:
-        paths: of modules of the model.
+        model: the model of the modules.
+        paths: paths of the modules.
 
     Returns:
         The layout of each, by the name of its map.
 
     Raises:
-        UserError: when a module does not run, or what it returns is no map, or can be read as two.
+        UserError: when a module does not run, or its output is no map or can be read in two ways.
     """
     if not paths:
         return {}
@@ -214,7 +221,7 @@ def find_layouts(model: nn.Module, paths: Sequence[str]) -> dict[str, Layout]:
 
 def _run(model: nn.Module) -> None:
     divisor = max(1, getattr(model.backbone, "size_divisibility", 0))
-    # some ViTs take no larger image than the square that they pad to
+    # some ViTs accept no image larger than the square that they pad to
     limit = getattr(model.backbone, "padding_constraints", {}).get("square_size", 0) or max(PROBE)
     height, width = (-(-min(side, limit) // divisor) * divisor for side in PROBE)
     images = 255 * torch.rand(2, 3, height, width)

@@ -1,4 +1,4 @@
-"""What a model makes of a batch before its backbone sees it, and the strides of what that gives."""
+"""Prepares a batch for a model's backbone, and reads the strides of the backbone's maps."""
 
 import torch
 from detectron2.structures import ImageList
@@ -10,18 +10,18 @@ from dpk_det.pairing.batches import Batch
 def preprocess(model: nn.Module, batch: Batch) -> ImageList:
     """Normalise, pad and batch images as a model does.
 
-    Detectron2's ``ProposalNetwork`` and ``SemanticSegmentor`` do so within their forward, and have
-    no ``preprocess_image`` to call; theirs is repeated here.
+    Detectron2's ``ProposalNetwork`` and ``SemanticSegmentor`` do this inside their forward and have
+    no ``preprocess_image`` to call. Their steps are repeated here.
 
     Args:
-        model: with ``preprocess_image``, or ``pixel_mean`` and ``pixel_std``.
+        model: has ``preprocess_image``, or ``pixel_mean`` and ``pixel_std``.
         batch: as :class:`~.teacher.Teacher` takes it.
     """
     if hasattr(model, "preprocess_image"):
         return model.preprocess_image(batch)
     mean, std, backbone = model.pixel_mean, model.pixel_std, model.backbone
     images = [(x["image"].to(mean.device) - mean) / std for x in batch]
-    # Detectron2 0.6 knows no constraints but the divisor
+    # Detectron2 0.6 has no constraint except the divisor
     more = (
         {"padding_constraints": backbone.padding_constraints}
         if hasattr(backbone, "padding_constraints")
@@ -31,9 +31,9 @@ def preprocess(model: nn.Module, batch: Batch) -> ImageList:
 
 
 def prepare_alike(model: nn.Module, other: nn.Module) -> bool:
-    """Whether two models make the same tensor of a batch whose channels have the order of both.
+    """Whether two models turn a batch into the same tensor, if they expect the same channel order.
 
-    False where it is not plain to see: where they are prepared by code of different classes.
+    False if they do not share one ``preprocess_image``, because their code cannot be compared.
     """
     ways = [getattr(type(m), "preprocess_image", None) for m in (model, other)]
     if ways[0] is None or ways[0] is not ways[1]:
@@ -51,5 +51,5 @@ def prepare_alike(model: nn.Module, other: nn.Module) -> bool:
 
 
 def feature_strides(backbone: nn.Module) -> dict[str, int]:
-    """Name to pixels a cell of the backbone's maps."""
+    """Return the stride (pixels per cell) of each map of the backbone, by name."""
     return {name: spec.stride for name, spec in backbone.output_shape().items()}

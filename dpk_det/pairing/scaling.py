@@ -1,4 +1,4 @@
-"""A config made for another number of processes."""
+"""Scales a config to the number of processes that run it."""
 
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
@@ -6,9 +6,10 @@ from detectron2.utils import comm
 
 
 def scale_to_processes(cfg: CfgNode) -> CfgNode:
-    """Scale rates and steps as ``SOLVER.REFERENCE_WORLD_SIZE`` asks for; a scaled config stays.
+    """Scale rates and steps from ``SOLVER.REFERENCE_WORLD_SIZE`` to the number of processes.
 
-    Detectron2's trainers do so with all but ``DISTILL.WARMUP_ITERS``.
+    Detectron2's trainers scale all but ``DISTILL.WARMUP_ITERS``. A config that is already scaled is
+    returned unchanged.
     """
     scaled = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
     if scaled is cfg:

@@ -1,4 +1,4 @@
-"""When distillation counts, and how much."""
+"""Decides when distillation counts, and how much."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,21 +11,21 @@ from dpk_det.errors import UserError
 
 @dataclass(frozen=True)
 class Schedule:
-    """How distillation goes along a training.
+    """How distillation changes during a training.
 
     Attributes:
-        max_iter: steps of the training, by which its progress is told from Detectron2's event
-            storage; None: the caller sets ``distiller.progress``.
-        warmup_iters: W; step i of them, from 0, has its distilling losses times (i + 1) / W. Needs
-            Detectron2's event storage.
-        stop_at: progress from which the student learns from its own task alone, and the teacher is
+        max_iter: steps of the training. Progress is the step in Detectron2's event storage over
+            this number. None: the caller sets ``distiller.progress``.
+        warmup_iters: W. Step i of the first W, from 0, multiplies the distillation losses by
+            (i + 1) / W. Needs Detectron2's event storage.
+        stop_at: progress from which the student learns from its own task alone and the teacher does
             not run; 1: never.
-        grad_share: what the gradient of each method at the student's maps is steered to, as a share
-            of the student's own; 0: weights stay as they are.
+        grad_share: value to which each method's gradient at the student's maps is steered, as a
+            share of the gradient of the student's own losses; 0: weights stay unchanged.
         grad_share_every: steps from one measurement of that share to the next; 0: never.
 
     Raises:
-        UserError: when a share cannot be one.
+        UserError: when ``stop_at`` is not in [0, 1], or ``grad_share`` is negative.
     """
 
     max_iter: int | None = None
@@ -41,7 +41,7 @@ class Schedule:
             raise UserError(f"grad_share is {self.grad_share}: write 0 or more.")
 
     def progress(self, storage: EventStorage | None) -> float | None:
-        """The share of the training that is done; None where the caller tells."""
+        """The share of the training that is done; None where the caller sets it."""
         return min(storage.iter / self.max_iter, 1.0) if storage and self.max_iter else None
 
     def is_over(self, progress: float) -> bool:
@@ -49,10 +49,10 @@ class Schedule:
         return self.stop_at < 1 and progress >= self.stop_at
 
     def warmth(self, storage: EventStorage | None) -> float:
-        """Factor of the distilling losses.
+        """Factor of the distillation losses in this step.
 
         Raises:
-            UserError: when nobody counts the steps of a warm-up.
+            UserError: when a warm-up has no event storage that counts its steps.
         """
         if self.warmup_iters <= 0:
             return 1.0
@@ -65,13 +65,13 @@ class Schedule:
 
 
 def schedule_arguments(cfg: CfgNode) -> dict[str, Any]:
-    """What a config says of a schedule, but for its steps, which the trainer knows."""
+    """Read a :class:`Schedule` from a config, except ``max_iter``, which the trainer knows."""
     keys = ("WARMUP_ITERS", "STOP_AT", "GRAD_SHARE", "GRAD_SHARE_EVERY")
     return {key.lower(): cfg.DISTILL[key] for key in keys}
 
 
 def event_storage() -> EventStorage | None:
-    """Detectron2's event storage; None in a loop of somebody's own that has none."""
+    """Return Detectron2's event storage, or None in a training loop that has none."""
     try:
         return get_event_storage()
     except AssertionError:

@@ -1,4 +1,4 @@
-"""The frozen teacher: its own config, its own normalisation, and every weight matched."""
+"""The frozen teacher: it has its own config and normalisation, and all its weights must match."""
 
 import os
 from collections.abc import Sequence
@@ -27,22 +27,24 @@ ZOO_EXAMPLE = "COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml"
 
 
 class Teacher:
-    """A detector or classifier that only looks: in eval mode, without gradients.
+    """A frozen detector or classifier, in eval mode and without gradients.
 
-    No ``nn.Module``, so that a student that holds it does not adopt its weights.
+    It is no ``nn.Module``, so that its weights do not become part of a student that holds it.
 
     Args:
         model: a Detectron2 model with a ``backbone``, and ``preprocess_image`` or at least
-            ``pixel_mean`` and ``pixel_std``; frozen in place.
-        image_format: channel order it was trained with, "BGR" or "RGB".
-        student_format: channel order of the images that it will be shown.
-        precision: the backbone runs in: "bf16" or "fp16" (autocast); "": as the student's does.
+            ``pixel_mean`` and ``pixel_std``. It is frozen in place.
+        image_format: channel order that the model was trained with, "BGR" or "RGB".
+        student_format: channel order of the images that it will be given.
+        precision: precision of the backbone: "bf16" or "fp16" (autocast); "": the student's.
         channels_last: keep the backbone's weights and maps with their channels innermost in memory.
         compiled: run the backbone through ``torch.compile``.
 
     Attributes:
-        model, student_format: as given. flip_channels: whether the two orders differ.
-        layouts: the modules whose maps are looked at beside the backbone's.
+        model: as given.
+        student_format: as given.
+        flip_channels: whether the two channel orders differ.
+        layouts: layouts of the modules whose maps are returned beside the backbone's.
 
     Raises:
         UserError: for an unknown precision.
@@ -67,20 +69,21 @@ class Teacher:
         if channels_last:
             model.backbone.to(memory_format=torch.channels_last)
         self._compiled = compiled
-        # images may have any size
+        # dynamic, because images may have any size
         self._look = torch.compile(model.backbone, dynamic=True) if compiled else model.backbone
 
     def move(self, device: torch.device) -> None:
-        """Go to a device; one that is there already stays."""
+        """Move to a device, unless the teacher is there already."""
         if next(self.model.parameters()).device != device:
             self.model.to(device)
 
     def look_at(self, paths: Sequence[str], lenient: bool = False) -> None:
-        """Look at these modules as well, from now on.
+        """Return the maps of these modules as well, from now on.
 
         Args:
-            paths: such as "backbone.bottom_up.res4". For one outside the backbone the whole model
-                has to run. lenient: pass over those that return no map.
+            paths: paths of modules, such as "backbone.bottom_up.res4". The whole model has to run
+                for a module outside the backbone.
+            lenient: skip modules that return no map.
 
         Raises:
             UserError: when the backbone is compiled, and as
@@ -100,15 +103,15 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, batch: Batch, images: Tensor | None = None) -> Features:
-        """Look at a batch, normalised and padded the teacher's own way.
+        """Return the feature maps of a batch, normalised and padded in the teacher's own way.
 
-        Only its backbone runs, unless a module outside of it is looked at.
+        Only the backbone runs, unless a module outside it has to return a map.
 
         Args:
             batch: Detectron2's list of dicts, or a classifier's dict of tensors; images in the
                 student's format.
-            images: what the teacher would make of the batch, (B, 3, H, W), if somebody has made it
-                already; see :func:`prepare_alike`.
+            images: the batch as the teacher preprocesses it, (B, 3, H, W), if the caller has it;
+                see :func:`prepare_alike`.
         """
         if self.flip_channels:
             batch = flip_channels(batch)
@@ -119,7 +122,7 @@ class Teacher:
             return look(self.model, batch, self.layouts, images, self._look)
         with torch.autocast(images.device.type, self._dtype):
             seen = look(self.model, batch, self.layouts, images, self._look)
-        seen.maps = {name: x.float() for name, x in seen.maps.items()}  # for the student's heads
+        seen.maps = {name: x.float() for name, x in seen.maps.items()}  # heads expect float32
         return seen
 
 
@@ -127,10 +130,11 @@ def load_teacher_config(config_file: str, opts: Sequence[Any] = ()) -> CfgNode |
     """Read a teacher's config from a path or Detectron2's model zoo.
 
     Args:
-        config_file: YAML, or a LazyConfig's ``.py``, which is run. opts: ``[KEY, VALUE, ...]``.
+        config_file: YAML, or a LazyConfig's ``.py``, which is executed.
+        opts: overrides, ``[KEY, VALUE, ...]``.
 
     Raises:
-        UserError: when it is neither, a LazyConfig without a model, or opts are no pairs.
+        UserError: when it is neither, a LazyConfig has no model, or opts are no pairs.
     """
     if not config_file:
         raise UserError(
@@ -138,7 +142,7 @@ def load_teacher_config(config_file: str, opts: Sequence[Any] = ()) -> CfgNode |
             f"such as {ZOO_EXAMPLE}."
         )
     path = find_config(config_file)
-    if not os.path.isfile(path):  # which takes any text, too long a one and ~nobody/x too
+    if not os.path.isfile(path):  # accepts any text, even a too long one or ~nobody/x
         try:
             path = _model_zoo().get_config_file(config_file)
         except RuntimeError as e:
@@ -162,7 +166,7 @@ def load_teacher_config(config_file: str, opts: Sequence[Any] = ()) -> CfgNode |
 
 
 def _model_zoo() -> ModuleType:
-    # upstream's imports pkg_resources: not at the top, for a teacher with a path needs none of it
+    # Imported late: upstream's zoo needs pkg_resources, and a teacher with a path does not.
     try:
         from detectron2 import model_zoo
     except ModuleNotFoundError as e:
@@ -174,10 +178,10 @@ def _model_zoo() -> ModuleType:
 
 
 def find_teacher_weights(config_file: str, weights: str, teacher_cfg: CfgNode | DictConfig) -> str:
-    """The weights to load: as given, or the zoo's own, or those that training has left.
+    """Find the weights to load: those given, or the model zoo's, or those that training has left.
 
     Raises:
-        UserError: when none are given and there are none to be found.
+        UserError: when none are given and none can be found.
     """
     if weights:
         return weights
@@ -210,15 +214,15 @@ def load_teacher(
     student_format: str = "BGR",
     **speed: Any,
 ) -> Teacher:
-    """Build a teacher from its own config, every weight matched.
+    """Build a teacher from its own config and load its weights, which must all match.
 
     Args:
         config_file: a path, or a name of Detectron2's model zoo; YAML or a LazyConfig's ``.py``.
-        weights: a path or URL; "": those that :func:`find_teacher_weights` finds.
+        weights: a path or URL; "": the weights that :func:`find_teacher_weights` finds.
         opts: overrides of its config, ``[KEY, VALUE, ...]``.
-        device: where it is to run; it follows the student if that is elsewhere.
-        student_format: channel order of the images that it will be shown, "BGR" or "RGB".
-        speed: ``precision``, ``channels_last`` and ``compiled`` of :class:`Teacher`.
+        device: the device to build it on. Later it follows the student to another device.
+        student_format: channel order of the images that it will be given, "BGR" or "RGB".
+        speed: arguments ``precision``, ``channels_last`` and ``compiled`` of :class:`Teacher`.
 
     Raises:
         UserError: when config or weights are not found, or a weight does not fit.
@@ -233,16 +237,17 @@ def load_teacher(
 def build_untrained(
     cfg: CfgNode | DictConfig, device: str | torch.device = "cpu"
 ) -> tuple[nn.Module, str]:
-    """A teacher's model with random weights, and the channel order of its images.
+    """Build a teacher's model with random weights, and find the channel order of its images.
 
     Args:
-        cfg: of :func:`load_teacher_config`. device: where it is to run.
+        cfg: from :func:`load_teacher_config`.
+        device: the device to build it on.
     """
     if isinstance(cfg, DictConfig):
         with mistakes("The teacher's LazyConfig gives no model", "correct its 'model'"):
             model = instantiate(cfg.model).to(device)
-        # said by the model where the config wraps it, as `distil` does; by neither where the model
-        # has no use for it, as Detectron2's FCOS
+        # Only the model has it if the config wraps the model, as `distil` does. Models that do not
+        # use it have none, such as Detectron2's FCOS.
         said = cfg.model.get("input_format") or getattr(model, "input_format", None)
         return model, said or "BGR"
     cfg = plain_architecture(cfg)  # a teacher may have been distilled itself

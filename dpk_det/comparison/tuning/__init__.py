@@ -1,1 +1,1 @@
-"""Which config values are best: a search over trainings, by Optuna."""
+"""The search for the best config values over trainings, with Optuna."""

@@ -46,21 +46,23 @@ def tune(
     say: Callable[[str], None] = print,
     interrupts: Interrupts | None = None,
 ) -> str:
-    """Make all trials of a suite that are not made yet, and write what comes of them.
+    """Make the missing trials of a suite, and write their results.
 
-    Teachers, and what the students start with, are trained first.
+    Teachers, and the model that students start with, are trained first.
 
     Args:
-        suite: with a node ``tune``. output: folder.
-        slots: of :func:`~dpk_det.comparison.jobs.make_slots`; as many trials run at a time.
-        say: gets the lines of progress. interrupts: tells when to stop.
+        suite: a suite with a node ``tune``.
+        output: folder for all files.
+        slots: from :func:`~dpk_det.comparison.jobs.make_slots`; as many trials run at a time.
+        say: gets the lines of progress.
+        interrupts: tells when to stop.
 
     Returns:
         The tables of the trials.
 
     Raises:
-        UserError: for a mistake in the suite, before any training; when a training failed for
-            another reason than that it diverged; when no trial of a method has the metric.
+        UserError: for a mistake in the suite, before any training; when a training failed without
+            diverging; when no trial of a method has the metric.
         Stopped: when a signal came.
     """
     if suite.tune is None:
@@ -98,7 +100,7 @@ def tune(
 
 
 def _check_all(suite: Suite, output: Path) -> dict[str, CfgNode]:
-    """The configs of the methods, after a check of the ends of all ranges and of all choices."""
+    """Check the ends of all ranges and all choices; return the configs of the methods."""
     keys = suite.tune.keys
     most = max(len(space.values) for spaces in keys.values() for space in spaces.values())
     for i in reversed(range(most)):
@@ -130,8 +132,8 @@ def _load(
 def run(argv: Sequence[str] | None = None) -> None:
     """Run the command line.
 
-    SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C end the trainings, which save first; the exit status is
-    ``errors.STOPPED``. Ctrl-C once more ends this process at once.
+    SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C end the trainings, which save first. The exit status is
+    then ``errors.STOPPED``. A second Ctrl-C ends this process at once.
     """
     args = parse_args(argv)
     with exit_on_user_error(), Interrupts().taken() as interrupts:
@@ -140,7 +142,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         slots = make_slots(args.workers, args.threads, args.gpus)
         try:
             tables = tune(suite, output, slots, _say, interrupts)
-        except KeyboardInterrupt:  # an exit would wait for the threads, which wait for trainings
+        except KeyboardInterrupt:  # sys.exit() would wait for threads that wait for trainings
             os._exit(INTERRUPTED)
     print(
         f"{tables}\nThe suite with the best values: python tools/compare.py {output}/tuned.yaml "
@@ -149,4 +151,4 @@ def run(argv: Sequence[str] | None = None) -> None:
 
 
 def _say(line: str) -> None:
-    print(f"{line}\n", end="", flush=True)  # whole: several threads speak
+    print(f"{line}\n", end="", flush=True)  # one write, because several threads print

@@ -1,6 +1,6 @@
-"""The files of a tuning: its studies, the tables of its trials, and the suite that comes out.
+"""The files of a tuning: its studies, the tables of its trials, and the tuned suite.
 
-This module is imported only where something is tuned, because it needs the package optuna.
+This module is imported only for tuning, because it needs the package optuna.
 """
 
 import contextlib
@@ -24,15 +24,15 @@ from dpk_det.errors import UserError, reason
 from dpk_det.files import no_room_ends, write_whole
 
 _STUDIES, _TABLES = "trials.db", "trials.md"
-_MADE_FOR = "made_for"  # of a study: what must not change
+_MADE_FOR = "made_for"  # attribute of a study: settings that must not change
 
 
 @contextlib.contextmanager
 def usable(output: Path) -> Iterator[None]:
-    """Around all that reads and writes these files.
+    """Raise a UserError if the block cannot read or write these files.
 
     Raises:
-        UserError: when the disk is full, say, or the file of the studies is damaged.
+        UserError: for example when the disk is full, or the file of the studies is damaged.
     """
     try:
         with no_room_ends(output):
@@ -45,14 +45,16 @@ def usable(output: Path) -> Iterator[None]:
 
 
 def open_search(suite: Suite, name: str, output: Path, steps: int) -> Search:
-    """The search of a method, as far as it is; begun where there is none.
+    """Open the search of a method, or begin it if there is none.
 
     Args:
-        suite: with a node ``tune``. name: of the method. output: folder.
-        steps: of a training. Half of them are made before a trial may be ended early.
+        suite: a suite with a node ``tune``.
+        name: name of the method.
+        output: folder of the tuning.
+        steps: steps of a training. Half of them are made before a trial may be ended early.
 
     Raises:
-        UserError: when it was begun for something else than it would be now.
+        UserError: when the search was begun with other settings than the suite has now.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     node, method, path = suite.tune, suite.methods[name], output / _STUDIES
@@ -84,7 +86,9 @@ def write_trials(searches: Mapping[str, Search], metric: str, output: Path) -> s
     """Write the trials so far: ``trials.md`` and ``trials.json``.
 
     Args:
-        searches: by method. metric: of the suite. output: folder.
+        searches: method to its search.
+        metric: metric of the suite.
+        output: folder of the tuning.
 
     Returns:
         The content of ``trials.md``.
@@ -99,11 +103,12 @@ def write_trials(searches: Mapping[str, Search], metric: str, output: Path) -> s
 
 
 def write_tuned(suite: Suite, searches: Mapping[str, Search], output: Path) -> None:
-    """Write the suite with the best values of each method, which has nothing left to tune.
+    """Write ``tuned.yaml``: the suite with the best values of each method, without ``tune``.
 
     Args:
-        suite: whose file is read once more. searches: by method, all with a best trial.
-        output: folder.
+        suite: the suite; its file is read again.
+        searches: method to its search, each with a best trial.
+        output: folder of the tuning.
     """
     content = read_yaml(suite.path, "suite")
     content = {"title": suite.title, **content}

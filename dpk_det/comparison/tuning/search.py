@@ -1,10 +1,10 @@
-"""The search for the values with which a method does best, whatever "does" is.
+"""The search for the config values with which a method does best, by any objective.
 
-Optuna proposes values and ends what is hopeless. Several processes may share a search: its study
-is in a file, and what must not happen twice is done under a lock. A lock ends with its process, so
-that a trial whose process was killed is known at once, and made again.
+Optuna proposes values and ends hopeless trials. Several processes may share a search: its study is
+in a file, and locks protect actions that must not happen twice. A lock ends with its process, so
+that a trial whose process was killed is found at once, and made again.
 
-This module is imported only where something is tuned, because it needs the package optuna.
+This module is imported only for tuning, because it needs the package optuna.
 """
 
 import contextlib
@@ -31,30 +31,33 @@ from dpk_det.comparison.tuning.space import Choices, Range, Space
 from dpk_det.errors import UserError
 
 Objective = Callable[[dict[str, Any], Callable[[int, float], None]], float | None]
-"""``objective(params, report)``: a value, the higher the better, or None where there is none. It
-may call ``report(step, value)`` on its way, and must let pass what that raises to end it early."""
+"""``objective(params, report)`` returns a value, the higher the better, or None for no value. It
+may call ``report(step, value)``, which raises an exception to end the trial early; the objective
+must not catch it."""
 
 ROUNDS = 3
-"""How often ranges are widened at most."""
+"""Maximum number of times that ranges are widened."""
 
 NO_VALUE = "no_value"
-"""User attribute of a trial whose objective gave None."""
+"""User attribute of a trial whose objective returned None."""
 
 _SECONDS_BETWEEN_LOOKS = 0.5
-_WIDENED = "widened"  # of a study: a dict of config keys to ranges for each round
+_WIDENED = "widened"  # user attribute of a study: config key to range, per round
 
 
 @dataclass
 class Search:
-    """A search, and how far it is.
+    """A search and its state.
 
     Attributes:
-        study: that maximises; its pruner ends trials. folder: for its locks; of this study alone.
-        space: what to choose from, at the beginning. trials: that are made before a range is
-            widened. seed: of the proposals: they are a function of it and of what was tried before.
-        allowed: raises a UserError for values that cannot be meant; no range is widened to such.
-        check: is called between trials and while others' are waited for; may raise, to stop.
-        say: gets a line for what is worth it.
+        study: study that maximises; its pruner ends trials.
+        folder: folder for the locks of this study alone.
+        space: values to choose from, before any range is widened.
+        trials: number of trials before a range is widened.
+        seed: seed of the proposals, which depend only on it and on earlier trials.
+        allowed: raises a UserError for invalid values; no range is widened to them.
+        check: called between trials and while waiting for others' trials; may raise, to stop.
+        say: gets the lines of progress.
     """
 
     study: optuna.Study
@@ -69,16 +72,17 @@ class Search:
     _refused: set[str] = field(default_factory=set, init=False)
 
     def run(self, objective: Objective, workers: int = 1) -> None:
-        """Make all trials that are not made yet, and wait for those that others make.
+        """Make all missing trials, and wait for the trials of other processes.
 
-        Where the best value is at the edge of its range, that side is widened and half as many
-        trials more are made, up to :data:`ROUNDS` times.
+        If the best value is at the edge of its range, that side is widened and half as many trials
+        more are made, up to :data:`ROUNDS` times.
 
         Args:
-            objective: is called in threads. workers: how many of these.
+            objective: called in threads.
+            workers: number of threads.
 
         Raises:
-            Exception: what the objective raises, when the other workers have ended their trials.
+            Exception: whatever the objective raises, after the other workers' trials have ended.
                 That trial is made again when the search is run again.
         """
         self._ends = False
@@ -89,7 +93,7 @@ class Search:
 
     @property
     def ranges(self) -> Space:
-        """What is chosen from now."""
+        """The values to choose from now."""
         ranges = dict(self.space)
         for wider in self.rounds:
             ranges |= wider
@@ -97,7 +101,7 @@ class Search:
 
     @property
     def best(self) -> FrozenTrial | None:
-        """The best trial that was made to its end."""
+        """The best complete trial, or None."""
         done = self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
         return max(done, key=lambda trial: trial.value, default=None)
 
@@ -113,12 +117,12 @@ class Search:
     @property
     def made(self) -> list[FrozenTrial]:
         """The trials that count, in their order."""
-        # those that failed were lost with their process, and made again
+        # Failed trials were lost with their process, and made again.
         return [t for t in self.study.get_trials(deepcopy=False) if t.state != TrialState.FAIL]
 
     @property
     def rounds(self) -> list[dict[str, Range]]:
-        """Config keys and their wider ranges, of each time that any was widened."""
+        """Config keys and their wider ranges, for each round of widening."""
         rounds = self.study.user_attrs.get(_WIDENED, [])
         return msgspec.convert(rounds, list[dict[str, Range]])
 
@@ -133,7 +137,7 @@ class Search:
             raise
 
     def _step(self, objective: Objective) -> bool:
-        """Make a trial, or wait for those of others; whether that was not the end."""
+        """Make a trial, or wait for others' trials; return whether the search goes on."""
         self.check()
         with contextlib.ExitStack() as stack:
             with locked(self.folder / "claims.lock"):
@@ -147,7 +151,7 @@ class Search:
         return True
 
     def _claim(self, stack: contextlib.ExitStack) -> optuna.Trial | None:
-        """The next trial, if one is to be made; ``stack`` holds the lock that says who makes it."""
+        """Return the next trial, or None; ``stack`` then holds the lock that claims it."""
         for trial in self.made:
             if trial.state == TrialState.RUNNING:
                 self._take_back(trial)
@@ -165,7 +169,7 @@ class Search:
 
     def _take_back(self, trial: FrozenTrial) -> None:
         with contextlib.suppress(portalocker.LockException):
-            with locked(self._lock_of(trial.number), wait=False):  # nobody makes it any more
+            with locked(self._lock_of(trial.number), wait=False):  # its process is gone
                 failed = {"state": TrialState.FAIL, "skip_if_finished": True}
                 if self.study.tell(trial.number, **failed).state == TrialState.FAIL:
                     self.study.enqueue_trial(trial.params)
@@ -214,12 +218,12 @@ class Search:
 
 
 def startup(trials: int) -> int:
-    """How many trials are made before others are proposed, or ended, by what these came to."""
+    """Return how many trials are made before results guide proposals and early ends."""
     return max(3, trials // 3)
 
 
 def show(value: Any) -> str:
-    """A value, or the values of a key, for people."""
+    """Format a value, or the values of a key, for people."""
     if isinstance(value, Range):
         return f"{show(value.low)} to {show(value.high)}"
     if isinstance(value, Choices):
@@ -229,10 +233,14 @@ def show(value: Any) -> str:
 
 @contextlib.contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Hold a file that one thread of one process may hold; it is let go when the process ends.
+    """Hold a file lock that one thread of one process may hold; it ends with the process.
+
+    Args:
+        path: file to lock; its folder is made.
+        wait: whether to wait for the lock.
 
     Raises:
-        portalocker.LockException: when it is held and is not to be waited for.
+        portalocker.LockException: when another holds the lock and ``wait`` is false.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:

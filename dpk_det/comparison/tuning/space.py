@@ -1,4 +1,4 @@
-"""What a suite has tuned: config keys, and the range or the choices of each."""
+"""The search space of a suite's tuning: config keys, and the range or the choices of each."""
 
 import math
 import reprlib
@@ -10,15 +10,15 @@ import msgspec
 
 from dpk_det.errors import UserError, find
 
-_EDGE = 1 / 8  # of a range, at each end
-_FACTOR = 10  # by which a logarithmic range is widened
-# what the tuning, or the suite, sets itself
+_EDGE = 1 / 8  # share of a range, at each end
+_FACTOR = 10  # widens a logarithmic range
+# keys that the tuning, or the suite, sets itself
 _RESERVED = ("SEED", "OUTPUT_DIR", "IMPORTS", "SOLVER.MAX_ITER", "TEST.EVAL_PERIOD")
 _RESERVED += ("MODEL.BACKBONE_WEIGHTS", "DISTILL.TEACHER.")
 
 
 class Range(msgspec.Struct, frozen=True):
-    """Numbers from ``low`` to ``high``, both included; whole ones if both ends are.
+    """Numbers from ``low`` to ``high``, both included; integers if both ends are integers.
 
     Attributes:
         log: whether equal ratios, and not equal differences, are equally likely.
@@ -30,22 +30,22 @@ class Range(msgspec.Struct, frozen=True):
 
     @property
     def whole(self) -> bool:
-        """Whether all its numbers are whole."""
+        """Whether all numbers are integers."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     @property
     def values(self) -> tuple[Any, ...]:
-        """Some that stand for all: the ends."""
+        """The ends, which stand for all values in checks."""
         return self.low, self.high
 
     def edge(self, value: float) -> str | None:
-        """ "low" or "high" for a value in the outer eighth of that side; None for others."""
+        """Return "low" or "high" for a value in the outer eighth of that side, otherwise None."""
         low, high, x = (math.log(v) if self.log else v for v in (self.low, self.high, value))
         place = (x - low) / (high - low)
         return "low" if place <= _EDGE else "high" if place >= 1 - _EDGE else None
 
     def widened(self, side: str) -> "Range":
-        """With one side moved: by a factor of ten, or else by the width of the range."""
+        """Return the range with one side moved: by a factor of ten if ``log``, or by its width."""
         low, high, width = self.low, self.high, self.high - self.low
         if side == "high":
             high = high * _FACTOR if self.log else high + width
@@ -70,7 +70,8 @@ class Tune(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """The node ``tune`` of a suite.
 
     Attributes:
-        seed: of the trials. trials: for each method, before a range is widened.
+        seed: seed of the trials.
+        trials: number of trials per method before a range is widened.
         keys: method to config key to its values.
     """
 
@@ -82,13 +83,16 @@ class Tune(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 def read_tune(
     content: Any, path: Path, methods: Mapping[str, Any], seeds: Collection[int]
 ) -> Tune | None:
-    """The node ``tune`` of a suite; None where the suite has none.
+    """Read the node ``tune`` of a suite; None if the suite has none.
 
     Args:
-        content: of the node. path: of the suite. methods, seeds: of the suite.
+        content: content of the node.
+        path: file of the suite.
+        methods: methods of the suite.
+        seeds: seeds of the suite.
 
     Raises:
-        UserError: naming the first mistake and its place.
+        UserError: for the first mistake, naming its place.
     """
     if content is None:
         return None
@@ -144,7 +148,7 @@ def _number(value: Any) -> int | float | None:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
     try:
-        number = float(value)  # YAML takes 1e-4 for a text
+        number = float(value)  # YAML reads 1e-4 as a string
     except (ValueError, OverflowError):
         return None
     if not math.isfinite(number):

@@ -1,4 +1,4 @@
-"""What is tried while a method is tuned: trainings, each a process and a folder of its own."""
+"""The trials of a tuning: trainings, each with its own process and folder."""
 
 import hashlib
 import json
@@ -23,9 +23,12 @@ class Trainings:
     """The trainings of a tuning.
 
     Attributes:
-        folder: theirs. metric: of the suite. teachers: that are trained, and that students need.
-        slots: of :func:`~dpk_det.comparison.jobs.make_slots`; one for each that runs.
-        say: gets the lines of progress. interrupts: tells when to stop.
+        folder: parent of the trainings' folders.
+        metric: metric of the suite.
+        teachers: runs of trained teachers that the students need.
+        slots: from :func:`~dpk_det.comparison.jobs.make_slots`; each running training takes one.
+        say: gets the lines of progress.
+        interrupts: tells when to stop.
     """
 
     folder: Path
@@ -39,7 +42,7 @@ class Trainings:
         self._free = list(self.slots)
 
     def check(self) -> None:
-        """See whether to stop.
+        """Stop if a signal came.
 
         Raises:
             Stopped: when a signal came.
@@ -54,15 +57,17 @@ class Trainings:
         params: Mapping[str, Any],
         report: Callable[[int, float], None],
     ) -> float | None:
-        """Train a student with some values, as far as it is not trained yet.
+        """Train a student with some config values, or resume its training.
 
         Args:
-            student: without these values. steps: of the training. params: config key to value.
-            report: gets step and metric of each evaluation but the last; what it raises ends the
+            student: run without these values.
+            steps: steps of the training.
+            params: config key to value.
+            report: gets step and metric of each evaluation except the last. Its exceptions end the
                 training, which saves first.
 
         Returns:
-            The metric at the end; None where it diverged or the metric could not be measured.
+            The metric at the end; None if the training diverged or the metric was not measurable.
 
         Raises:
             UserError: when the training failed for another reason, naming its log.
@@ -90,7 +95,7 @@ class Trainings:
 
 
 def evaluation_period(steps: int) -> int:
-    """How many steps lie between two evaluations of a training of so many."""
+    """Return the steps between two evaluations of a training of ``steps`` steps."""
     return max(steps // 4, 1)
 
 
@@ -99,13 +104,13 @@ def _log_size(run: Run) -> int:
 
 
 def diverged(run: Run, written: int = 0) -> bool:
-    """Whether the log says so, after as many bytes that were written before."""
+    """Return whether a run's log says that it diverged, after its first ``written`` bytes."""
     log = run.log.read_bytes() if run.log.is_file() else b""
     return f"\nerror: {DIVERGED}".encode() in b"\n" + log[written:]
 
 
 class _Watch(Interrupts):
-    """The interrupts of all, for one training: whoever asks has its metrics looked at as well."""
+    """Interrupts for one training: each read of ``asked`` also reports its new metrics."""
 
     def __init__(
         self,
@@ -121,7 +126,7 @@ class _Watch(Interrupts):
 
     @property
     def asked(self) -> int:
-        """The signal that was noted; 0 for none."""
+        """Number of the signal that was noted; 0 if none came."""
         self._look()  # may raise, which ends the training as a signal does
         return self._everyone.asked
 

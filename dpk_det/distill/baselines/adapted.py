@@ -14,7 +14,8 @@ class AdaptedDistiller(Distiller):
     """Brings the student's maps to the teacher's channels and sums a loss over the levels.
 
     Args:
-        levels: what to distil. weight: of the loss ``loss_NAME``, with the subclass's name.
+        levels: the levels to distil.
+        weight: weight of the loss ``loss_NAME``, where NAME is the subclass's name.
     """
 
     name: str
@@ -38,7 +39,7 @@ class AdaptedDistiller(Distiller):
         """The loss of one level, unweighted.
 
         Args:
-            pair: its maps. out: (B, Ct, H, W), the student's in the teacher's channels, zero in the
-                padding.
+            pair: maps of the level.
+            out: (B, Ct, H, W), the student's map in the teacher's channels, zero in the padding.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say what it compares.")

@@ -1,5 +1,7 @@
 """Channel-wise distillation, CWD (Shu et al., ICCV 2021, arXiv:2011.13256).
 
+The authors' code is irfanICMLL/TorchDistiller on GitHub.
+
 Shapes: B images, C channels, H x W cells.
 """
 
@@ -14,7 +16,7 @@ from dpk_det.distill.regression import channel_divergence
 
 @register_distiller("cwd")
 class CWD(AdaptedDistiller):
-    """Each channel is a distribution over the cells of its image; the two are brought together.
+    """Treats channels as distributions over cells, and brings the student's to the teacher's.
 
     See :func:`~dpk_det.distill.regression.channel_divergence`. Loss: ``loss_cwd``, the sum over
     levels.

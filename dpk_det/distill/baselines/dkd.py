@@ -1,5 +1,7 @@
-"""Decoupled knowledge distillation, DKD (Zhao et al., CVPR 2022, arXiv:2203.08679), on the heads
-of detectors and classifiers.
+"""Decoupled knowledge distillation, DKD (Zhao et al., CVPR 2022, arXiv:2203.08679).
+
+It works on the heads of detectors and classifiers. The authors' code is megvii-research/mdistiller
+on GitHub.
 
 Shapes: n places, K classes.
 """
@@ -17,18 +19,18 @@ from dpk_det.distill.registry import register_distiller
 
 @register_distiller("dkd")
 class DKD(LogitsDistiller):
-    """KD's loss in two parts with weights of their own.
+    """KD's loss in two parts with separate weights.
 
-    ``alpha TCKD + beta NCKD``, times the temperature's square and averaged over regions or images:
-    the target class against all others, and the others among themselves.
-    A yes or no (dense heads) has one other class only, hence no NCKD: what is left is alpha times
-    KD's loss. Losses: ``loss_dkd_HEAD`` for each head that classifies.
+    The loss is ``alpha TCKD + beta NCKD``, times the temperature's square and averaged over regions
+    or images. TCKD covers the target class against all others, NCKD the others among themselves.
+    A yes or no (dense heads) has only one other class and so no NCKD: its loss is
+    alpha times KD's. Losses: ``loss_dkd_HEAD`` for each head that classifies.
 
     Args:
         levels: Not used.
         alpha: Weight of the target class's part; 1 in the authors' detectors.
         beta: Weight of the other classes' part; 0.25 in the authors' detectors.
-        temperature: T.
+        temperature: Temperature T of the softened probabilities.
     """
 
     name = "dkd"
@@ -62,10 +64,13 @@ def decouple(
     """TCKD and NCKD of each place.
 
     Args:
-        student, teacher: (n, K) logits. labels: (n,) the target classes.
+        student: (n, K) logits.
+        teacher: (n, K) logits.
+        labels: (n,) the target classes.
+        temperature: T.
 
     Returns:
-        (n,) each.
+        (n,) TCKD and (n,) NCKD.
     """
     target = F.one_hot(labels, student.shape[1]).bool()
     log_s, log_t = (F.log_softmax(x / temperature, 1) for x in (student, teacher))

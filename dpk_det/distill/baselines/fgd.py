@@ -1,5 +1,7 @@
 """Focal and global distillation, FGD (Yang et al., CVPR 2022, arXiv:2111.11837).
 
+The authors' code is yzd-v/FGD on GitHub.
+
 Shapes: B images, Cs and Ct channels, H x W cells.
 """
 
@@ -15,23 +17,23 @@ from dpk_det.errors import UserError
 
 @register_distiller("fgd")
 class FGD(Distiller):
-    """Objects and background apart, where the teacher attends, and how pixels relate.
+    """Distils objects and background separately, and also attention and the relations of pixels.
 
     Losses, each summed over cells, channels and levels and averaged over images:
     ``loss_fgd_focal`` (squared error in objects and in the background, weighted by the teacher's
-    attention), ``loss_fgd_attention`` (the student's attention is to be the teacher's) and
-    ``loss_fgd_global`` (squared error of what GcNet's block makes of both maps).
+    attention), ``loss_fgd_attention`` (absolute difference between the networks' attention) and
+    ``loss_fgd_global`` (squared error between both maps after GcNet's block).
 
     Args:
         levels: What to distil.
         alpha: Weight of objects; 5e-5 in the authors' two-stage configs, 1e-3 in one-stage ones.
-        beta: Weight of the background; 2.5e-5 and 5e-4.
-        gamma: Weight of attention; 5e-5 and 5e-4.
-        lambda_: Weight of the global part; 5e-7 and 5e-6.
+        beta: Weight of the background; 2.5e-5 in two-stage configs, 5e-4 in one-stage ones.
+        gamma: Weight of attention; 5e-5 in two-stage configs, 5e-4 in one-stage ones.
+        lambda_: Weight of the global part; 5e-7 in two-stage configs, 5e-6 in one-stage ones.
         temperature: Temperature of the attention.
 
     Raises:
-        UserError: in training, when images have no boxes to tell objects by.
+        UserError: in training, when images have no boxes, which mark the objects.
     """
 
     def __init__(
@@ -85,7 +87,7 @@ class FGD(Distiller):
         return focal, likeness, pair.clear(context).sum()
 
     def _object_weights(self, pair: PairedMaps, targets: Targets) -> Tensor:
-        """(B, H, W): alpha over its area in an object, beta over the background's elsewhere.
+        """(B, H, W): alpha / the object's area in objects, beta / the background's area elsewhere.
 
         A cell in several objects counts for the smallest.
         """
@@ -103,13 +105,15 @@ class FGD(Distiller):
 
 
 def attention(x: Tensor, cells: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
-    """Where and in which channels a map is strong.
+    """Measure in which cells and in which channels a map is strong.
 
     Args:
-        x: (B, C, H, W), zero where not valid. cells: (B, H, W) bool, which are; None: all.
+        x: (B, C, H, W), zero in cells that are not valid.
+        cells: (B, H, W) bool, true for valid cells; None: all.
+        temperature: temperature of both softmaxes.
 
     Returns:
-        (B, H, W), whose sum over valid cells is their number, and (B, C), whose sum is C.
+        (B, H, W), which sums to the number of valid cells, and (B, C), which sums to C.
     """
     channels = x.shape[1]
     strength = x.abs().mean(1).flatten(1) / temperature
@@ -124,12 +128,14 @@ def attention(x: Tensor, cells: Tensor | None, temperature: float) -> tuple[Tens
 
 
 def box_shares(boxes: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
-    """(H, W): 1 over the number of its cells in the smallest box that covers a cell, else 0.
+    """(H, W): 1 / the number of cells of the smallest box that covers a cell; 0 without a box.
 
-    A box covers the cells that its edges, rounded outwards, enclose.
+    A box covers the cells inside its edges, which are rounded outwards.
 
     Args:
-        boxes: (n, 4) in pixels. stride: pixels a cell. size: (H, W).
+        boxes: (n, 4) in pixels.
+        stride: pixels per cell.
+        size: (H, W).
     """
     left, top = (boxes[:, :2] / stride).floor().unbind(1)
     right, bottom = (boxes[:, 2:] / stride).ceil().unbind(1)
@@ -143,10 +149,10 @@ def box_shares(boxes: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
 
 
 class GlobalContext(nn.Module):
-    """The block of GcNet (Cao et al. 2019), its bottleneck half as wide as the map.
+    """The block of GcNet (Cao et al. 2019), with a bottleneck half as wide as the map.
 
-    One attention map pools the whole image to a vector, which a small bottleneck turns into what is
-    added to every cell. At first nothing is added.
+    One attention map pools the whole image to a vector. A small bottleneck transforms the vector,
+    which is then added to every cell. At first it adds zero.
     """
 
     def __init__(self, channels: int) -> None:
@@ -165,7 +171,7 @@ class GlobalContext(nn.Module):
         nn.init.zeros_(self.transform[-1].bias)
 
     def forward(self, x: Tensor, cells: Tensor | None) -> Tensor:
-        """Add the image's context to every cell; cells: (B, H, W) bool, which are not padding."""
+        """Add the image's context to every cell; cells: (B, H, W) bool, false in the padding."""
         logits = self.attend(x).flatten(1)
         if cells is not None:
             logits = logits.masked_fill(~cells.flatten(1), -torch.inf)

@@ -1,5 +1,7 @@
 """FitNets (Romero et al., ICLR 2015, arXiv:1412.6550), on every level.
 
+The authors' code is adri-romsor/FitNets on GitHub.
+
 Shapes: B images, Cs and Ct channels, H x W cells.
 """
 
@@ -15,15 +17,16 @@ from dpk_det.errors import find
 
 @register_distiller("fitnets")
 class FitNets(AdaptedDistiller):
-    """The student's map is regressed onto the teacher's, through a 1 x 1 convolution if need be.
+    """Regresses the student's map onto the teacher's, by a 1 x 1 convolution if channels differ.
 
-    The paper's hint loss, with the mean in place of half the sum. Loss: ``loss_fitnets``.
+    This is the paper's hint loss, with the mean instead of half the sum. Loss: ``loss_fitnets``,
+    the mean over levels.
 
     Args:
         levels: What to distil.
-        weight: Weight of the loss. The paper has no other loss in its hint stage, hence no weight.
-        target: What the map is compared with: "raw" (the paper's), "relative" or "standard", as in
-            DPK.
+        weight: Weight of the loss. The paper gives none, because its hint stage has no other loss.
+        target: What the map is compared with: "raw" (as in the paper), "relative" or "standard", as
+            in DPK.
 
     Raises:
         UserError: for an unknown target.

@@ -1,5 +1,6 @@
-"""Logit distillation, KD (Hinton et al. 2015, arXiv:1503.02531), on the heads of detectors
-and classifiers.
+"""Logit distillation, KD (Hinton et al., NIPS Deep Learning Workshop 2014, arXiv:1503.02531).
+
+It works on the heads of detectors and classifiers.
 
 Shapes: n places, K classes.
 """
@@ -15,19 +16,19 @@ from dpk_det.distill.registry import register_distiller
 
 @register_distiller("kd")
 class KD(LogitsDistiller):
-    """The student's class probabilities are brought to the teacher's.
+    """Brings the student's class probabilities to the teacher's.
 
     Regions and whole images (softmax): the divergence KL(teacher, student) of softened
-    probabilities times the temperature's square, averaged over them. Dense heads and
-    proposals (sigmoid): the same of each yes or no, summed, over the number of places that the
-    teacher expects to hold an object, as dense heads divide their own loss by the true number.
-    Losses: ``loss_kd_HEAD`` for each head that there is.
+    probabilities times the temperature's square, averaged over regions or images. Dense heads and
+    proposals (sigmoid): the same for each yes or no, summed and divided by the number of places
+    where the teacher expects an object. In the same way, dense heads divide their own loss by the
+    true number. Losses: ``loss_kd_HEAD`` for each head that both networks have.
 
     Args:
         levels: Not used.
         weight: Weight of the heads that classify (regions, dense heads, images).
         rpn_weight: Weight of the proposals' objectness; 0 leaves it out.
-        temperature: T.
+        temperature: Temperature T of the softened probabilities.
     """
 
     name = "kd"
@@ -53,7 +54,7 @@ class KD(LogitsDistiller):
 
 
 def softened_kl(student: Logits, teacher: Logits, temperature: float) -> Tensor:
-    """``T^2 KL(teacher, student)`` of softened probabilities, normalised as :class:`KD` says."""
+    """``T^2 KL(teacher, student)`` of softened probabilities, normalised as in :class:`KD`."""
     s, t = (x.values.float() for x in (student, teacher))
     if student.exclusive:
         log_s, log_t = (F.log_softmax(x / temperature, 1) for x in (s, t))
@@ -66,7 +67,7 @@ def softened_kl(student: Logits, teacher: Logits, temperature: float) -> Tensor:
 
 
 def binary_kl(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher, student) of each yes or no, from logits of any shape."""
+    """KL(teacher, student) for each yes or no, from logits of any shape."""
     p = teacher.sigmoid()
     return p * (F.logsigmoid(teacher) - F.logsigmoid(student)) + (1 - p) * (
         F.logsigmoid(-teacher) - F.logsigmoid(-student)
@@ -74,5 +75,5 @@ def binary_kl(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def expected_objects(teacher: Tensor) -> Tensor:
-    """How many of the n cells the teacher expects to hold an object of some kind; 1 at least."""
+    """Number of the n cells where the teacher expects an object of any class; at least 1."""
     return teacher.amax(1).sigmoid().sum().clamp(min=1)

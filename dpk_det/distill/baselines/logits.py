@@ -1,4 +1,4 @@
-"""Base of the methods that compare what heads say of the same places."""
+"""Base of the methods that compare the logits of heads for the same places."""
 
 from torch import Tensor
 
@@ -6,7 +6,7 @@ from dpk_det.distill.contract import Distiller, Features, Logits, Targets
 
 
 class LogitsDistiller(Distiller):
-    """Sums nothing: each head that both networks have gives a loss of its own, ``loss_NAME_HEAD``.
+    """Gives a separate loss, ``loss_NAME_HEAD``, for each head that both networks have.
 
     The levels that it is built with are not used, because logits are not paired by level.
     """
@@ -18,7 +18,7 @@ class LogitsDistiller(Distiller):
     def forward(
         self, student: Features, teacher: Features, targets: Targets | None = None
     ) -> dict[str, Tensor]:
-        """See the class; targets are not used, regions and images bring their labels along."""
+        """See the class; targets are not used, because regions and images have their own labels."""
         return {
             f"loss_{self.name}_{head}": self.head_loss(
                 head, student.logits[head], teacher.logits[head]

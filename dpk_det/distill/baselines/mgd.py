@@ -1,5 +1,7 @@
 """Masked generative distillation, MGD (Yang et al., ECCV 2022, arXiv:2205.01529).
 
+The authors' code is yzd-v/MGD on GitHub.
+
 Shapes: B images, Cs and Ct channels, H x W cells.
 """
 
@@ -14,7 +16,7 @@ from dpk_det.distill.registry import register_distiller
 
 @register_distiller("mgd")
 class MGD(AdaptedDistiller):
-    """Cells of the student's map are blanked, and two convolutions must restore the teacher's map.
+    """Blanks cells of the student's map, from which two convolutions must restore the teacher's.
 
     The squared error is summed over cells and channels and averaged over images. Loss:
     ``loss_mgd``, the sum over levels.
@@ -53,6 +55,6 @@ class MGD(AdaptedDistiller):
         """See the base."""
         kept = torch.rand(len(out), 1, *out.shape[2:], device=out.device) >= self.mask_ratio
         first, relu, second = self.generators[pair.level.student]
-        # around each image stand zeros, as around one that fills its batch
+        # the padding is zero before each convolution, as outside an image that fills its batch
         out = pair.clear(second(pair.clear(relu(first(out * kept)))))
         return (out.float() - pair.teacher.float()).square().sum() / len(out)

@@ -1,5 +1,7 @@
 """Pearson correlation distillation, PKD (Cao et al., NeurIPS 2022, arXiv:2207.02039).
 
+The authors' code is part of open-mmlab/mmrazor on GitHub.
+
 Shapes: B images, C channels, H x W cells.
 """
 
@@ -16,8 +18,8 @@ from dpk_det.distill.regression import masked_mse, standardise
 class PKD(AdaptedDistiller):
     """Half the mean squared error of standardised maps, which is 1 minus their Pearson correlation.
 
-    Each channel of either map is brought to mean 0 and deviation 1 over all images and cells, so
-    that neither scale nor offset of the teacher's features must be imitated. Loss:
+    Each channel of both maps is brought to mean 0 and deviation 1 over all images and cells, so
+    that the student need not imitate the scale or offset of the teacher's features. Loss:
     ``loss_pkd``, the sum over levels.
 
     Args:

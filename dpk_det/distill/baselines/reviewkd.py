@@ -1,5 +1,7 @@
 """Knowledge review, ReviewKD (Chen et al., CVPR 2021, arXiv:2104.09044).
 
+The authors' code is dvlab-research/ReviewKD on GitHub.
+
 Shapes: B images, Cs and Ct channels, M channels of the fused maps, H x W cells.
 """
 
@@ -12,14 +14,14 @@ from dpk_det.distill.contract import Distiller, Features, Level, Targets
 from dpk_det.distill.registry import register_distiller
 from dpk_det.distill.regression import masked_mse
 
-POOLED = (4, 2, 1)  # cells a side of the context loss's pooled maps
+POOLED = (4, 2, 1)  # cells per side of the pooled maps in the context loss
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """BatchNorm that takes its running moments where a batch is one cell, which has none."""
+    """BatchNorm that uses its running moments for a batch of one cell, which has no variance."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to itself."""
+        """Normalise a (B, C, H, W) map."""
         if x.numel() > x.shape[1]:
             return super().forward(x)
         return F.batch_norm(
@@ -28,11 +30,12 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 class Fusion(nn.Module):
-    """Attention-based fusion, ABF: a level's map and what has come down from the coarser levels.
+    """Attention-based fusion, ABF, of a level's map with the fused map of the next coarser level.
 
     Args:
-        level: whose channels. mid: M. top: whether this is the coarsest level, to which nothing
-            comes down.
+        level: gives the numbers of channels.
+        mid: M.
+        top: whether this is the coarsest level, which has no coarser one.
     """
 
     def __init__(self, level: Level, mid: int, top: bool) -> None:
@@ -50,10 +53,12 @@ class Fusion(nn.Module):
         """Fuse.
 
         Args:
-            x: (B, Cs, H, W). above: (B, M, ., .) of the next coarser level; None for the coarsest.
+            x: (B, Cs, H, W), the level's map.
+            above: (B, M, ., .) of the next coarser level; None for the coarsest.
 
         Returns:
-            (B, Ct, H, W) to be compared with the teacher's, and (B, M, H, W) for the next finer.
+            (B, Ct, H, W) to compare with the teacher's map, and (B, M, H, W) for the next finer
+            level.
         """
         x = self.reduce(x)
         if above is not None:
@@ -96,8 +101,11 @@ class ReviewKD(Distiller):
 
 
 def context_loss(out: Tensor, target: Tensor, cells: Tensor | None) -> Tensor:
-    """HCL of two (B, C, H, W) maps; cells that lie in padding are left out of the full map's error
-    and are zero in both where maps are pooled. A pooled map that is no smaller is skipped."""
+    """HCL of two (B, C, H, W) maps.
+
+    Padded cells do not count in the error of the full maps, and are zero before pooling. A pooled
+    map whose side is not below H is skipped.
+    """
     if cells is not None:
         out, target = (x.where(cells.unsqueeze(1), 0) for x in (out, target))
     loss, total, weight = masked_mse(out, target, cells), 1.0, 1.0

@@ -1,9 +1,9 @@
-"""Which tokens take the prior.
+"""Chooses the tokens that take the prior.
 
-A layout gives each token a place in line, smaller first, drawn anew for every image; the first in
-line take the prior, as many as the ratio says.
+A layout gives each token a place in line, drawn anew for every image. The first tokens in line,
+which have the smallest values, take the prior. The ratio sets their number.
 
-Shapes: B images, h x w = N tokens an image (padding included).
+Shapes: B images, h x w = N tokens per image (padding included).
 """
 
 from functools import lru_cache
@@ -11,8 +11,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-# thresholds of ordered dithering (Bayer 1973): the first 4 of 16 are a regular grid of every other
-# token in both directions, the first 8 a checkerboard
+# Thresholds of ordered dithering (Bayer 1973). The first 4 of 16 form a regular grid of every other
+# token in both directions, and the first 8 form a checkerboard.
 BAYER = ((0, 8, 2, 10), (12, 4, 14, 6), (3, 11, 1, 9), (15, 7, 13, 5))
 
 
@@ -30,13 +30,13 @@ def block(valid: Tensor) -> Tensor:
     noise = torch.rand(valid.shape, device=valid.device)
     centre = (noise + valid).flatten(1).argmax(1)[:, None, None]
     distance = torch.maximum((rows - centre // w).abs(), (cols - centre % w).abs())
-    return (distance + 0.5 * torch.rand_like(noise)).flatten(1)  # equally far ones by chance
+    return (distance + 0.5 * torch.rand_like(noise)).flatten(1)  # equal distances in random order
 
 
 def grid(valid: Tensor) -> Tensor:
-    """As even a spread as the ratio allows, shifted at random.
+    """The most even spread that the ratio allows, shifted at random.
 
-    At a quarter it is the regular grid of MAE (He et al. 2022): one token of each square of four.
+    For a ratio of 1/4 it is the regular grid of MAE (He et al. 2022): one token per 2 x 2 square.
     """
     batch, h, w = valid.shape
     device = valid.device
@@ -59,7 +59,9 @@ def prior_first(line: Tensor, valid: Tensor | None, ratio: float) -> Tensor:
     """Order the tokens so that the first ``prior_count(ratio, N)`` are those that take the prior.
 
     Args:
-        line, ratio: as :func:`take_prior` takes them. valid: the same, or None: all tokens are.
+        line: as :func:`take_prior` takes it.
+        valid: as :func:`take_prior` takes it; None: all tokens are valid.
+        ratio: as :func:`take_prior` takes it.
 
     Returns:
         (B, N) int64, a permutation in each row.
@@ -72,8 +74,8 @@ def prior_first(line: Tensor, valid: Tensor | None, ratio: float) -> Tensor:
 def take_prior(line: Tensor, valid: Tensor, ratio: float) -> Tensor:
     """Say which tokens take the prior.
 
-    Of an image's V valid tokens, ``prior_count(ratio, V)`` take it. Padding tokens fill up the
-    rows, so that every image has the same number in all and the batch stays one tensor.
+    Of an image's V valid tokens, ``prior_count(ratio, V)`` take it. Padding tokens fill up each
+    row, so that every image has the same number of them and the batch stays one tensor.
 
     Args:
         line: (B, N), each token's place in line, from one of :data:`MASKS`.
@@ -84,15 +86,15 @@ def take_prior(line: Tensor, valid: Tensor, ratio: float) -> Tensor:
         (B, N) bool with exactly ``prior_count(ratio, N)`` true in each row.
     """
     n = valid.shape[1]
-    # The valid tokens in line: the first take the prior, and behind the valid ones as many padding
-    # tokens as are missing to the row's count.
+    # Valid tokens stand in line before padding tokens. The first valid ones take the prior, and so
+    # do as many padding tokens as the row's count still needs.
     order = line.masked_fill(~valid, torch.inf).argsort(1)
     rank = torch.empty_like(order).scatter_(1, order, _arange_like(order))
     num_valid = valid.sum(1, keepdim=True)
     count = prior_count(ratio, n)
     take = (ratio * num_valid.double()).round().clamp(min=1)
-    take = take.minimum(num_valid - 1)  # an only token stays the student's
-    take = take.maximum(count - (n - num_valid)).clamp(max=count)  # padding must suffice to fill up
+    take = take.minimum(num_valid - 1)  # a single valid token stays the student's
+    take = take.maximum(count - (n - num_valid)).clamp(max=count)  # padding must be able to fill up
     fill = count - take
     return (rank < take) | ((rank >= num_valid) & (rank < num_valid + fill))
 

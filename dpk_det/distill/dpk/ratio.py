@@ -1,8 +1,9 @@
-"""How much of the teacher is given as prior knowledge: schedules of the prior ratio.
+"""Schedules of the prior ratio, which is the share of the teacher given as prior knowledge.
 
-A schedule maps CKA, of any shape, the progress of training, in [0, 1], and the ratio of the fixed
-one to a prior ratio in [0, 1] of CKA's shape. Those that follow progress fall from 1, as the
-student is meant to need less and less; they are what the paper's dynamic ratio is compared with.
+A schedule takes CKA (of any shape), the progress of training (in [0, 1]) and the ratio of the fixed
+schedule. It returns a prior ratio in [0, 1] of CKA's shape. Schedules that follow progress fall
+from 1, because the student should need less and less. They serve to compare the paper's dynamic
+ratio with.
 """
 
 import math

@@ -1,6 +1,6 @@
-"""What DPK sees of a level: its maps, its tokens, and the samples that CKA is measured on.
+"""DPK's view of a level: its maps, its tokens, and the samples that CKA is measured on.
 
-Shapes: B images, Cs and Ct channels, H x W cells, k x k cells a token, h x w tokens.
+Shapes: B images, Cs and Ct channels, H x W cells, k x k cells per token, h x w tokens.
 """
 
 from torch import Tensor
@@ -13,17 +13,18 @@ from dpk_det.distill.padding import valid_mask
 from dpk_det.errors import UserError
 
 Samples = tuple[Tensor, Tensor, Tensor | None, int]
-"""As :func:`~dpk_det.distill.dpk.cka.hsic_terms` takes them."""
+"""The arguments of :func:`~dpk_det.distill.dpk.cka.hsic_terms`."""
 
 
 class LevelView:
     """One level: its maps, and which of its tokens are valid.
 
     Args:
-        pair: the maps. patch: k.
+        pair: the maps of the level.
+        patch: k.
 
     Attributes:
-        tokens: (B, h, w) bool, those that are not padding; None where all are.
+        tokens: (B, h, w) bool, false for padding; None if no token is padding.
         extents: (rows, columns) of valid tokens of each image.
     """
 
@@ -35,14 +36,14 @@ class LevelView:
         self.tokens = valid_mask(self.extents, grid, pair.student.device)
 
     def means(self) -> tuple[Tensor, Tensor]:
-        """Each token's mean feature in either network, (B, Cs, h, w) and (B, Ct, h, w)."""
+        """Each token's mean features in student and teacher, (B, Cs, h, w) and (B, Ct, h, w)."""
         student, cells = self.pair.student, self.pair.cells
         x, y = self._mean(student), self._mean(self.pair.teacher)
         size = student.shape[-2:]
         if cells is None and not any(side % self.patch for side in size):
             return x, y
-        # a token at the border is the mean of its valid cells only: with the zeros around them both
-        # networks would shrink alike there, which CKA takes for likeness
+        # A token at the border averages only its valid cells. With the padding's zeros, both
+        # networks' features would shrink alike there, which CKA would count as similarity.
         cells = student.new_ones(1, 1, *size) if cells is None else cells.unsqueeze(1)
         share = self._mean(cells).clamp(min=1e-6)
         return x / share, y / share
@@ -51,7 +52,7 @@ class LevelView:
         return F.avg_pool2d(pad_to_tokens(x.detach().float(), self.patch), self.patch)
 
     def to_cells(self, tokens: Tensor) -> Tensor:
-        """What is said of tokens, (B, h, w), said of their cells, (B, H, W)."""
+        """Spread a value per token, (B, h, w), over the token's cells, (B, H, W)."""
         height, width = self.pair.student.shape[-2:]
         for axis in (1, 2):
             tokens = tokens.repeat_interleave(self.patch, axis)
@@ -59,19 +60,19 @@ class LevelView:
 
 
 def of_tokens(view: LevelView) -> Samples:
-    """A sample is a token of an image."""
+    """Take each token of each image as a sample."""
     x, y = (z.permute(0, 2, 3, 1).flatten(0, 2) for z in view.means())
     valid = None if view.tokens is None else view.tokens.flatten()
     return x, y, valid, sum(h * w for h, w in view.extents)
 
 
 def of_images(view: LevelView) -> Samples:
-    """A sample is an image: all tokens in the corner that all images of the batch have.
+    """Take each image as a sample: all tokens in the corner that all images of the batch cover.
 
     Raises:
         UserError: when there are too few images to measure.
     """
-    # elsewhere both networks would be alike in having nothing
+    # elsewhere padded images have zeros in both networks, which would count as similarity
     h, w = (min(sides) for sides in zip(*view.extents, strict=True))
     x, y = (z[..., :h, :w].flatten(1) for z in view.means())
     if len(x) < MIN_SAMPLES:

@@ -1,6 +1,6 @@
 """From feature maps to tokens and back.
 
-Shapes: B images, C channels, H x W cells of the map, k x k cells a token, h x w = N tokens, D
+Shapes: B images, C channels, H x W cells of the map, k x k cells per token, h x w = N tokens, D
 width.
 """
 
@@ -25,10 +25,11 @@ def pad_to_tokens(x: Tensor, k: int) -> Tensor:
 
 
 def patch_groups(channels: int, dim: int, k: int, grouped: bool) -> int:
-    """In how many groups of channels tokens of k x k cells are embedded and expanded.
+    """Number of channel groups in the convolutions that embed and expand tokens of k x k cells.
 
-    Grouped: k, or what of it divides both widths, so that weights and arithmetic of a token grow
-    with k and not with its area. The transformer mixes the groups. Else 1.
+    If grouped, it is the largest divisor of k that divides both widths, so that weights and
+    arithmetic per token grow with k instead of k^2. The transformer mixes the groups. Otherwise it
+    is 1.
     """
     return math.gcd(channels, dim, k) if grouped else 1
 
@@ -41,7 +42,7 @@ class PatchEmbed(nn.Conv2d):
         super().__init__(channels, dim, k, stride=k, groups=groups)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Embed a map; one that k does not divide is padded."""
+        """Embed a map; sides that are no multiple of k are padded."""
         return super().forward(pad_to_tokens(x, self.stride[0])).flatten(2).transpose(1, 2)
 
 
@@ -53,7 +54,7 @@ class PatchExpand(nn.ConvTranspose2d):
         super().__init__(dim, channels, k, stride=k, groups=groups)
 
     def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
-        """Expand tokens to a map of size (H, W); what was padded is cropped."""
+        """Expand tokens to a map of size (H, W), and crop the padding."""
         h, w = token_grid(*size, self.stride[0])
         x = super().forward(tokens.transpose(1, 2).unflatten(2, (h, w)))
         return x[..., : size[0], : size[1]]
@@ -64,7 +65,7 @@ def sincos_positions(h: int, w: int, dim: int, device: torch.device) -> Tensor:
     """Fixed 2-D sine-cosine positions of an h x w grid, (h * w, dim).
 
     Half of the width codes the row and half the column, each with frequencies from 1 to 1/10000
-    (Vaswani et al. 2017; in two dimensions as MAE does). Nothing is learned, so any grid will do.
+    (Vaswani et al. 2017; in two dimensions as MAE does). Nothing is learned, so any grid works.
 
     Raises:
         ValueError: when dim is no multiple of 4.

@@ -8,10 +8,12 @@ from torch.nn import functional as F
 
 
 class Block(nn.Module):
-    """Self-attention and an MLP, each behind a LayerNorm and around a shortcut.
+    """Self-attention and an MLP, each with a LayerNorm before it and a shortcut around both.
 
     Args:
-        dim: D. heads: A, a divisor of D. mlp_ratio: hidden width of the MLP as a multiple of D.
+        dim: D.
+        heads: A, a divisor of D.
+        mlp_ratio: hidden width of the MLP as a multiple of D.
     """
 
     def __init__(self, dim: int, heads: int, mlp_ratio: float) -> None:
@@ -25,7 +27,7 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
 
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        """(B, N, D) to (B, N, D); keys: (B, 1, 1, N) bool, which tokens may be attended to."""
+        """(B, N, D) to (B, N, D); keys: (B, 1, 1, N) bool, false for tokens in padding."""
         x = x + self.attend(self.norm1(x), keys)
         return x + self.mlp(self.norm2(x))
 
@@ -40,8 +42,10 @@ class Transformer(nn.Module):
     """A stack of blocks and a last LayerNorm.
 
     Args:
-        dim, heads, mlp_ratio: as for :class:`Block`. depth: how many blocks; with none, the
-        LayerNorm alone is left.
+        dim: as for :class:`Block`.
+        depth: number of blocks; with 0, only the LayerNorm is left.
+        heads: as for :class:`Block`.
+        mlp_ratio: as for :class:`Block`.
 
     Raises:
         ValueError: when heads does not divide dim.
@@ -61,7 +65,7 @@ class Transformer(nn.Module):
         Args:
             x: tokens.
             valid: (B, N) bool, false where a token lies in padding and may not be attended to. An
-                image that has none valid attends to its padding, which nothing reads.
+                image without valid tokens attends to its padding, but nothing reads the result.
         """
         keys = None
         if valid is not None:
