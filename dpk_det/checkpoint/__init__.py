@@ -1,1 +1,1 @@
-"""Weights: read without running code, and loaded leniently, strictly, or the backbone alone."""
+"""Read weights without running code; load them leniently, strictly or for the backbone only."""

@@ -1,4 +1,4 @@
-"""Pickles of arrays, read without running code: a pickle may call whatever its maker likes."""
+"""Read pickles of arrays without running code; an ordinary pickle may call any function."""
 
 import collections
 import pickle
@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 _KNOWN = {
-    # by what numpy itself writes, because its modules were renamed
+    # taken from what numpy itself writes, because numpy renamed its modules
     "_reconstruct": np.empty(0).__reduce__()[0],
     "_frombuffer": np.empty(1).__reduce_ex__(5)[0],
     "scalar": np.float32(0).__reduce__()[0],
@@ -22,10 +22,11 @@ _MODULES = ("numpy", "_codecs", "collections")
 def load_arrays(file: BinaryIO) -> Any:
     """Read a pickle of numpy arrays and plain values, in dicts, lists and tuples.
 
-    The model zoo's weights and CIFAR's archives are such. Those of Python 2 are read as latin-1.
+    The model zoo's weights and CIFAR's archives have this form. Strings from Python 2 are read as
+    latin-1.
 
     Raises:
-        pickle.UnpicklingError: when it holds anything else, or is damaged.
+        pickle.UnpicklingError: if the pickle holds anything else, or is damaged.
     """
     try:
         return _Unpickler(file, encoding="latin1").load()

@@ -1,12 +1,12 @@
-"""Loading weights: what Detectron2's checkpointer takes, and ImageNet files of torchvision's.
+"""Load weights: all files that Detectron2's checkpointer takes, and torchvision's ImageNet files.
 
-No file runs code: a pickle may hold arrays alone, torch's files are read as weights only, and
+No file can run code. A pickle may hold only arrays, torch files are read with weights only, and
 ``.safetensors`` files hold nothing else.
 
-A path ``torchvision://ResNet18_Weights.IMAGENET1K_V1`` names weights of torchvision, downloaded
-once. Its ResNets, whose layout timm shares, and its MobileNetV2 are recognised by their keys; they
-fill their part of the model whole, or are refused. A ResNet's classifier goes along where the model
-is a classifier.
+A path ``torchvision://ResNet18_Weights.IMAGENET1K_V1`` names weights of torchvision. They are
+downloaded once. torchvision's ResNets (timm's have the same layout) and its MobileNetV2 are
+recognised by their keys. These files must fill their whole part of the model, otherwise they are
+refused. If the model is a classifier, a ResNet's classifier is loaded too.
 """
 
 import re
@@ -24,24 +24,24 @@ from dpk_det.checkpoint.arrays import load_arrays
 from dpk_det.checkpoint.torchvision import RENAMES
 from dpk_det.errors import UserError
 
-# Anchors and pixel statistics come from the config; what is counted is no weight.
+# Anchors and pixel statistics come from the config, and counters are not weights.
 _NO_WEIGHT = re.compile(r"num_batches_tracked$|anchor_generator|^pixel_(mean|std)$")
-# The parts of a model that an ImageNet file of torchvision's is for: of Detectron2's ResNets, and
-# of timm's networks in TimmBackbone.
+# The parts of a model that torchvision's ImageNet files fill, in Detectron2's ResNets and in
+# timm's networks in TimmBackbone.
 _IMAGENET_PART = re.compile(r"(?:^|\.)(stem|res[2-5]|body)\.")
 
 
 class Checkpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer for more layouts, that remembers what did not match.
+    """Detectron2's checkpointer for more layouts. It remembers which weights did not match.
 
     Args:
-        model: to load into. parts: what the model may be called in the file, where it is a part of
-            what the file holds ("backbone.bottom_up"): the first that is there; a file that has
-            none of them is taken whole.
+        model: gets the weights.
+        parts: names that the model may have as a part of the file ("backbone.bottom_up"). The first
+            name in the file is used. A file without any of these names is loaded whole.
 
     Attributes:
-        incompatible: what :func:`load_weights` returns, of the last load.
-        from_imagenet: whether the last load's file was recognised as one of torchvision's.
+        incompatible: mismatches of the last load, as :func:`load_weights` returns them.
+        from_imagenet: whether a loaded file was recognised as torchvision's.
     """
 
     from_imagenet = False
@@ -51,7 +51,7 @@ class Checkpointer(DetectionCheckpointer):
         self.prefixes = [f"{part}." for part in parts]
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        if filename.endswith(".safetensors"):  # which only newer versions of torch.load() read
+        if filename.endswith(".safetensors"):  # only newer versions of torch.load() read it
             loaded = {"model": load_file(filename)}
         else:
             loaded = _read(filename) if filename.endswith(".pkl") else super()._load_file(filename)
@@ -66,7 +66,7 @@ class Checkpointer(DetectionCheckpointer):
             if key in state:
                 self.from_imagenet = True
                 renamed = rename(state)
-                if isinstance(getattr(self.model, "head", None), nn.Linear):  # a classifier's
+                if isinstance(getattr(self.model, "head", None), nn.Linear):  # a classifier
                     renamed |= {f"head.{k[3:]}": v for k, v in state.items() if k[:3] == "fc."}
                 return {"model": renamed, "matching_heuristics": True}
         return loaded
@@ -74,26 +74,27 @@ class Checkpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         self.incompatible = super()._load_model(checkpoint)
         for keys in (self.incompatible.missing_keys, self.incompatible.unexpected_keys):
-            # weights that come or go with distilling are no news worth a screenful of log
+            # the distiller's weights often come or go, and logging them would fill a screen
             keys[:] = [key for key in keys if not key.startswith("distiller.")]
         return self.incompatible
 
 
 def load_weights(model: nn.Module, path: str, key: str = "MODEL.WEIGHTS") -> Any:
-    """Load a model's weights as far as they match; Detectron2 logs what does not.
+    """Load those weights that match a model. Detectron2 logs all others.
 
-    Heads of other classes are left at random, but the backbone's bottom-up network must fit.
+    Heads for other classes stay random, but the backbone's bottom-up network must fit: no weight
+    may have another shape, and at most half of them may be missing.
 
     Args:
         model: gets the weights in place. path: file or URL; "" loads nothing.
-        key: the config key that holds the path, for the error.
+        key: the config key that holds the path, for the error message.
 
     Returns:
-        fvcore's ``missing_keys``, ``unexpected_keys`` and ``incorrect_shapes``, or None for no
+        fvcore's ``missing_keys``, ``unexpected_keys`` and ``incorrect_shapes``, or None without a
         path.
 
     Raises:
-        UserError: when there is no file, it cannot be fetched, it is no checkpoint, or one of
+        UserError: if the file does not exist, cannot be fetched, is not a checkpoint, or belongs to
             another network.
     """
     found = _load(model, path, key)
@@ -120,31 +121,31 @@ def _load(model: nn.Module, path: str, key: str, parts: Sequence[str] = ()) -> A
 
 
 def find_weights(path: str, key: str) -> None:
-    """See that there are weights at a path or URL, which is fetched.
+    """Check that there are weights at a path or URL. A URL is fetched.
 
     Args:
-        key: the config key that holds the path, for the error.
+        key: the config key that holds the path, for the error message.
 
     Raises:
-        UserError: when there is no file, or it cannot be fetched.
+        UserError: if there is no file, or it cannot be fetched.
     """
     try:
-        # the suffix is for Detectron2's newest; its handlers for URLs know no exists()
+        # the suffix is for the newest Detectron2, whose URL handlers lack exists()
         file = path.removesuffix("?matching_heuristics=True")
         found = PathManager.isfile(PathManager.get_local_path(file))
-    except OSError as e:  # of the network as well
+    except OSError as e:  # also from the download
         raise UserError(f"The weights at {path} cannot be had ({e}): check {key}.") from e
     if not found:
         raise UserError(f"There are no weights at {path}: give {key} an existing file or URL.")
 
 
 def _read(filename: str) -> dict[str, Any]:
-    """A ``.pkl`` as Detectron2's checkpointer reads it, without running the code that is in it."""
+    """Read a ``.pkl`` as Detectron2's checkpointer does, but without running code in it."""
     with PathManager.open(filename, "rb") as file:
         data = load_arrays(file)
     if "model" in data and "__author__" in data:  # Detectron2's model zoo
         return data
-    blobs = data.get("blobs", data)  # Detectron's and Caffe2's: of a detector, or of a classifier
+    blobs = data.get("blobs", data)  # Detectron or Caffe2; a classifier has no "blobs"
     state = {key: value for key, value in blobs.items() if not key.endswith("_momentum")}
     return {"model": state, "__author__": "Caffe2", "matching_heuristics": True}
 
@@ -152,7 +153,7 @@ def _read(filename: str) -> dict[str, Any]:
 def _why(error: Exception) -> str:
     message = str(error)
     if message.startswith("Weights only load failed"):
-        # torch goes on to explain how the code in a file is run after all
+        # the rest of torch's message explains how to run the code in the file
         found = re.search(r"GLOBAL (\S+)", message)
         return f"it holds {found[1] if found else 'something else'}, and weights alone are read"
     return " ".join(message.split())[:300] or repr(error)
@@ -162,7 +163,7 @@ def check_finite(state: Mapping[str, Any], path: str) -> None:
     """Check that weights are tensors or arrays of finite numbers.
 
     Raises:
-        UserError: naming the file and the first weight that holds infinity or NaN.
+        UserError: names the file and the first weight that holds infinity or NaN.
     """
     for name, value in state.items():
         value = torch.as_tensor(value)
@@ -193,7 +194,7 @@ def _check_network(model: nn.Module, prefix: str, found: Any, path: str, key: st
 
 
 def _check_imagenet(model: nn.Module, found: Any, path: str, key: str) -> None:
-    # Detectron2 would log what does not match, among all that a detector has besides, and go on
+    # Detectron2 would only log mismatches, among all the other weights of a detector, and go on
     def part(name: str) -> str | None:
         match = _IMAGENET_PART.search(name)
         return match and match[1]
@@ -222,17 +223,18 @@ def _check_imagenet(model: nn.Module, found: Any, path: str, key: str) -> None:
 
 
 def load_backbone_weights(model: nn.Module, path: str) -> Any:
-    """Load the bottom-up network of a model's backbone alone, as :func:`load_weights` does.
+    """Load only the bottom-up network of a model's backbone, otherwise like :func:`load_weights`.
 
     Args:
-        model: a detector or classifier. path: a checkpoint of one or the other, of which only that
-            network is read, or a file that holds nothing else; "" loads nothing.
+        model: a detector or classifier.
+        path: a checkpoint of a detector or classifier, from which only that network is read, or a
+            file that holds only the network; "" loads nothing.
 
     Raises:
-        UserError: as there.
+        UserError: as :func:`load_weights` does.
     """
     network = getattr(model.backbone, "bottom_up", model.backbone)
-    parts = "backbone.bottom_up", "backbone"  # below a neck, or without one as in a classifier
+    parts = "backbone.bottom_up", "backbone"  # with a neck, or without one as in a classifier
     key = "MODEL.BACKBONE_WEIGHTS"
     found = _load(network, path, key, parts)
     if found:
@@ -241,19 +243,21 @@ def load_backbone_weights(model: nn.Module, path: str) -> Any:
 
 
 def load_weights_strictly(model: nn.Module, path: str, key: str) -> None:
-    """Load weights that must fit the model whole: nothing missing, nothing left over.
+    """Load weights that must fit the whole model: none missing, none left over.
 
-    Leftovers count, because a ResNet-101's weights fill a ResNet-50 without a gap.
+    Left-over weights are an error, because a ResNet-101's weights fill a ResNet-50 without a gap.
 
     Args:
-        model: gets the weights in place. path: file or URL. key: as for :func:`load_weights`.
+        model: gets the weights in place.
+        path: file or URL.
+        key: as for :func:`load_weights`.
 
     Raises:
-        UserError: when there is no file, or naming the first weights that do not fit.
+        UserError: if there is no file, or weights do not fit; the message names the first of them.
     """
     found = _load(model, path, key)
     for what, names in (
-        # first, for those of another shape are missing too
+        # first, because weights of another shape are also missing
         ("of another shape in the file", [name for name, *_ in found.incorrect_shapes]),
         ("missing from the file", found.missing_keys),
         ("in the file but not in the model", found.unexpected_keys),

@@ -1,7 +1,7 @@
-"""ImageNet weights of torchvision's: their names in Detectron2 and timm, and where they lie.
+"""torchvision's ImageNet weights: their names in Detectron2 and timm, and their download.
 
-A path ``torchvision://ResNet18_Weights.IMAGENET1K_V1`` names weights of torchvision, downloaded
-once.
+A path ``torchvision://ResNet18_Weights.IMAGENET1K_V1`` names weights of torchvision. They are
+downloaded once.
 """
 
 import re
@@ -16,7 +16,7 @@ from dpk_det.errors import UserError
 
 
 def rename_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give a ResNet's weights, named as torchvision and timm do, Detectron2's names.
+    """Rename a ResNet's weights from the names of torchvision and timm to Detectron2's.
 
     The classifier is left out.
     """
@@ -34,13 +34,13 @@ def rename_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def rename_torchvision_mobilenetv2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give MobileNetV2's weights, named as torchvision does, the names of timm's in TimmBackbone.
+    """Rename MobileNetV2's weights from torchvision's names to those of timm in TimmBackbone.
 
     The last convolution, which gives no map, and the classifier are left out.
     """
     depths = (1, 2, 3, 4, 3, 3, 1)
     blocks = [f"blocks.{stage}.{i}" for stage, depth in enumerate(depths) for i in range(depth)]
-    first = {"0.0": "conv_dw", "0.1": "bn1", "1": "conv_pw", "2": "bn2"}  # does not expand
+    first = {"0.0": "conv_dw", "0.1": "bn1", "1": "conv_pw", "2": "bn2"}  # has no expansion
     later = {"0.0": "conv_pw", "0.1": "bn1", "1.0": "conv_dw", "1.1": "bn2"}
     later |= {"2": "conv_pwl", "3": "bn3"}
     layers = {"0.0": "conv_stem", "0.1": "bn1"}
@@ -59,11 +59,11 @@ RENAMES = {
     "layer1.0.conv1.weight": rename_torchvision,
     "features.1.conv.0.0.weight": rename_torchvision_mobilenetv2,
 }
-"""A weight that tells whose a file is -> how to rename its weights."""
+"""Key that identifies a file's network -> function that renames the weights."""
 
 
 class _TorchvisionHandler(PathHandler):
-    """``torchvision://WEIGHTS.NAME`` to the URL that torchvision knows, cached by Detectron2."""
+    """Resolves ``torchvision://WEIGHTS.NAME`` to torchvision's URL. Detectron2 caches the file."""
 
     PREFIX = "torchvision://"
 

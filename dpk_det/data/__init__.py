@@ -1,9 +1,9 @@
-"""Datasets registered by name, and the checks of them that come before training.
+"""Datasets registered by name, and checks of them before training.
 
-Importing this package registers ``shapes_{train,val}``, ``bccd_{train,val,test}``, and for
-classifiers ``cifar10_{train,test}``, ``cifar100_{train,test}`` and ``imagenet_{train,val}`` in
-Detectron2's catalogs, below ``$DETECTRON2_DATASETS`` as it is at that moment, just as Detectron2
-does with its own datasets. Nothing is drawn and no file is read until a dataset is loaded.
+Importing this package registers ``shapes_{train,few_train,val}``, ``bccd_{train,val,test}``, and
+for classifiers ``cifar10_{train,test}``, ``cifar100_{train,test}`` and ``imagenet_{train,val}`` in
+Detectron2's catalogs. Their folder is the value of ``$DETECTRON2_DATASETS`` at import, as
+for Detectron2's own datasets. Nothing is drawn and no file is read until a dataset is loaded.
 """
 
 from dpk_det.data import bccd, image_sets, shapes

@@ -1,4 +1,4 @@
-"""Checks of what stands in a COCO JSON file, before training or evaluation stumbles over it."""
+"""Check the content of a COCO JSON file before training or evaluation fails on it."""
 
 import logging
 from collections import Counter
@@ -16,11 +16,14 @@ from dpk_det.errors import UserError
 
 @dataclass(frozen=True)
 class Use:
-    """What a dataset is for.
+    """How a model uses a dataset.
 
     Attributes:
-        trained, evaluated: on it. masks: the model makes masks. polygons: and learns from polygons,
-            not from masks of pixels. keypoints: that the model has; None: it has none.
+        trained: the model is trained on it.
+        evaluated: the model is evaluated on it.
+        masks: the model predicts masks.
+        polygons: the model learns masks from polygons, not from bitmasks.
+        keypoints: number of keypoints of the model; None if it has none.
         keeps_empty: training keeps images without an object.
     """
 
@@ -35,17 +38,19 @@ class Use:
 def check_annotations(coco: Coco, json_file: str, use: Use) -> None:
     """Check a COCO JSON file as Detectron2 and pycocotools read it.
 
-    What they leave out of training in silence is logged as a warning: annotations of images that
-    are not listed, boxes without area in their image, and polygons of less than three points.
-    So is what gives no figure in evaluation: classes without an object.
+    A warning is logged for entries that they silently leave out of training: annotations of images
+    that are not listed, boxes without area in their image, and polygons of fewer than three points.
+    Images that share a file, and classes without an object to evaluate, also cause a warning.
 
     Args:
-        coco: the file's content. json_file: its path, for the errors. use: what it is for.
+        coco: the file's content.
+        json_file: the file's path, for the error messages.
+        use: how the model uses the dataset.
 
     Raises:
-        UserError: the first thing found wrong: ids that are not unique or of two types, two
-            categories of one name, an unknown category, a box of negative size, a field that
-            evaluation needs, a mask or keypoints that the model cannot take, nothing to learn.
+        UserError: for the first mistake found: ids that are not unique or of two types, two
+            categories with one name, an unknown category, a box of negative size, a missing field
+            that evaluation needs, a mask or keypoints that the model cannot take, nothing to learn.
     """
     checks = _Checks(coco, json_file, use)
     checks.check_images()
@@ -70,7 +75,7 @@ class _Checks:
         self.images = {x.id: x for x in coco.images}
         self.annotations = [] if coco.annotations is UNSET else coco.annotations
         self.objects = [x for x in self.annotations if _is_object(x)]
-        # with a mask or keypoints that are read: in an evaluation pycocotools reads crowds' too
+        # their masks and keypoints are read; in evaluation pycocotools also reads those of crowds
         self.shown = self.annotations if use.evaluated else self.objects
 
     # -------------------------------------------------------------- the lists
@@ -102,7 +107,7 @@ class _Checks:
         )
 
     def check_ids(self) -> None:
-        if "minival" not in self.file:  # COCO 2014's; Detectron2 lets them pass as well
+        if "minival" not in self.file:  # Detectron2 also accepts COCO 2014's repeated ids
             self._refuse_doubled("annotations", self.annotations, "id")
         kind = type(self.coco.images[0].id)
         self._refuse(
@@ -135,7 +140,7 @@ class _Checks:
             self._require("area", "iscrowd")
 
     def check_boxes(self) -> list[Annotation]:
-        """Returns the objects that training keeps."""
+        """Check the boxes and return the objects that training keeps."""
         boxes = np.array([x.bbox for x in self.annotations]).reshape(-1, 4)
         negative = (boxes[:, 2:] < 0).any(1) | (np.abs(boxes) > 10**7).any(1)
         self._refuse_found(
@@ -232,7 +237,7 @@ class _Checks:
         remedy: str,
         among: Iterable[Annotation] | None = None,
     ) -> None:
-        """Of all annotations, or those given."""
+        """Raise an error if any of the given annotations (by default all) is wrong."""
         among = self.annotations if among is None else among
         self._refuse_found(what, [x for x in among if is_wrong(x)], remedy)
 

@@ -2,7 +2,7 @@
 
 364 images of 640 x 480 pixels with 4,888 boxes in three classes: 205 train, 87 val, 72 test.
 Get it from the repository ``Shenggan/BCCD_Dataset`` (MIT licence), convert its Pascal VOC files to
-COCO's JSON format (boxes only), keep its splits, and lay it out so::
+COCO's JSON format (boxes only), keep its splits, and lay it out like this::
 
     $DETECTRON2_DATASETS/bccd/
       annotations/instances_{train,val,test}.json
@@ -26,7 +26,7 @@ SPLITS = ("train", "val", "test")
 def register_all(root: str) -> None:
     """Register ``bccd_train``, ``bccd_val`` and ``bccd_test`` below the datasets folder ``root``.
 
-    Reads no file; names that are already registered are left as they are.
+    It reads no file. Names that are already registered stay unchanged.
     """
     for split in SPLITS:
         register(
@@ -37,14 +37,14 @@ def register_all(root: str) -> None:
 
 
 def register(name: str, json_file: str, image_root: str) -> None:
-    """Register one split. Loading it raises UserError where its classes are not :data:`CLASSES`."""
+    """Register one split. Loading it raises UserError if its classes are not :data:`CLASSES`."""
     load = partial(_load, name, json_file, image_root)
     register_with_classes(name, load, json_file, image_root, CLASSES)
 
 
 def _load(name: str, json_file: str, image_root: str) -> list[dict]:
-    # Converters differ in the order that they give the classes. Detectron2 stops at that with a
-    # bare assertion.
+    # Converters order the classes differently. Detectron2 would stop at another order with a bare
+    # assertion.
     classes = read_classes(json_file)
     if classes != CLASSES:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Checks of the datasets that a config names, before anything is built."""
+"""Check the datasets that a config names before anything is built."""
 
 import os
 
@@ -20,18 +20,20 @@ from dpk_det.errors import UserError, nearest
 def check_datasets(cfg: CfgNode, all_images: bool = False, decode: bool = False) -> None:
     """Check that the model of ``cfg`` can use the datasets in its ``DATASETS.TRAIN`` and ``.TEST``.
 
-    Every name is registered, its files are there, its annotations are such that training and
-    evaluation can read them, every image that they name can be opened and has their size, it has
-    as many classes as the model's head and segmentation, in one order in all datasets, and the
-    model's keypoints can be evaluated. Datasets that are drawn on demand are not drawn here; of
-    those that are not in COCO's format only the files, the classes and their number are checked.
+    Every name must be registered, and its files must exist. Training and evaluation must be able to
+    read the annotations. Every image in them must open and have the size given there. All datasets
+    must have as many classes as the model's head and segmentation, in one order. The model's
+    keypoints must be suitable for evaluation. Datasets that are drawn on demand are not drawn here.
+    For formats other than COCO's, only files, classes and number of classes are checked.
 
     Args:
-        cfg: of the job. all_images: open the images of datasets in other formats, too, and those of
-            classifiers, of which nothing but that is known. decode: read each image whole.
+        cfg: config of the job.
+        all_images: also open the images of datasets in other formats, and those of classifiers,
+            which have no annotations to check.
+        decode: read each image whole.
 
     Raises:
-        UserError: the first thing found wrong.
+        UserError: for the first mistake found.
     """
     names = _names(cfg)
     for name in names:
@@ -56,8 +58,8 @@ class _Counted(Categories):
 def dataset_sizes(cfg: CfgNode) -> dict[str, int]:
     """Return the number of images of each dataset in ``cfg.DATASETS.TRAIN`` and ``.TEST``.
 
-    Loads those that are not in COCO's format, and draws those that are drawn on demand. Counts
-    every image, those without an object too, which Detectron2 leaves out of training by default.
+    It loads datasets that are not in COCO's format, and draws those that are drawn on demand. It
+    also counts images without an object, which Detectron2 leaves out of training by default.
     """
     return {name: _count(name) for name in _names(cfg)}
 
@@ -70,14 +72,14 @@ def _count(name: str) -> int:
 
 
 def categories(cfg: CfgNode) -> dict[int, str]:
-    """Return category id -> name of what the model of ``cfg`` finds, in the order of its classes.
+    """Return category id -> name of the classes of ``cfg``'s model, in their order.
 
-    They are those of the first dataset in ``DATASETS.TEST``, of which a detector's images need not
-    be there. Without a dataset, and of classifiers, ids are numbers from 0.
+    They come from the first dataset in ``DATASETS.TEST``. A detector's images need not exist.
+    Without a dataset, and for classifiers, ids count from 0.
 
     Raises:
-        UserError: the dataset is unknown, its annotations cannot be read or have another number of
-            classes than the model, or there is no dataset and no telling how many classes.
+        UserError: if the dataset is unknown, its annotations cannot be read or have another number
+            of classes than the model, or there is no dataset and the number of classes is unknown.
     """
     if not cfg.DATASETS.TEST:
         count = num_classes(cfg)
@@ -101,12 +103,12 @@ def categories(cfg: CfgNode) -> dict[int, str]:
 
 
 def _names(cfg: CfgNode) -> list[str]:
-    """The names in TRAIN and TEST, each once."""
+    """Return the names in TRAIN and TEST, each once."""
     return list(dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)))
 
 
 def _check_name(cfg: CfgNode, name: str) -> None:
-    """Check that a name is registered, for a dataset of the kind that the model takes."""
+    """Check that a name is registered, and that its dataset is of the kind that the model takes."""
     key, kind = "JSON", "with annotated images"
     entry = "[path/to/annotations.json, path/to/images]"
     if classifies(cfg):

@@ -1,4 +1,4 @@
-"""Whether datasets, and a student's and its teacher's, call the same class by the same number."""
+"""Check that datasets, and student and teacher, give the same class the same number."""
 
 import itertools
 import logging
@@ -18,17 +18,17 @@ from dpk_det.pairing.teacher import load_teacher_config
 
 
 def class_names(name: str) -> list[str] | None:
-    """The class names of a registered dataset by number; None where they are not known."""
+    """Return a registered dataset's class names by number; None if they are unknown."""
     if is_image_set(name):
         return DatasetCatalog.get(name).classes
     return MetadataCatalog.get(name).get("thing_classes")
 
 
 def check_class_count(cfg: CfgNode, name: str) -> None:
-    """Check that the model has a dataset's number of classes, where both are known.
+    """Check that the model has a dataset's number of classes, if both are known.
 
     Raises:
-        UserError: when it has another, or a classifier's dataset cannot be read.
+        UserError: if the numbers differ, or a classifier's dataset cannot be read.
     """
     expected, classes = num_classes(cfg), class_names(name)
     if expected is None or classes is None or len(classes) == expected:
@@ -44,8 +44,8 @@ def check_class_order(train: Sequence[str], test: Sequence[str]) -> None:
     """Compare the classes of the datasets that a model is trained and evaluated on.
 
     Raises:
-        UserError: when datasets of training, or any of a classifier, have other classes than the
-            first, or one of evaluation has a class of that name under another number.
+        UserError: if a training dataset, or any dataset of a classifier, has other classes than the
+            first dataset, or if an evaluation dataset gives a class another number.
     """
     named = {name: class_names(name) for name in (*train, *test)}
     named = {name: classes for name, classes in named.items() if classes}
@@ -67,17 +67,17 @@ def check_class_order(train: Sequence[str], test: Sequence[str]) -> None:
 
 
 def check_teachers_classes(cfg: CfgNode) -> None:
-    """Compare a student's classes with its teacher's, where it learns from the teacher's by number.
+    """Compare a student's class names with its teacher's, for learning by class number.
 
-    The teacher's are those of the first dataset in its config that can be read. Where names are not
-    known on both sides, or their number differs, nothing is said: what compares logits compares the
-    numbers, and of other numbers no class is inherited.
+    The teacher's names come from the first dataset in its config that can be read. Unknown names
+    or unequal counts of classes are accepted here: methods that compare logits check the counts
+    themselves, and classes are only inherited if the counts are equal.
 
     Args:
-        cfg: the student's config, its datasets registered.
+        cfg: the student's config. Its datasets must be registered.
 
     Raises:
-        UserError: when a class of the teacher has another number, or none has the same name.
+        UserError: if a class has another number in the teacher, or no class has the same name.
     """
     names = (class_names(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     own, told = next(filter(None, names), None), teacher_classes(_teacher_config(cfg))
@@ -109,7 +109,7 @@ def _misplaced(own: Sequence[str], other: Sequence[str]) -> str:
 
 
 def _strange(own: Sequence[str], other: Sequence[str]) -> str:
-    """Where two lists differ first."""
+    """Return the first difference between two lists, as text."""
     pairs = itertools.zip_longest(own, other)
     return next(f"number {i} is {a!r} and {b!r}" for i, (a, b) in enumerate(pairs) if a != b)
 
@@ -119,7 +119,7 @@ def _teacher_config(cfg: CfgNode) -> CfgNode | DictConfig:
 
 
 def teacher_classes(teacher: CfgNode | DictConfig) -> tuple[str, list[str]] | None:
-    """Name of the first dataset in a teacher's config whose classes are known, and these."""
+    """Return name and classes of the first dataset in a teacher's config with known classes."""
     if isinstance(teacher, DictConfig):
         keys = (f"dataloader.{split}.dataset.names" for split in ("train", "test"))
         names, files, images = [OmegaConf.select(teacher, key) for key in keys], {}, {}
@@ -144,7 +144,7 @@ def _flatten(names: Iterable[Any]) -> list[str]:
 def _read_classes(
     name: str, files: Mapping[str, Any], images: Mapping[str, Any]
 ) -> list[str] | None:
-    # not registered: the student's config may give the same name to another dataset
+    # not registered, because the student's config may give the same name to another dataset
     if name in files:
         return read_classes(expand(files[name][0]))
     if name in images:

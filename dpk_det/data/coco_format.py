@@ -1,4 +1,4 @@
-"""What a file in COCO's JSON format has to hold, read and validated by msgspec.
+"""The fields that a file in COCO's JSON format must have; msgspec reads and validates them.
 
 Fields that neither Detectron2 nor pycocotools read may hold anything.
 """
@@ -19,7 +19,7 @@ Text = Annotated[str, Meta(min_length=1)]
 
 
 class Image(Struct, gc=False):
-    """A photo."""
+    """An image."""
 
     id: Integer | str
     file_name: Text
@@ -57,13 +57,13 @@ class Category(Struct, gc=False):
 
 
 class Categories(Struct):
-    """The classes of a file, of which nothing else is read."""
+    """A file of which only the classes are read."""
 
     categories: list[Category]
 
 
 class Coco(Categories):
-    """A file. One without a list of annotations can be predicted on, and no more."""
+    """A file. Without a list of annotations it can only be used for prediction."""
 
     images: list[Image]
     annotations: list[Annotation] | UnsetType = UNSET
@@ -76,11 +76,12 @@ def read_coco(json_file: str, content: type[Content] = Coco) -> Content:
     """Read a file.
 
     Args:
-        json_file: path or address. content: :class:`Coco`, or less of it.
+        json_file: path or address.
+        content: type to read: :class:`Coco`, or a type with fewer fields.
 
     Raises:
-        UserError: it is absent, is no JSON, lists no categories, or a field is absent or holds what
-            it cannot: then entry and field are named.
+        UserError: if the file is absent, is not JSON or lists no categories, or if a field is
+            absent or has a wrong value. The message then names entry and field.
     """
     try:
         with PathManager.open(json_file, "rb") as file:
@@ -126,12 +127,12 @@ _WANTED = {
     ("categories", "id"): _NUMBER,
     ("categories", "name"): "the name of the class",
 }
-# what an error shows of an entry
+# fields of an entry that an error shows
 TELLING = ("id", "image_id", "file_name", "name", "height", "width", "category_id", "bbox")
 
 
 def describe(entry: dict[str, Any]) -> str:
-    """What tells an entry from others."""
+    """Return the fields that identify an entry, as text."""
     return ", ".join(f"{k}: {entry[k]!r:.80}" for k in TELLING if k in entry)
 
 
@@ -145,7 +146,7 @@ def _explain(data: bytes, message: str) -> str:
     name, index, field = path[1], int(path[2]), path[3]
     try:
         entry = msgspec.json.decode(_entry(data, name, index))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:  # what follows it
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:  # in later entries
         return f" is no JSON in UTF-8 ({_locate(data, e)})."
     if not isinstance(entry, dict):
         return f": {name}[{index}] is {entry!r:.80}: give an entry with its fields."
@@ -169,7 +170,7 @@ def _locate(data: bytes, error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "its lists are nested too deeply: write what COCO's format has and no more"
     if isinstance(error, UnicodeDecodeError) or "utf-8" in str(error).lower():
-        try:  # which error it is depends on the version of msgspec, and none tells the place
+        try:  # the error depends on the version of msgspec, and no version tells the place
             data.decode()
         except UnicodeDecodeError as e:
             near = data[max(e.start - 20, 0) : e.start + 20]
@@ -179,7 +180,7 @@ def _locate(data: bytes, error: Exception) -> str:
         return f"{str(error).lower()}: write it anew"
     at = int(place[1])
     near = " ".join(data[max(at - 40, 0) : at + 20].decode(errors="replace").split())
-    # the place may be that of the sign or behind it
+    # the place may be the sign, or the byte after it
     if re.match(rb"(?s).?-?(nan|inf)", data[max(at - 1, 0) : at + 12], re.IGNORECASE):
         return f"NaN or infinity at byte {at}, near {near!r}: write numbers, or leave the field out"
     return f"{error}, near {near!r}: write it anew"

@@ -1,4 +1,4 @@
-"""Any dataset in COCO's JSON format, by config alone.
+"""Register any dataset in COCO's JSON format by config alone.
 
 ::
 
@@ -25,12 +25,12 @@ from dpk_det.errors import UserError
 def register_json_datasets(cfg: CfgNode) -> None:
     """Register every entry ``name: [annotations.json, image folder]`` of ``cfg.DATASETS.JSON``.
 
-    Relative paths are taken from the working directory; ``~`` and environment variables are
-    expanded. No file is read. A config without ``DATASETS.JSON`` registers nothing, and registering
+    Relative paths start at the working directory. ``~`` and environment variables are expanded.
+    No file is read. A config without ``DATASETS.JSON`` registers nothing, and registering
     the same entry again changes nothing.
 
     Raises:
-        UserError: an entry is not two paths, or its name already stands for another dataset.
+        UserError: if an entry is not two paths, or its name belongs to another dataset.
     """
     for name, entry in cfg.DATASETS.get("JSON", {}).items():
         if not _is_pair_of_paths(entry):
@@ -63,11 +63,15 @@ def register_with_classes(
     classes: Sequence[str],
     **metadata: Any,
 ) -> None:
-    """Register a dataset of known classes; a name that is already registered is left as it is.
+    """Register a dataset with known classes. A name that is already registered stays unchanged.
 
     Args:
-        load: gives Detectron2's list of images. json_file, image_root: where the data lie.
-        classes: names of the categories 1, 2, ... in the JSON file. metadata: further ones.
+        name: of the dataset.
+        load: returns Detectron2's list of images.
+        json_file: path of the annotations.
+        image_root: folder of the images.
+        classes: names of the categories 1, 2, ... in the JSON file.
+        metadata: further entries of the metadata.
     """
     if name in DatasetCatalog:
         return
@@ -93,7 +97,7 @@ def _is_pair_of_paths(entry: object) -> bool:
 
 def _register(name: str, json_file: str, image_root: str) -> None:
     if name not in DatasetCatalog:
-        # The class names are left to the JSON: load_coco_json puts them into the metadata.
+        # No class names here: load_coco_json copies them from the JSON file into the metadata.
         register_coco_instances(name, {}, json_file, image_root)
         return
     metadata = MetadataCatalog.get(name)

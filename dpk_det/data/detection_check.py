@@ -15,17 +15,17 @@ from dpk_det.data.root import datasets_root
 from dpk_det.errors import UserError
 
 COCO_KEYPOINTS = 17
-"""What ``TEST.KEYPOINT_OKS_SIGMAS`` left empty stands for."""
+"""Number of keypoints that an empty ``TEST.KEYPOINT_OKS_SIGMAS`` means."""
 
 
 def check_detection(cfg: CfgNode, name: str, all_images: bool = False) -> list[ImageFile]:
-    """Check one dataset of ``cfg``, but for its images, as :func:`.check_datasets` says.
+    """Check one dataset of ``cfg``, except its images, as :func:`.check_datasets` describes.
 
     Returns:
-        The images to open.
+        The images that must still be opened.
 
     Raises:
-        UserError: the first thing found wrong.
+        UserError: for the first mistake found.
     """
     metadata = MetadataCatalog.get(name)
     images: list[ImageFile] = []
@@ -52,16 +52,16 @@ def check_detection(cfg: CfgNode, name: str, all_images: bool = False) -> list[I
 
 
 def is_coco(metadata: Metadata) -> bool:
-    """Whether a dataset's annotations are a file in COCO's JSON format."""
+    """Return whether a dataset's annotations are a file in COCO's JSON format."""
     kinds = (None, "coco", "coco_panoptic_seg")
     return bool(metadata.get("json_file")) and metadata.get("evaluator_type") in kinds
 
 
 def keep_classes(name: str, metadata: Metadata, coco: Coco) -> None:
-    """Put into the metadata what Detectron2 will find when it loads the dataset.
+    """Put the classes that Detectron2 will find when it loads the dataset into the metadata.
 
     Raises:
-        UserError: when the metadata have other classes already.
+        UserError: if the metadata already have other classes.
     """
     names = list_categories(coco)
     found = {
@@ -70,7 +70,7 @@ def keep_classes(name: str, metadata: Metadata, coco: Coco) -> None:
     }
     for key, value in found.items():
         known = metadata.get(key)
-        if known is not None and known != value:  # Detectron2 stops at that with a bare assertion
+        if known is not None and known != value:  # Detectron2 would fail a bare assertion
             raise UserError(
                 f"{metadata.json_file} has the categories {_short(names)} where {name} needs "
                 f"{_short(known)}: correct them, or name the file under DATASETS.JSON with a name "
@@ -80,10 +80,10 @@ def keep_classes(name: str, metadata: Metadata, coco: Coco) -> None:
 
 
 def check_keypoints(cfg: CfgNode) -> None:
-    """Check that keypoints can be flipped and evaluated, where the model has some.
+    """Check that keypoints can be flipped and evaluated, if the model has any.
 
     Raises:
-        UserError: when the metadata or the config lack what is needed for that.
+        UserError: if the metadata or the config lack the values for that.
     """
     if not cfg.MODEL.KEYPOINT_ON:
         return
@@ -96,7 +96,7 @@ def check_keypoints(cfg: CfgNode) -> None:
                 )
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
     sigmas = len(cfg.TEST.KEYPOINT_OKS_SIGMAS) or COCO_KEYPOINTS
-    if cfg.DATASETS.TEST and sigmas != keypoints:  # else known only after a training
+    if cfg.DATASETS.TEST and sigmas != keypoints:  # otherwise only seen after training
         raise UserError(
             f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is {keypoints} but there are {sigmas} "
             f"TEST.KEYPOINT_OKS_SIGMAS (COCO's {COCO_KEYPOINTS} where none are given): give one "
@@ -121,7 +121,7 @@ def _check_files(cfg: CfgNode, name: str, metadata: Metadata) -> None:
             f"(now '{datasets_root()}'), or add the files to DATASETS.JSON under a name of your own"
         )
     json_file = metadata.json_file
-    # An address such as https://... is fetched when it is read.
+    # An address such as https://... is only fetched when it is read.
     if "://" not in json_file and not os.path.isfile(json_file):
         raise UserError(f"The annotation file of {name}, {json_file}, does not exist: {remedy}.")
     for kind, key in (("image", "image_root"), ("segmentation", "sem_seg_root")):

@@ -1,4 +1,4 @@
-"""Checks of image files, before training or evaluation stumbles over one of them."""
+"""Check image files before training or evaluation fails on one of them."""
 
 import functools
 import os
@@ -14,17 +14,18 @@ from tqdm import tqdm
 from dpk_det.errors import UserError
 
 _CHUNK = 64  # images that a thread takes at a time
-_ORIENTATION = 0x0112  # of EXIF
+_ORIENTATION = 0x0112  # tag of EXIF
 _TURNED = (5, 6, 7, 8)  # orientations that swap width and height
-_DEEP = ("I", "F")  # modes of more than 8 bits begin so; Detectron2 cuts them off at 255
+_DEEP = ("I", "F")  # first letters of modes with over 8 bits; Detectron2 cuts these off at 255
 
 
 class ImageFile(NamedTuple):
-    """An image to look at.
+    """An image to check.
 
     Attributes:
-        path: of the file, or within the archive. size: (width, height) that its annotations say;
-            None: they say nothing. archive: path of a zip; "": there is none.
+        path: of the file, or within the archive.
+        size: (width, height) in its annotations; None if these give no size.
+        archive: path of a zip; "" if there is none.
     """
 
     path: str
@@ -32,9 +33,9 @@ class ImageFile(NamedTuple):
     archive: str = ""
 
     def open(self) -> IO[bytes]:
-        """The file's bytes."""
+        """Open the file for reading its bytes."""
         if not (self.archive or os.path.isfile(self.path)) and os.path.exists(self.path):
-            raise OSError("it is no file")  # a pipe, say, that one would wait for
+            raise OSError("it is no file")  # for example a pipe, which could block
         return (
             _zip(self.archive, os.getpid()).open(self.path)
             if self.archive
@@ -46,7 +47,7 @@ class ImageFile(NamedTuple):
 
 
 def image_of(record: Mapping[str, Any], key: str = "file_name") -> ImageFile:
-    """The image of one of Detectron2's dicts."""
+    """Return the image that one of Detectron2's dicts names under ``key``."""
     known = "width" in record and "height" in record
     return ImageFile(record[key], (record["width"], record["height"]) if known else None)
 
@@ -57,23 +58,25 @@ def check_image_files(
     decode: bool = False,
     fits: Callable[[int, int], bool] = lambda width, height: True,
 ) -> None:
-    """Open every image, in threads, with a progress bar where that takes more than seconds.
+    """Open every image in threads, with a progress bar if that takes more than two seconds.
 
-    Of each only the header is read, unless they are to be decoded.
+    Only the header of each image is read, unless ``decode`` is set.
 
     Args:
-        files: the images. what: their dataset's name, for the progress bar.
-        decode: read all of each image, which finds those that are cut off or damaged.
-        fits: whether training can take an image of this (width, height).
+        files: the images.
+        what: name of their dataset, for the progress bar and the error.
+        decode: read each image whole, which finds truncated and damaged images.
+        fits: tells whether the model can take an image of this (width, height).
 
     Raises:
-        UserError: how many cannot be used, and what is wrong with the first: it is absent, no
-            image, too large, has more than 8 bits a channel, another size than its annotations say
-            (EXIF orientation counted, as Detectron2 does) or a size that does not fit.
+        UserError: says how many images cannot be used, and what is wrong with the first: it is
+            absent, not an image or too large, has more than 8 bits per channel, differs in size
+            from its annotations (after EXIF rotation, as in Detectron2), or has a size that does
+            not fit.
     """
 
     with warnings.catch_warnings(), ThreadPool(min(32, (os.cpu_count() or 1) + 4)) as pool:
-        warnings.simplefilter("ignore")  # of EXIF, of large images that are read all the same
+        warnings.simplefilter("ignore")  # about EXIF, and large images that PIL still reads
         found = pool.imap(lambda file: find_problem(file, decode, fits), files, _CHUNK)
         bar = {"desc": f"Looking at {what}", "unit": "image", "delay": 2, "disable": None}
         problems = [problem for problem in tqdm(found, total=len(files), **bar) if problem]
@@ -87,10 +90,12 @@ def find_problem(
     decode: bool = True,
     fits: Callable[[int, int], bool] = lambda width, height: True,
 ) -> str:
-    """What is wrong with an image, in a sentence; "" where nothing is.
+    """Return what is wrong with an image, in one sentence; "" if nothing is wrong.
 
     Args:
-        file: the image. decode, fits: as for :func:`check_image_files`.
+        file: the image.
+        decode: as for :func:`check_image_files`.
+        fits: as for :func:`check_image_files`.
     """
     try:
         with file.open() as stream, Image.open(stream) as image:
@@ -100,7 +105,7 @@ def find_problem(
                 image.convert("RGB")
     except FileNotFoundError:
         return f"{file} does not exist: correct file_name or the image folder."
-    # PIL lets errors of many kinds through, according to what of a file is damaged
+    # PIL raises errors of many kinds, depending on the damage
     except Exception as e:
         reason = " ".join(str(e).split()) or repr(e)
         if isinstance(e, UnidentifiedImageError):
@@ -133,10 +138,10 @@ def find_problem(
 
 
 def image_size(path: str) -> tuple[int, int]:
-    """Width and height in pixels of an image as Detectron2 reads it, turned as its EXIF tag says.
+    """Return an image's width and height in pixels after EXIF rotation, as Detectron2 reads it.
 
     Raises:
-        UserError: it cannot be read as an image.
+        UserError: if the file cannot be used as an image.
     """
     if problem := find_problem(ImageFile(path), decode=False):
         raise UserError(problem)
@@ -146,17 +151,17 @@ def image_size(path: str) -> tuple[int, int]:
 
 
 def _orientation(image: Image.Image) -> int | None:
-    # to look for what may stand at the end of a PNG, all of it would be decoded
+    # EXIF may stand at the end of a PNG, but PIL would decode the whole image to find it there
     if image.format == "PNG" and not {"exif", "Raw profile type exif"} & image.info.keys():
         return None
     try:
         return image.getexif().get(_ORIENTATION)
-    except Exception:  # Detectron2 takes such for not turned
+    except Exception:  # Detectron2 then does not rotate the image
         return None
 
 
 @functools.lru_cache(maxsize=8)
 def _zip(path: str, process: int) -> zipfile.ZipFile:
-    # threads may share it; forked processes, which share the place in the file, would read one
-    # another's bytes
+    # Threads may share the zip. Forked processes would share the position in the file and read each
+    # other's bytes, so the cache has one zip per process.
     return zipfile.ZipFile(path)

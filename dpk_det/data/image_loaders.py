@@ -26,12 +26,13 @@ Batch = dict[str, Tensor]
 
 
 class ImagesInMemory(Dataset):
-    """Small images, decoded once; a batch is gathered at once, each image shifted and flipped.
+    """Small images, decoded once. A batch is gathered at once; each image is shifted and flipped.
 
     Args:
-        images: (n, 3, S, S) uint8. labels: (n,).
-        pad: black pixels around an image, out of which a window of S x S is cut by chance.
-        flip: mirror half of them.
+        images: (n, 3, S, S) uint8.
+        labels: (n,).
+        pad: black pixels around an image, from which a random window of S x S is cut.
+        flip: mirror each image with probability 0.5.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, pad: int = 0, flip: bool = False) -> None:
@@ -42,7 +43,7 @@ class ImagesInMemory(Dataset):
         return len(self.labels)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """The batch of these indices; torch's loader asks for it as a whole."""
+        """Return the batch of these indices; torch's loader calls this once per batch."""
         index = torch.as_tensor(indices)
         images = self.images[index]
         if self.pad or self.flip:
@@ -53,10 +54,10 @@ class ImagesInMemory(Dataset):
 def shift_and_flip(
     images: Tensor, pad: int, flip: bool, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Pad images (B, 3, S, S), cut a window of S x S out of each, and mirror half of them.
+    """Pad images (B, 3, S, S), cut a window of S x S from each, and mirror half of them at random.
 
-    What torchvision's ``RandomCrop(S, padding=pad)`` and ``RandomHorizontalFlip`` do to an image,
-    with draws of its own for each image of a batch, which torchvision has not.
+    This equals torchvision's ``RandomCrop(S, padding=pad)`` and ``RandomHorizontalFlip``. It draws
+    separately for each image of a batch, which torchvision cannot do.
     """
     num, _, height, width = images.shape
     rows, columns = torch.randint(2 * pad + 1, (2, num, 1), generator=generator)
@@ -70,10 +71,11 @@ def shift_and_flip(
 
 
 class ImagesOnDisk(Dataset):
-    """Images that are read when they are asked for.
+    """Images that are read when a batch needs them.
 
     Args:
-        source: gives an image (3, H, W) and its class. transform: brings images to one size.
+        source: gives an image (3, H, W) and its class.
+        transform: brings images to one size.
     """
 
     def __init__(self, source: Dataset, transform: Callable[[Tensor], Tensor]) -> None:
@@ -83,19 +85,20 @@ class ImagesOnDisk(Dataset):
         return len(self.source)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """The batch of these indices."""
+        """Return the batch of these indices."""
         pairs = [self.source[i] for i in indices]
         images = torch.stack([self.transform(image) for image, _ in pairs])
         return {"images": images, "labels": torch.tensor([label for _, label in pairs])}
 
 
 def build_image_train_loader(cfg: CfgNode) -> TrainLoader:
-    """Batches without end of ``DATASETS.TRAIN``, shuffled anew each time through, as
-    ``INPUT.IMAGES`` describes them.
+    """Build a loader of endless batches of ``DATASETS.TRAIN``, as ``INPUT.IMAGES`` describes them.
+
+    Every epoch has a new random order.
 
     Raises:
-        UserError: when ``SOLVER.IMS_PER_BATCH`` cannot be shared by the processes, data are not
-            named or not found, or ``DATALOADER``'s sampler is unknown or leaves no image.
+        UserError: if the processes cannot share ``SOLVER.IMS_PER_BATCH``, data are not named or not
+            found, or ``DATALOADER``'s sampler is unknown or leaves no image.
     """
     batch_size = images_per_process(cfg)
     if not cfg.DATASETS.TRAIN:
@@ -112,10 +115,10 @@ def build_image_train_loader(cfg: CfgNode) -> TrainLoader:
 
 
 def build_image_test_loader(cfg: CfgNode, name: str) -> DataLoader:
-    """The images of a dataset once, in order, shared by the processes.
+    """Build a loader of a dataset's images, each once, in order, shared by the processes.
 
     Raises:
-        UserError: when data are not found.
+        UserError: if data are not found.
     """
     dataset = _dataset(cfg, [name])
     return DataLoader(
@@ -129,7 +132,7 @@ def build_image_test_loader(cfg: CfgNode, name: str) -> DataLoader:
 
 
 def _num_workers(cfg: CfgNode) -> int:
-    # what is in memory is gathered faster than it would be sent
+    # images in memory are gathered faster than a worker would send them
     return 0 if cfg.INPUT.IMAGES.IN_MEMORY else cfg.DATALOADER.NUM_WORKERS
 
 
@@ -154,7 +157,7 @@ def _dataset(cfg: CfgNode, names: Sequence[str], trains: bool = False) -> Datase
 
 
 def fit_for_evaluation(cfg: CfgNode) -> Callable[[Tensor], Tensor]:
-    """What brings an image (3, H, W) to the size at which a classifier is evaluated."""
+    """Return the transform of an image (3, H, W) to the size at which a classifier is evaluated."""
     node = cfg.INPUT.IMAGES
     return _fit(node.SIZE if node.IN_MEMORY else node.RESIZE_TEST, node.SIZE)
 
@@ -167,7 +170,7 @@ def _join(places: tuple[Place, ...]) -> Dataset:
     return ConcatDataset([read_images(*place) for place in places])
 
 
-@lru_cache(maxsize=4)  # an evaluation at every TEST.EVAL_PERIOD would decode them anew
+@lru_cache(maxsize=4)  # otherwise every evaluation would decode the images again
 def _decode(places: tuple[Place, ...], size: int) -> tuple[Tensor, Tensor]:
     source = _join(places)
     fit = _fit(size, size)

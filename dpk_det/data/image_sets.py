@@ -1,17 +1,18 @@
-"""Datasets of images with a class each, by name.
+"""Datasets of images with one class each, by name.
 
 ::
 
     DATASETS:
       IMAGES:
-        pets_train: ~/pets/train                           # a folder a class
+        pets_train: ~/pets/train                           # one folder per class
         pets_val: $PETS/val.zip                            # the same, zipped
-        tiny100: [cifar-100-python.tar.gz, train]          # CIFAR's archive, and which part of it
+        tiny100: [cifar-100-python.tar.gz, train]          # CIFAR's archive, and its part
       TRAIN: ("pets_train",)
       TEST: ("pets_val",)
 
-Below ``$DETECTRON2_DATASETS`` are found ``cifar10_{train,test}`` and ``cifar100_{train,test}``, as
-archive, unpacked, or a folder a class, and ``imagenet_{train,val}``.
+These names are found below ``$DETECTRON2_DATASETS``: ``cifar10_{train,test}`` and
+``cifar100_{train,test}``, as archive, unpacked, or one folder per class (zipped or not), and
+``imagenet_{train,val}``.
 """
 
 import io
@@ -39,10 +40,10 @@ from dpk_det.data.root import expand
 from dpk_det.errors import UserError
 
 EVALUATOR_TYPE = "classification"
-"""What the metadata of such a dataset says."""
+"""``evaluator_type`` in the metadata of these datasets."""
 
 Place = tuple[str, str]
-"""Path, and the part of a CIFAR archive that is meant ("train" or "test"; "" for the others)."""
+"""Path, and the part of a CIFAR archive: "train" or "test"; "" if it is not such an archive."""
 
 _PARTS = {"train": ("data_batch_", "train"), "test": ("test_batch", "test")}
 _NAMES = {"batches.meta": "label_names", "meta": "fine_label_names"}
@@ -53,8 +54,10 @@ class ImageSet:
     """Images and the numbers of their classes.
 
     Args:
-        classes: names. labels: of each image. images: (n, 3, H, W), or the files' paths.
-        archive: the zip in which these paths are; "": there is none.
+        classes: names of the classes.
+        labels: class number of each image.
+        images: (n, 3, H, W), or the files' paths.
+        archive: the zip that holds these paths; "" if there is none.
     """
 
     classes: list[str]
@@ -66,14 +69,14 @@ class ImageSet:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """An image, (3, H, W) uint8 RGB, and its class."""
+        """Return an image, (3, H, W) uint8 RGB, and its class."""
         image = self.images[index]
         if isinstance(image, str):
             image = _decode(ImageFile(image, archive=self.archive))
         return image, self.labels[index]
 
     def image_files(self) -> list[ImageFile]:
-        """Where the images lie, as far as they are files."""
+        """Return the images that are files; none if they are in memory."""
         if isinstance(self.images, Tensor):
             return []
         return [ImageFile(path, archive=self.archive) for path in self.images]
@@ -83,21 +86,21 @@ def _decode(file: ImageFile) -> Tensor:
     try:
         with file.open() as stream, Image.open(io.BytesIO(stream.read())) as image:
             return pil_to_tensor(image.convert("RGB"))
-    # PIL and zip let errors of many kinds through, according to what is damaged
+    # PIL and zipfile raise errors of many kinds, depending on the damage
     except Exception as e:
         raise UserError(find_problem(file) or str(e)) from e
 
 
 @lru_cache(maxsize=8)
 def read_images(path: str, part: str) -> ImageSet:
-    """Read a dataset's list of images, of CIFAR's archives the images too. Kept for the next call.
+    """Read a dataset's list of images, and CIFAR's images too. The result is cached.
 
     Args:
-        path: of a folder or zip with a folder a class, or of CIFAR's archive, unpacked or not.
-        part: "train" or "test" of CIFAR's archive; else "".
+        path: of a folder or zip with one folder per class, or of CIFAR's archive, unpacked or not.
+        part: "train" or "test" of CIFAR's archive; otherwise "".
 
     Raises:
-        UserError: when there is nothing of the kind there.
+        UserError: if the path cannot be read as one of these.
     """
     try:
         if not part:
@@ -111,7 +114,7 @@ def read_images(path: str, part: str) -> ImageSet:
                 if member.isfile()
             }
         return _read_cifar(files, path, part)
-    # damaged archives and pickles give errors of many kinds
+    # damaged archives and pickles raise errors of many kinds
     except Exception as e:
         if isinstance(e, UserError):
             raise
@@ -144,7 +147,7 @@ def _read_zip(path: str) -> ImageSet:
         for x in folders
         if x.parent in beside and x not in filled | beside and x.name != "__MACOSX"
     )
-    if empty:  # torchvision says so of folders
+    if empty:  # torchvision refuses empty folders too
         raise UserError(
             f"{path} has no image of class {empty[0]}: add some, or take its folder out."
         )
@@ -174,14 +177,14 @@ def _read_cifar(files: dict[str, bytes], path: str, part: str) -> ImageSet:
 
 
 def register_image_datasets(cfg: CfgNode) -> None:
-    """Register every entry of ``cfg.DATASETS.IMAGES``; see the module.
+    """Register every entry of ``cfg.DATASETS.IMAGES``; the module's docstring shows examples.
 
-    Relative paths are taken from the working directory; ``~`` and environment variables are
-    expanded. No file is read, and registering the same entry again changes nothing.
+    Relative paths start at the working directory. ``~`` and environment variables are expanded.
+    No file is read, and registering the same entry again changes nothing.
 
     Raises:
-        UserError: an entry is neither a path nor a path and a part, or its name stands for another
-            dataset already.
+        UserError: if an entry is neither a path nor a path and a part, or its name already
+            belongs to another dataset.
     """
     for name, entry in cfg.DATASETS.get("IMAGES", {}).items():
         place = place_of(entry)
@@ -199,7 +202,7 @@ def register_image_datasets(cfg: CfgNode) -> None:
 
 
 def place_of(entry: Any) -> Place | None:
-    """Where an entry of ``DATASETS.IMAGES`` points to; None for one that is no such entry."""
+    """Return where an entry of ``DATASETS.IMAGES`` points to; None if the entry is not valid."""
     if isinstance(entry, str):
         return (expand(entry), "") if entry else None
     if isinstance(entry, Sequence) and len(entry) == 2 and entry[1] in [*_PARTS]:
@@ -224,15 +227,15 @@ def register_all(root: str) -> None:
 
 
 def is_image_set(name: str) -> bool:
-    """Whether a registered dataset is one of these."""
+    """Return whether a registered dataset has images with one class each."""
     return MetadataCatalog.get(name).get("evaluator_type") == EVALUATOR_TYPE
 
 
 def find_place(name: str) -> Place:
-    """Where a dataset lies: of the places where it may, the first that exists.
+    """Return the first existing place among a dataset's possible places.
 
     Raises:
-        UserError: when none does.
+        UserError: if none of them exists.
     """
     places = MetadataCatalog.get(name).places
     for place in places:

@@ -1,4 +1,4 @@
-"""Data loader workers leave signals to the process that trains."""
+"""Make data loader workers leave signals to the training process."""
 
 import os
 import signal
@@ -6,14 +6,14 @@ import threading
 
 
 def leave_signals_to_parent(worker: int) -> None:
-    """As a data loader's ``worker_init_fn``: only its parent ends a worker.
+    """Let only its parent end a data loader worker. Use this as ``worker_init_fn``.
 
-    Terminals and clusters send signals to a group of processes. The training has a step to finish
-    then, for which it needs its workers.
+    Terminals and clusters send signals to a group of processes. The training process then still
+    finishes a step, and needs its workers for that.
     """
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # which tells who has sent it; macOS lacks it
+    if hasattr(signal, "sigwaitinfo"):  # it tells who sent the signal; macOS lacks it
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with_parents_signal, daemon=True).start()
 

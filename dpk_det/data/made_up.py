@@ -14,20 +14,20 @@ from dpk_det.data.model_classes import num_classes
 def made_up_batch(
     cfg: CfgNode, num_images: int, size: tuple[int, int] | None = None
 ) -> list[dict[str, Any]] | dict[str, Tensor]:
-    """A batch as Detectron2's mapper would make it, or a classifier's loader, of noise.
+    """Make a batch of noise in the form of Detectron2's mapper, or of a classifier's loader.
 
     Args:
-        cfg: its ``MODEL`` tells whether masks and keypoints go along.
+        cfg: its ``MODEL`` tells whether to add masks and keypoints.
         num_images: B.
-        size: (H, W) of the images; None: ``cfg.INPUT`` tells the height (the largest of
-            ``MIN_SIZE_TRAIN``), and the width is 4/3 of that, ``MAX_SIZE_TRAIN`` at most; of a
-            classifier ``INPUT.IMAGES.SIZE``.
+        size: (H, W) of the images. None: the height is the largest ``cfg.INPUT.MIN_SIZE_TRAIN``,
+            and the width is 4/3 of it, at most ``MAX_SIZE_TRAIN``. For a classifier, None means
+            ``INPUT.IMAGES.SIZE`` for both.
 
     Returns:
-        B dicts with ``image`` (3, H, W) uint8, ``instances`` with four boxes each, ``sem_seg``
-        (H, W), which models that segment nothing ignore, and ``proposals`` where a dataset would
-        have to bring them (``MODEL.LOAD_PROPOSALS``). For a classifier one dict: ``images``
-        (B, 3, H, W) uint8, and ``labels`` (B,).
+        B dicts with ``image`` (3, H, W) uint8, ``instances`` with four boxes each, and ``sem_seg``
+        (H, W), which models without segmentation ignore. If datasets must bring proposals
+        (``MODEL.LOAD_PROPOSALS``), the dicts have ``proposals`` too. For a classifier one dict:
+        ``images`` (B, 3, H, W) uint8, and ``labels`` (B,).
     """
     if classifies(cfg):
         size = size or (cfg.INPUT.IMAGES.SIZE,) * 2

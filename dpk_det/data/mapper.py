@@ -1,4 +1,4 @@
-"""Detectron2's dataset mapper, which names an image that it cannot take."""
+"""Detectron2's dataset mapper, with errors that name the unreadable image."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,10 +11,10 @@ from dpk_det.errors import UserError
 
 
 class NamingMapper:
-    """Wraps a mapper from a dataset's dict to the model's.
+    """Wraps a mapper, and names the image if the mapper fails.
 
     Args:
-        mapper: is given each dict, with ``file_name``.
+        mapper: turns a dataset's dict, with ``file_name``, into the model's dict.
     """
 
     def __init__(self, mapper: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
@@ -22,15 +22,15 @@ class NamingMapper:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool) -> "NamingMapper":
-        """One around Detectron2's own."""
+        """Wrap Detectron2's own mapper."""
         return cls(DatasetMapper(cfg, is_train))
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
-        """What the mapper gives.
+        """Return what the wrapped mapper returns.
 
         Raises:
-            UserError: naming the file, when the image or that of its pixels' classes cannot be
-                read. Exceptions of other causes pass.
+            UserError: names the file if the image, or the image of its pixels' classes, cannot be
+                read. Other exceptions pass unchanged.
         """
         try:
             return self.mapper(record)

@@ -1,30 +1,30 @@
-"""Masks of a COCO JSON file: what pycocotools makes of polygons and run-length codes."""
+"""Check masks of a COCO JSON file: polygons and run-length codes, as pycocotools reads them."""
 
 from typing import Any
 
 from dpk_det.data.coco_format import Image, RunLengths
 
-_FAR = 10**6  # pixels; pycocotools walks along every side of a polygon, and dies on the way
+_FAR = 10**6  # pixels; pycocotools walks along every side of a polygon, and crashes on long ones
 
 
 def polygons(segmentation: Any) -> list[list[float]]:
-    """The polygons of a mask, each [x, y, x, y, ...]; none of a run-length code."""
+    """Return a mask's polygons, each [x, y, x, y, ...]; [] for a run-length code."""
     return segmentation if isinstance(segmentation, list) else []
 
 
 def is_no_polygon(segmentation: Any) -> bool:
-    """Whether a polygon has an odd number of coordinates, or none has three points."""
+    """Return whether a polygon has an odd number of coordinates, or no polygon has three points."""
     lengths = [len(polygon) for polygon in polygons(segmentation)]
     return bool(lengths) and (max(lengths) < 6 or any(n % 2 for n in lengths))
 
 
 def is_far(segmentation: Any) -> bool:
-    """Whether a polygon is far from any image."""
+    """Return whether a polygon has a point far from any image."""
     return any(max(p) > _FAR or min(p) < -_FAR for p in polygons(segmentation) if p)
 
 
 def fills(segmentation: Any, image: Image | None) -> bool:
-    """Whether a run-length code, where it is one, covers just the pixels of its image."""
+    """Return whether a run-length code covers exactly its image's pixels; True for polygons."""
     if not isinstance(segmentation, RunLengths) or image is None:
         return True
     size = image.height, image.width
@@ -32,10 +32,10 @@ def fills(segmentation: Any, image: Image | None) -> bool:
 
 
 def _num_pixels(counts: list[int] | str) -> int:
-    """How many pixels a run-length code covers; -1 where it cannot be read.
+    """Return how many pixels a run-length code covers; -1 if it cannot be read.
 
-    COCO's text holds 5 bits a character, lowest first; bit 6 says that more follow. From the fourth
-    on a run is written as the difference to the one before the last.
+    COCO's text holds 5 bits per character, lowest first. Bit 6 says that more characters follow.
+    From the fourth run on, the text holds the difference to the run two places before.
     """
     if not isinstance(counts, str):
         return sum(counts)

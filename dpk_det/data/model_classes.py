@@ -1,18 +1,18 @@
-"""What a config's model is, as far as its data have to fit it."""
+"""Properties of a config's model that its datasets must fit."""
 
 from detectron2.config import CfgNode
 
 from dpk_det.architectures import classifies, plain_name
 
-# Where a detector keeps its number of classes, by the end of its plain name, so that this holds for
-# those of other projects too.
+# End of a detector's plain name -> node with its number of classes. Only the end counts, so that
+# detectors of other projects are found too.
 _CLASS_COUNTS = {
     "RCNN": "ROI_HEADS",
     "PanopticFPN": "ROI_HEADS",
     "RetinaNet": "RETINANET",
     "FCOS": "FCOS",
 }
-# That segment, too: they need the pixels' classes.
+# Ends of the plain names of models that segment. They need the pixels' classes.
 _SEGMENT = ("PanopticFPN", "SemanticSegmentor")
 
 
@@ -22,13 +22,13 @@ def segments(cfg: CfgNode) -> bool:
 
 
 def num_classes(cfg: CfgNode) -> int | None:
-    """Return the number of classes of the head of ``cfg.MODEL``; None where it is not known."""
+    """Return the number of classes of the head of ``cfg.MODEL``; None if it is unknown."""
     key = class_count_key(cfg)
     return None if key is None else cfg.MODEL[key].NUM_CLASSES
 
 
 def class_count_key(cfg: CfgNode) -> str | None:
-    """Return the node of ``cfg.MODEL`` that has ``NUM_CLASSES``; None where it is not known."""
+    """Return the name of the node of ``cfg.MODEL`` that has ``NUM_CLASSES``; None if unknown."""
     if classifies(cfg):
         return "CLASSIFIER"
     for ending, key in _CLASS_COUNTS.items():

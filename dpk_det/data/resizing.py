@@ -1,4 +1,4 @@
-"""Whether an image can be resized for a model."""
+"""Check whether an image can be resized for a model."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,10 @@ from dpk_det.architectures import classifies
 
 
 def fits(cfg: CfgNode, name: str) -> Callable[[int, int], bool]:
-    """Whether training or evaluation on a dataset, as ``cfg`` does them, take a (width, height)."""
+    """Return a function of (width, height) that tells whether such an image can be resized.
+
+    It checks training and evaluation, as far as ``cfg`` uses dataset ``name`` for them.
+    """
     return _fits_classifier(cfg) if classifies(cfg) else _fits_detector(cfg, name)
 
 
@@ -23,7 +26,7 @@ def _fits_detector(cfg: CfgNode, name: str) -> Callable[[int, int], bool]:
     return lambda width, height: all(
         min(ResizeShortestEdge.get_output_shape(height, width, side, longest)) > 0
         for side, longest in sides
-        if side > 0  # Detectron2 does not resize then
+        if side > 0  # otherwise Detectron2 does not resize
     )
 
 

@@ -1,19 +1,19 @@
-"""Where data lie."""
+"""Locations of datasets."""
 
 import os
 
 
 def datasets_root() -> str:
-    """Return the folder of all datasets: ``$DETECTRON2_DATASETS``, or ``datasets`` without it.
+    """Return the folder of all datasets: ``$DETECTRON2_DATASETS``, or ``datasets`` if unset.
 
-    The variable is read on every call; the datasets registered by name keep the folder that it gave
-    when :mod:`dpk_det.data` was imported, because Detectron2's own do.
+    Every call reads the variable. Datasets registered by name keep the folder that was set when
+    :mod:`dpk_det.data` was imported, because Detectron2's own datasets do so too.
     """
     return os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
 
 
 def expand(path: str) -> str:
-    """A path or address of a config, absolute, ``~`` and environment variables expanded."""
+    """Expand ``~`` and environment variables in a config's path, and make it absolute."""
     path = os.path.expanduser(os.path.expandvars(path))
-    # PathManager also takes addresses such as https://..., which have no working directory.
+    # PathManager also takes addresses such as https://..., which must stay unchanged.
     return path if "://" in path else os.path.abspath(path)

@@ -1,6 +1,6 @@
-"""Draws one image of shapes: see :mod:`dpk_det.data.shapes`.
+"""Draw one image of shapes; see :mod:`dpk_det.data.shapes`.
 
-Coordinates are COCO's: continuous, (0, 0) is the outer corner of the top left pixel.
+Coordinates are COCO's: continuous, and (0, 0) is the outer corner of the top left pixel.
 """
 
 import functools
@@ -13,13 +13,13 @@ CLASSES = ["circle", "square", "triangle", "star", "ring", "cross"]
 
 MAX_OBJECTS = 6
 MIN_VISIBLE = 0.4
-"""A shape is not placed where it would leave less than this share of another shape to be seen."""
+"""A shape is not placed if less than this share of another shape would stay visible."""
 
 _SUPERSAMPLING = 4  # Masks are drawn this much larger and averaged down, for smooth edges.
 
 
 def draw_image(seed: int, index: int, size: int = 96) -> tuple[np.ndarray, list[dict]]:
-    """Draw one image of the dataset ``seed``; it depends on the arguments alone.
+    """Draw one image of the dataset ``seed``; it depends only on the arguments.
 
     Args:
         seed: which dataset, >= 0.
@@ -27,11 +27,11 @@ def draw_image(seed: int, index: int, size: int = 96) -> tuple[np.ndarray, list[
         size: height and width in pixels. The shapes' sizes, 8 to 48 pixels at 96, scale with it.
 
     Returns:
-        The image, (size, size, 3) uint8 in BGR order, and 1 to 6 COCO annotations in drawing order,
-        later ones on top, without ``id`` and ``image_id``: ``category_id`` (1-based),
-        ``segmentation`` (one polygon), ``bbox`` (x, y, width, height), ``area`` of the polygon in
-        pixels, ``iscrowd`` 0. Polygon and box are of the whole shape, hidden parts too; a ring's
-        polygon is its outer circle.
+        The image, (size, size, 3) uint8 in BGR order, and 1 to 6 COCO annotations in drawing order;
+        later shapes lie on top. An annotation has ``category_id`` (1-based), ``segmentation`` (one
+        polygon), ``bbox`` (x, y, width, height), ``area`` of the polygon in pixels, ``iscrowd`` 0,
+        but no ``id`` and ``image_id``. Polygon and box include hidden parts. A ring's polygon is
+        its outer circle.
     """
     rng = np.random.default_rng((seed, index))
     image = _background(rng, size)
@@ -58,7 +58,7 @@ def draw_image(seed: int, index: int, size: int = 96) -> tuple[np.ndarray, list[
 
 @functools.cache
 def _unit_outline(name: str) -> np.ndarray:
-    """The outline of a class, (points, 2), around the origin. Only its form matters, not its
+    """Return a class's outline, (points, 2), around the origin. Only its form matters, not its
     size."""
     if name in ("circle", "ring"):
         return _polar(np.ones(32))
@@ -80,8 +80,8 @@ def _polar(radii: np.ndarray) -> np.ndarray:
 
 
 def place(rng: np.random.Generator, name: str, size: int) -> np.ndarray:
-    """A turned outline in pixels, (points, 2), whose longer side is 8/96 to 48/96 of ``size``,
-    inside the image."""
+    """Return a rotated outline in pixels, (points, 2), inside the image. Its longer side is 8/96 to
+    48/96 of ``size``."""
     angle = rng.uniform(0, 2 * np.pi)
     rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     outline = _unit_outline(name) @ rotation
@@ -90,18 +90,18 @@ def place(rng: np.random.Generator, name: str, size: int) -> np.ndarray:
     extent = size / 96 * math.exp(rng.uniform(math.log(8), math.log(48)))
     outline *= extent / outline.max()
     outline += rng.uniform(0, size - outline.max(axis=0))
-    # Rounded once, here: so that image, polygon and box agree to the last digit.
+    # Rounded here, before all uses, so that image, polygon and box agree to the last digit.
     return np.clip(outline.round(2), 0, size)
 
 
 def draw_mask(name: str, outline: np.ndarray, size: int) -> np.ndarray:
-    """The share of each pixel that a shape covers, (size, size) float32 in 0..1; a ring has its
-    hole here."""
+    """Return the share of each pixel that a shape covers, (size, size) float32 in 0..1. A ring has
+    its hole here."""
     fraction_bits = 4
     canvas = np.zeros((size * _SUPERSAMPLING,) * 2, np.uint8)
 
     def fill(points: np.ndarray, value: int) -> None:
-        # OpenCV's integer coordinates are pixel centres; COCO's are pixel corners: hence the half.
+        # OpenCV's integer coordinates are pixel centres, COCO's are pixel corners: subtract half.
         fixed_point = (points * _SUPERSAMPLING - 0.5) * (1 << fraction_bits)
         vertices = fixed_point.round().astype(np.int32)
         cv2.fillPoly(canvas, [vertices], value, shift=fraction_bits)
@@ -115,8 +115,8 @@ def draw_mask(name: str, outline: np.ndarray, size: int) -> np.ndarray:
 
 
 def _leaves_visible(masks: list[np.ndarray]) -> bool:
-    """Whether the last mask leaves enough of each one before it; later masks lie on top of earlier
-    ones."""
+    """Return whether enough of each mask stays visible. Later masks lie on top of earlier
+    masks."""
     uncovered = np.ones_like(masks[0])
     for mask in reversed(masks):
         if (mask * uncovered).sum() < MIN_VISIBLE * mask.sum():
@@ -173,7 +173,7 @@ def _background(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _strokes(rng: np.random.Generator, image: np.ndarray, count: int) -> None:
-    """Draw open curves that are no object: what tells a shape from them is that it is filled or
+    """Draw open curves that are not objects. Shapes differ from them by being filled or
     closed."""
     size = len(image)
     for colour in _colours(rng, count).tolist():
@@ -193,8 +193,8 @@ def _paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray) -> Non
     inside = (mask > 0).astype(np.uint8)
     behind = cv2.mean(image, inside)[:3]
     candidates = _colours(rng, 8)
-    # The first colour that stands out from what lies behind, so that the shape can be seen; else
-    # the one that does so most.
+    # The shape must be visible: take the first colour that stands out from the background,
+    # otherwise the colour with the highest contrast.
     contrast = np.abs(candidates - behind).max(axis=1)
     colour = candidates[np.argmax(np.minimum(contrast, 50))]
 

@@ -1,9 +1,9 @@
 """Shapes: a small detection dataset, drawn on first use, to try everything without a download.
 
-``shapes_train`` (3,000 images), ``shapes_few_train`` (the first 300 of them) and ``shapes_val``
-(500) hold 1 to 6 shapes an image, 96 x 96 pixels, in six classes. The colour says nothing about the
-class; textured backgrounds, strokes, partial overlap, noise and blur keep a small detector well
-away from a perfect score. They are drawn into ``$DETECTRON2_DATASETS/shapes``.
+The datasets are ``shapes_train`` (3,000 images), ``shapes_few_train`` (the first 300 of them) and
+``shapes_val`` (500). An image has 96 x 96 pixels and 1 to 6 shapes of six classes. The colour does
+not depend on the class. Textured backgrounds, strokes, partial overlap, noise and blur keep a small
+detector well below a perfect score. The images are drawn into ``$DETECTRON2_DATASETS/shapes``.
 """
 
 import json
@@ -22,7 +22,7 @@ from dpk_det.errors import UserError
 from dpk_det.files import write_whole
 
 VERSION = 1
-"""Names the folder. Raise it with every change of what is drawn: older images are not used then."""
+"""Names the folder. Raise it whenever the drawing changes, so that older images are not used."""
 
 SPLITS = {"train": (3000, 1), "few_train": (300, 1), "val": (500, 2)}
 """Number of images and seed of each split."""
@@ -33,7 +33,7 @@ _ANNOTATION_FILE = "instances.json"
 def register_all(root: str) -> None:
     """Register the sets of shapes below the datasets folder ``root``.
 
-    Draws nothing; names that are already registered are left as they are.
+    It draws nothing. Names that are already registered stay unchanged.
     """
     for split, (num_images, seed) in SPLITS.items():
         folder = os.path.join(root, "shapes", f"v{VERSION}", split)
@@ -49,20 +49,20 @@ def register(name: str, folder: str, num_images: int, seed: int) -> None:
         draw_dataset(folder, num_images, seed)
         return load_coco_json(json_file, image_root, name)
 
-    # drawn_on_demand tells check_datasets that absent files are no mistake
+    # drawn_on_demand tells check_datasets that absent files are not a mistake
     register_with_classes(name, load, json_file, image_root, CLASSES, drawn_on_demand=True)
 
 
 def draw_dataset(folder: str, num_images: int, seed: int) -> None:
     """Draw ``images/NNNNNN.png`` and ``instances.json``, in COCO's format, into ``folder``.
 
-    Does nothing where they are already.
-    The folder appears all at once when the last image is drawn: of a drawing that was killed there
-    is at most a folder beside it, ``*.drawing-*``, which nobody reads, and of several processes
-    that want the folder at the same time one draws while the others wait.
+    It does nothing if they exist already.
+    The folder appears all at once when the last image is drawn. A process that is killed leaves at
+    most a folder ``*.drawing-*`` beside it, which nobody reads. If several processes want the
+    folder at the same time, one draws and the others wait.
 
     Raises:
-        UserError: ``folder`` cannot be written, or holds something else than these very images.
+        UserError: if ``folder`` cannot be written, or holds anything other than these images.
     """
     folder = os.path.abspath(folder)
     if _is_drawn(folder, num_images, seed):
@@ -79,7 +79,7 @@ def draw_dataset(folder: str, num_images: int, seed: int) -> None:
 
 
 def _info(num_images: int, seed: int) -> dict:
-    """What tells one set of images from another."""
+    """Return the values that identify a set of images."""
     return {
         "description": "dpk_det shapes",
         "version": VERSION,
@@ -108,9 +108,8 @@ def _is_drawn(folder: str, num_images: int, seed: int) -> bool:
 
 def _draw_and_move(folder: str, num_images: int, seed: int) -> None:
     parent, name = os.path.split(folder)
-    # The lock spares work; that the result is right does not rest on it, because network file
-    # systems may lack locks: each process draws into a folder of its own, and only the first rename
-    # succeeds.
+    # The lock only saves work. Network file systems may lack locks, so the result must be right
+    # without it: each process draws into its own folder, and only the first rename succeeds.
     with tempfile.TemporaryDirectory(prefix=f"{name}.drawing-", dir=parent) as scratch:
         drawn = os.path.join(scratch, name)
         _draw_files(drawn, num_images, seed)

@@ -1,9 +1,9 @@
 """Training data as a function of the step: which images it sees, and how they are augmented.
 
-An endless stream of images, the same for all processes, is dealt out to them in turn; each makes
-batches of what it gets. Order and augmentation come from a seed, the step and the rank alone: not
-from the number of data loader workers, from what else draws random numbers, or from a restart. To
-begin at a later step, the batches before it are made as lists of indices, without reading an image.
+All processes share one endless stream of images. It is dealt out to them in turn, and each process
+makes batches of its images. Order and augmentation depend only on a seed, the step and the rank,
+not on the number of data loader workers, other users of random numbers, or a restart. To begin at a
+later step, the loader skips earlier batches as lists of indices, without reading an image.
 """
 
 import logging
@@ -33,13 +33,13 @@ from dpk_det.random_state import seeded
 
 @dataclass(frozen=True)
 class Place:
-    """Where in its data a training is.
+    """The position of a training in its data.
 
     Attributes:
         seed: of order and augmentation.
-        step, position: at this step the training takes up the stream at this image, counted over
-            all processes. Both are 0, unless it was resumed with another number of processes or
-            images per step.
+        step: at this step the training continues the stream at ``position``.
+        position: index of the image, counted over all processes. Both are 0 unless the training
+            was resumed with another number of processes or images per step.
     """
 
     seed: int
@@ -48,26 +48,28 @@ class Place:
 
 
 def as_it_is(batch: Any) -> Any:
-    """The batch itself; workers that are not forked could be given no lambda."""
+    """Return the batch unchanged. A lambda could not be sent to workers that are not forked."""
     return batch
 
 
 @dataclass(eq=False, repr=False)
 class TrainLoader:
-    """Batches without end, from any step on: set ``place`` and ``step`` before the first is taken.
+    """Endless batches from any step on. Set ``place`` and ``step`` before taking the first batch.
 
     Args:
-        dataset: gives an image by its index, or a list of them by ``__getitems__``.
-        make_sampler: a seed to one of Detectron2's training samplers.
+        dataset: gives an image by its index, or a batch by ``__getitems__``.
+        make_sampler: makes one of Detectron2's training samplers from a seed.
         seed: of order and augmentation, the same in all processes.
         batch_size: images of this process per step.
         groups: 0 or 1 for each image; a batch has images of one group only. None: no groups.
-        num_workers: processes that load.
-        collate: makes a batch of what the dataset gives, by default the list itself.
+        num_workers: number of processes that load.
+        collate: makes a batch from the dataset's output; by default it changes nothing.
 
     Attributes:
-        place: of the data. step: that the first batch is of.
-        images_per_step: of all processes. num_images: in the dataset.
+        place: position in the data.
+        step: step of the first batch.
+        images_per_step: images of all processes per step.
+        num_images: images in the dataset.
     """
 
     dataset: Dataset
@@ -84,18 +86,18 @@ class TrainLoader:
         self.num_images = len(self.dataset)
 
     def images_before(self, step: int) -> int:
-        """Position in the stream at a step."""
+        """Return the position in the stream at a step."""
         return self.place.position + (step - self.place.step) * self.images_per_step
 
     def __iter__(self) -> Iterator[Any]:
-        # only with the first batch, so that until then a resumed training can set its place
+        # made with the first batch, so that a resumed training can set its place before
         yield from DataLoader(
             _Seeded(self.dataset),
             batch_sampler=self._batches(),
             num_workers=self.num_workers,
             collate_fn=self.collate,
             worker_init_fn=leave_signals_to_parent,
-            generator=torch.Generator(),  # else the seed that workers get is drawn from torch's own
+            generator=torch.Generator(),  # otherwise torch's own draws the workers' seed
         )
 
     def _batches(self) -> Iterator[tuple[tuple[int, int, int], list[int]]]:
@@ -117,7 +119,7 @@ def _in_order(indices: Iterator[int], size: int) -> Iterator[list[int]]:
 
 
 def _in_groups(indices: Iterator[int], groups: Sequence[int], size: int) -> Iterator[list[int]]:
-    # as Detectron2's AspectRatioGroupedDataset does with images that are loaded
+    # like Detectron2's AspectRatioGroupedDataset, but with indices in place of loaded images
     waiting: tuple[list[int], list[int]] = [], []
     for index in indices:
         batch = waiting[groups[index]]
@@ -128,7 +130,7 @@ def _in_groups(indices: Iterator[int], groups: Sequence[int], size: int) -> Iter
 
 
 class _Seeded(Dataset):
-    """Loads a batch with random numbers of its own."""
+    """Loads each batch with its own seed for random numbers."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
@@ -142,18 +144,18 @@ class _Seeded(Dataset):
 
 
 def loader_seed(cfg: CfgNode) -> int:
-    """The seed of a training's data: told by ``SEED``, or drawn where that is negative."""
+    """Return the seed of a training's data, derived from ``SEED``, or drawn if that is negative."""
     if cfg.SEED < 0:
         return int(comm.shared_random_seed())
-    # what Detectron2's samplers draw at the start of a training with that seed
+    # Detectron2's samplers draw this number at the start of a training with that seed
     return int(np.random.RandomState(cfg.SEED).randint(2**31))
 
 
 def images_per_process(cfg: CfgNode) -> int:
-    """This process's share of ``SOLVER.IMS_PER_BATCH``.
+    """Return this process's share of ``SOLVER.IMS_PER_BATCH``.
 
     Raises:
-        UserError: when the processes cannot share it.
+        UserError: if the processes cannot share it equally.
     """
     num_processes = comm.get_world_size()
     if cfg.SOLVER.IMS_PER_BATCH % num_processes or cfg.SOLVER.IMS_PER_BATCH < 1:
@@ -165,13 +167,13 @@ def images_per_process(cfg: CfgNode) -> int:
 
 
 def build_detection_train_loader(cfg: CfgNode, mapper: Callable | None = None) -> TrainLoader:
-    """Batches without end of ``DATASETS.TRAIN``, as Detectron2's own loader makes them.
+    """Build a loader of endless batches of ``DATASETS.TRAIN``, like Detectron2's own loader.
 
     Args:
-        mapper: from a dataset's dict to the model's; Detectron2's ``DatasetMapper`` by default.
+        mapper: turns a dataset's dict into the model's; by default Detectron2's ``DatasetMapper``.
 
     Raises:
-        UserError: when the processes cannot share ``SOLVER.IMS_PER_BATCH``, or
+        UserError: if the processes cannot share ``SOLVER.IMS_PER_BATCH``, or
             ``DATALOADER``'s sampler is unknown or leaves no image.
     """
     batch_size = images_per_process(cfg)
@@ -197,13 +199,13 @@ def build_detection_train_loader(cfg: CfgNode, mapper: Callable | None = None) -
 
 
 def choose_sampler(cfg: CfgNode, records: Sequence[Any]) -> Callable[[int], Any]:
-    """What makes the sampler that ``DATALOADER.SAMPLER_TRAIN`` names from a seed.
+    """Return a function that makes the sampler ``DATALOADER.SAMPLER_TRAIN`` from a seed.
 
     Args:
-        records: what it chooses from. RepeatFactorTrainingSampler needs Detectron2's dicts.
+        records: the images to choose from. RepeatFactorTrainingSampler needs Detectron2's dicts.
 
     Raises:
-        UserError: the name is unknown, or the sampler cannot be had of these records.
+        UserError: if the name is unknown, or the sampler does not work with these records.
     """
     node, num = cfg.DATALOADER, len(records)
     logging.getLogger("dpk_det").info("Using training sampler %s", node.SAMPLER_TRAIN)
@@ -229,14 +231,14 @@ def _subset_sampler(num: int, ratio: float) -> Callable[[int], Any]:
             f"DATALOADER.RANDOM_SUBSET_RATIO is {ratio}: of {num} images that must leave one at "
             "least, and at most all; choose a share up to 1."
         )
-    # the seeds are those of Detectron2's own loader
+    # the seed of the order is that of Detectron2's own loader; the subset needs another seed
     return lambda seed: RandomSubsetTrainingSampler(
         num, ratio, seed_shuffle=seed, seed_subset=seed + 1
     )
 
 
 def _aspect_groups(records: Sequence[dict]) -> bytes:
-    """0 for each image that is wider than high, else 1."""
+    """Return 0 for each image that is wider than high, otherwise 1."""
     return bytes(not width > height for width, height in map(_size, records))
 
 

@@ -1,10 +1,10 @@
-"""Pascal VOC's XML files as the content of a COCO JSON file.
+"""Convert Pascal VOC's XML files to the content of a COCO JSON file.
 
-Corners in VOC count pixels from 1, the last one included; boxes in COCO are x, y, width, height
+VOC's corners count pixels from 1 and include the last pixel. COCO's boxes are x, y, width, height
 from the image's outer corner. So x = xmin - 1 and width = xmax - x.
 
-The usual converters are not used here: globox 2.9 leaves corners as they are, and neither it nor
-supervision 0.31 reads the mark "difficult".
+The usual converters are not used here: globox 2.9 does not shift the corners, and neither globox
+nor supervision 0.31 reads the mark "difficult".
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,20 +19,20 @@ from dpk_det.errors import UserError
 def voc_to_coco(
     files: Sequence[Path], classes: Sequence[str] = (), keep_difficult: bool = False
 ) -> dict[str, Any]:
-    """Convert VOC's files, one for each image.
+    """Convert VOC's files; each file describes one image.
 
     Args:
-        files: XML files. classes: category ids count these from 1, in their order; (): those that
-            the files name, sorted.
-        keep_difficult: an object that is marked difficult is an object like any other. False: it
-            becomes a crowd (``iscrowd: 1``), which training leaves out and the evaluation neither
-            wants nor punishes, as VOC's own does. Truncated and occluded objects are like others.
+        files: XML files.
+        classes: category ids count these from 1, in this order. (): the files' classes, sorted.
+        keep_difficult: treat objects marked difficult like all others. False: they become crowds
+            (``iscrowd: 1``). Training leaves crowds out, and evaluation ignores whether they are
+            found, as VOC's own evaluation does. Truncated and occluded objects are always kept.
 
     Returns:
-        images, annotations and categories, as COCO's JSON has them.
+        images, annotations and categories as in COCO's JSON.
 
     Raises:
-        UserError: a file cannot be read, or lacks something, or has another class, a size of 0 or
+        UserError: if a file cannot be read, lacks an entry, or has an unknown class, a size of 0 or
             an empty box.
     """
     trees = {file: _parse(file) for file in files}
@@ -73,10 +73,10 @@ def voc_to_coco(
 
 
 def voc_files(annotations: Path, split: Path | None = None) -> list[Path]:
-    """The XML files of a folder, sorted, or those that a text file names, one a line.
+    """Return the XML files of a folder, sorted, or those that a text file names, one per line.
 
     Raises:
-        UserError: there are none, or the text file cannot be read.
+        UserError: if there are none, or the text file cannot be read.
     """
     if split is None:
         files = sorted(annotations.glob("*.xml"))

@@ -1,8 +1,8 @@
-"""YOLO's text files, found by a ``data.yaml``, as the content of a COCO JSON file.
+"""Convert YOLO's text files, which a ``data.yaml`` names, to the content of a COCO JSON file.
 
-A line is ``class x y width height``: the number of the class, and the box's middle and size as
-shares of the image's width and height. A line of more numbers is ``class x y x y ...``, a polygon,
-whose box is taken.
+A line is ``class x y width height``: the number of the class, and the box's centre and size as
+fractions of the image's width and height. A longer line, ``class x y x y ...``, is a polygon; its
+bounding box is used.
 """
 
 import os
@@ -18,12 +18,13 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 class Yolo(NamedTuple):
-    """What a ``data.yaml`` says.
+    """The content of a ``data.yaml``.
 
     Attributes:
-        path: of the file. root: folder where its paths start. classes: names, in the order of
-            their numbers.
-        splits: name of a split, "train", "val" or "test", to the paths that it names.
+        path: of the file.
+        root: folder where its paths start.
+        classes: names, in the order of their numbers.
+        splits: name of a split ("train", "val" or "test") -> its paths.
     """
 
     path: Path
@@ -36,7 +37,7 @@ def read_data_yaml(path: Path) -> Yolo:
     """Read a ``data.yaml``.
 
     Raises:
-        UserError: it cannot be read, or names no classes or no images to train on.
+        UserError: if it cannot be read, or names no classes or no training images.
     """
     content = read_yaml(path, "data.yaml")
     names = content.get("names") if isinstance(content, dict) else None
@@ -56,20 +57,20 @@ def read_data_yaml(path: Path) -> Yolo:
     if "train" not in splits:
         raise UserError(f"{path} names no images under 'train': write a folder or a list of files.")
     root = path.parent / os.path.expanduser(str(content.get("path") or ""))
-    if not root.is_dir():  # relative to the working directory, as older files have it
+    if not root.is_dir():  # older files use paths relative to the working directory
         root = Path(str(content.get("path")))
     return Yolo(path, root, names, splits)
 
 
 def yolo_to_coco(yolo: Yolo, split: str) -> tuple[dict[str, Any], Path]:
-    """Convert a split.
+    """Convert one split.
 
     Returns:
-        images, annotations and categories, as COCO's JSON has them (category ids count the classes
-        from 1), and the folder that ``file_name`` starts from.
+        images, annotations and categories as in COCO's JSON (category ids count the classes from
+        1), and the folder to which ``file_name`` is relative.
 
     Raises:
-        UserError: there are no images, or one or its text file cannot be read, or a line is none.
+        UserError: if there are no images, an image cannot be read, or a line is malformed.
     """
     files = list(_images(yolo, split))
     if not files:
@@ -100,7 +101,7 @@ def yolo_to_coco(yolo: Yolo, split: str) -> tuple[dict[str, Any], Path]:
 def _images(yolo: Yolo, split: str) -> Iterator[Path]:
     for name in yolo.splits[split]:
         path = yolo.root / name
-        if not path.exists() and name.startswith("../"):  # as one annotation service writes them
+        if not path.exists() and name.startswith("../"):  # one annotation service writes such paths
             path = yolo.root / name.removeprefix("../")
         if path.is_dir():
             yield from sorted(x for x in path.rglob("*") if x.suffix.lower() in SUFFIXES)
@@ -115,7 +116,7 @@ def _images(yolo: Yolo, split: str) -> Iterator[Path]:
 
 
 def _labels(image: Path) -> Path:
-    """Beside the images' folder, as YOLO has it: ``images/a/b.jpg`` has ``labels/a/b.txt``."""
+    """Return an image's text file by YOLO's layout: ``images/a/b.jpg`` has ``labels/a/b.txt``."""
     parts = list(image.parts)
     for i in reversed(range(len(parts) - 1)):
         if parts[i] == "images":
@@ -125,7 +126,7 @@ def _labels(image: Path) -> Path:
 
 
 def _boxes(file: Path, num_classes: int) -> Iterator[tuple[int, Sequence[float]]]:
-    """Class and corners x0, y0, x1, y1 of each line, as shares of the image."""
+    """Yield each line's class and corners x0, y0, x1, y1, as fractions of the image."""
     if not file.is_file():  # an image without an object
         return
     for number, line in enumerate(file.read_text().splitlines(), 1):

@@ -1,4 +1,4 @@
-"""Meta-architectures that distil, and networks that Detectron2 lacks; importing registers them."""
+"""Distilling meta-architectures and networks that Detectron2 lacks. Importing registers them."""
 
 from dpk_det.modeling.cifar import build_cifar_backbone
 from dpk_det.modeling.classifier import ImageClassifier

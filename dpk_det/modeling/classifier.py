@@ -1,4 +1,4 @@
-"""A classifier of images on any of Detectron2's backbones.
+"""An image classifier on any of Detectron2's backbones.
 
 Shapes: B images of H x W pixels, K classes.
 """
@@ -16,19 +16,21 @@ from torch.nn import functional as F
 
 @META_ARCH_REGISTRY.register()
 class ImageClassifier(nn.Module):
-    """The mean over the cells of the backbone's last map, and a linear layer.
+    """A linear layer on the mean over the cells of the backbone's last map.
 
-    Its batch is one dict of tensors: ``images`` (B, 3, H, W), of 0 to 255, and ``labels`` (B,).
+    A batch is one dict of tensors: ``images`` (B, 3, H, W) from 0 to 255, and ``labels`` (B,).
 
     Args:
-        backbone: its last map is the one that is classified. num_classes: K.
-        pixel_mean, pixel_std: of each channel, of 0 to 255.
-        loss_weight: of the cross-entropy. label_smoothing: share of the target that is spread
-            evenly over the classes.
+        backbone: the head reads the last of its maps.
+        num_classes: K.
+        pixel_mean: mean of each channel, on the scale 0 to 255.
+        pixel_std: standard deviation of each channel, on the same scale.
+        loss_weight: weight of the cross-entropy.
+        label_smoothing: share of the target that is spread evenly over the classes.
     """
 
     takes_tensors = True
-    """Its batch is a dict of tensors, not Detectron2's list."""
+    """A batch is a dict of tensors, not Detectron2's list."""
 
     @configurable
     def __init__(
@@ -51,7 +53,7 @@ class ImageClassifier(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """The arguments that a config describes."""
+        """Return the constructor's arguments that a config describes."""
         node = cfg.MODEL.CLASSIFIER
         return {
             "backbone": build_backbone(cfg),
@@ -64,16 +66,16 @@ class ImageClassifier(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """The device of the model."""
         return self.pixel_mean.device
 
     @property
     def num_classes(self) -> int:
-        """K."""
+        """Number of classes, K."""
         return self.head.out_features
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor] | Tensor:
-        """``loss_cls`` in training, else logits (B, K), for which no labels are needed."""
+        """Return ``loss_cls`` in training, otherwise logits (B, K), which need no labels."""
         logits = self.classify(self.backbone(self.preprocess_image(batch).tensor))
         if not self.training:
             return logits
@@ -82,10 +84,10 @@ class ImageClassifier(nn.Module):
         return {"loss_cls": self.loss_weight * loss}
 
     def classify(self, maps: Mapping[str, Tensor]) -> Tensor:
-        """Logits (B, K) of the backbone's maps."""
+        """Return logits (B, K) from the backbone's maps."""
         return self.head(maps[self._last].mean((2, 3)))
 
     def preprocess_image(self, batch: Mapping[str, Tensor]) -> ImageList:
-        """Normalise; a batch's images have one size, so that nothing is padded."""
+        """Normalise the images. All images of a batch have one size, so they need no padding."""
         images = (batch["images"].to(self.device) - self.pixel_mean) / self.pixel_std
         return ImageList(images, [tuple(images.shape[-2:])] * len(images))

@@ -1,4 +1,4 @@
-"""Detectron2's FCOS for configs: it has the class, but no way to build it from ``cfg.MODEL``."""
+"""FCOS for configs: Detectron2 has the class, but cannot build it from ``cfg.MODEL``."""
 
 import math
 
@@ -13,13 +13,13 @@ from dpk_det.errors import UserError
 
 @META_ARCH_REGISTRY.register()
 def FCOS(cfg: CfgNode) -> Detector:
-    """FCOS (Tian et al. 2019, arXiv:1904.01355) as ``cfg.MODEL.FCOS`` describes it.
+    """Build FCOS (Tian et al. 2019, arXiv:1904.01355) as ``cfg.MODEL.FCOS`` describes it.
 
-    Detectron2's own class, on any backbone whose maps ``IN_FEATURES`` have the same width. The head
-    is as wide as they are.
+    The result is Detectron2's own class. The backbone's maps ``IN_FEATURES`` must have the same
+    width. The head has that width too.
 
     Raises:
-        UserError: when the backbone lacks one of these maps, or their widths differ.
+        UserError: if the backbone lacks one of these maps, or their widths differ.
     """
     node, backbone = cfg.MODEL.FCOS, build_backbone(cfg)
     shapes = backbone.output_shape()
@@ -61,6 +61,6 @@ def FCOS(cfg: CfgNode) -> Detector:
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
-    # Detectron2's "GN" has 32 groups for any width, a narrow head's and the width 1 that 0.6's
-    # RetinaNetHead tries it with: torch takes neither
+    # Detectron2's "GN" always has 32 groups. torch refuses these for a narrow head, and for the
+    # width 1 with which RetinaNetHead of Detectron2 0.6 tries the norm.
     return nn.GroupNorm(math.gcd(32, channels), channels)

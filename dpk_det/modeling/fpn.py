@@ -1,4 +1,4 @@
-"""Detectron2's FPN on any bottom-up network, with the coarsest maps that a detector asks for."""
+"""Detectron2's FPN on any bottom-up network, with the coarsest maps that a detector needs."""
 
 import math
 from itertools import pairwise
@@ -15,18 +15,18 @@ from dpk_det.pairing.levels import list_maps
 
 
 def build_fpn(bottom_up: Backbone, cfg: CfgNode) -> FPN:
-    """An FPN as ``cfg.MODEL.FPN`` describes it, ``TOP_BLOCK`` included.
+    """Build an FPN as ``cfg.MODEL.FPN`` describes it, including ``TOP_BLOCK``.
 
     Args:
         bottom_up: the network whose maps ``IN_FEATURES`` names, from fine to coarse.
 
     Returns:
-        A backbone with a map for each of those and the ones of the top block, named "p" and the
-        binary logarithm of the stride.
+        A backbone with a map for each of ``IN_FEATURES``, and the maps of the top block. A map is
+        named "p" and the binary logarithm of its stride.
 
     Raises:
-        UserError: for an unknown top block, and maps that the network lacks or whose strides do not
-            double from one to the next.
+        UserError: if the top block is unknown, the network lacks a map, or the strides do not
+            double from each map to the next.
     """
     node, shapes = cfg.MODEL.FPN, bottom_up.output_shape()
     names = list(node.IN_FEATURES)
@@ -52,9 +52,9 @@ def build_fpn(bottom_up: Backbone, cfg: CfgNode) -> FPN:
 
 @BACKBONE_REGISTRY.register()
 def build_resnet_fpn_top_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Detectron2's ResNet on an FPN with ``MODEL.FPN.TOP_BLOCK``, as FCOS needs it.
+    """Build Detectron2's ResNet with an FPN and ``MODEL.FPN.TOP_BLOCK``, as FCOS needs it.
 
-    Detectron2's own builders have one top block each: p6 by pooling, or p6 and p7 from res5.
+    Detectron2's own builders have one fixed top block each: p6 by pooling, or p6 and p7 from res5.
 
     Raises:
         UserError: as :func:`build_fpn` does.
@@ -63,7 +63,7 @@ def build_resnet_fpn_top_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
 
 
 def _top_block(node: CfgNode, coarsest: str, shape: ShapeSpec) -> nn.Module | None:
-    # `coarsest` and its shape are those of the bottom-up network's last map
+    # `coarsest` is the last of MODEL.FPN.IN_FEATURES, and `shape` is its width and stride
     level = f"p{int(math.log2(shape.stride))}"
     usual = "maxpool" if coarsest == "res5" else "none"
     blocks = {
@@ -75,5 +75,5 @@ def _top_block(node: CfgNode, coarsest: str, shape: ShapeSpec) -> nn.Module | No
     name = node.TOP_BLOCK or usual
     block = find(blocks, name, "MODEL.FPN.TOP_BLOCK")()
     if name == "maxpool":
-        block.in_feature = level  # Detectron2's says p5, whatever there is
+        block.in_feature = level  # Detectron2's block always reads p5
     return block

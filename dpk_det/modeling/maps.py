@@ -1,4 +1,4 @@
-"""The base of backbones that are no part of Detectron2's: maps by name."""
+"""The base class of backbones that Detectron2 lacks: feature maps by name."""
 
 from collections.abc import Mapping
 
@@ -7,10 +7,10 @@ from detectron2.modeling import Backbone
 
 
 class MapsByName(Backbone):
-    """A backbone that knows its maps.
+    """A backbone that knows the width and stride of its feature maps.
 
     Args:
-        maps: width and stride of each map, from fine to coarse.
+        maps: name -> width and stride of each feature map, from fine to coarse.
     """
 
     def __init__(self, maps: Mapping[str, ShapeSpec]) -> None:
@@ -18,10 +18,10 @@ class MapsByName(Backbone):
         self._maps = dict(maps)
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """Width and stride of each map."""
+        """Return the width and stride of each feature map by name."""
         return dict(self._maps)
 
     @property
     def size_divisibility(self) -> int:
-        """Sides of images have to be multiples of the coarsest stride, so that maps fit."""
+        """The coarsest stride. Image sides must be multiples of it, so that the maps fit."""
         return max(shape.stride for shape in self._maps.values())

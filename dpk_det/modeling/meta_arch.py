@@ -1,7 +1,7 @@
-"""Meta-architectures for configs: build the plain one, attach.
+"""Distilling meta-architectures for configs: build the plain model, then attach distillation.
 
-They are functions, which Detectron2's registry calls like classes: what comes back is an instance
-of the plain class, and its weights have the plain names.
+They are functions, which Detectron2's registry calls like classes. They return an instance of the
+plain class, and its weights have the plain names.
 """
 
 from detectron2.config import CfgNode
@@ -14,22 +14,22 @@ from dpk_det.pairing.distil import attach_from_config
 
 
 def register_distilled(plain_name: str, name: str | None = None) -> str:
-    """Make a registered meta-architecture known a second time, as one that distils.
+    """Register a distilling version of a registered meta-architecture.
 
-    Configs can then say ``MODEL.META_ARCHITECTURE: name``; evaluation, export and teachers fall
-    back to the plain one. Registering the same pair again changes nothing.
+    Configs can then set ``MODEL.META_ARCHITECTURE: name``. Evaluation, export and teachers use the
+    plain meta-architecture. Registering the same pair again changes nothing.
 
     Args:
-        plain_name: as Detectron2's ``META_ARCH_REGISTRY`` knows it. Its models need a ``backbone``,
-            and a training forward that returns a dict of losses.
-        name: of the new one; by default "Distill" and the plain name.
+        plain_name: its name in Detectron2's ``META_ARCH_REGISTRY``. Its models need a ``backbone``,
+            and their forward in training must return a dict of losses.
+        name: the new name; by default "Distill" followed by the plain name.
 
     Returns:
         The new name.
 
     Raises:
-        UserError: when the plain name is not registered (naming the nearest that is) or distils
-            itself, or the new name stands for something else already.
+        UserError: if the plain name is not registered (the message names the nearest) or already
+            distils, or if the new name is already registered for something else.
     """
     find(dict(META_ARCH_REGISTRY), plain_name, "meta-architecture")
     known = distilling_names()
@@ -49,7 +49,7 @@ def register_distilled(plain_name: str, name: str | None = None) -> str:
     def build(cfg: CfgNode) -> nn.Module:
         return attach_from_config(META_ARCH_REGISTRY.get(plain_name)(cfg), cfg)
 
-    build.__name__ = build.__qualname__ = name  # by which the registry knows it
+    build.__name__ = build.__qualname__ = name  # the registry uses this name
     build.__doc__ = f"{plain_name} that learns from ``cfg.DISTILL.TEACHER``."
     build.plain_name = plain_name  # see dpk_det.architectures
     META_ARCH_REGISTRY.register(build)

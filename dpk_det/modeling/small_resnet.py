@@ -1,4 +1,4 @@
-"""A ResNet of any width on an FPN: detectors small enough for a demonstration on a CPU."""
+"""A ResNet of any width with an FPN, for detectors small enough to demonstrate on a CPU."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,11 +15,11 @@ from dpk_det.modeling.fpn import build_fpn
 
 @BACKBONE_REGISTRY.register()
 def build_small_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """:func:`small_resnet` in the widths and depths of ``cfg.MODEL.SMALL_RESNET``, on an FPN.
+    """Build :func:`small_resnet` as ``cfg.MODEL.SMALL_RESNET`` describes it, with an FPN.
 
-    Norm and FPN come from ``MODEL.RESNETS.NORM`` and ``MODEL.FPN``, as for Detectron2's own. With
-    res5 last in ``MODEL.FPN.IN_FEATURES`` the maps are p2 to p6, as usual; without it there is no
-    p6 either, unless ``MODEL.FPN.TOP_BLOCK`` says so.
+    Norm and FPN come from ``MODEL.RESNETS.NORM`` and ``MODEL.FPN``, as in Detectron2. If res5 is
+    the last of ``MODEL.FPN.IN_FEATURES``, the maps are p2 to p6, as usual. Otherwise the FPN adds
+    no coarser map, unless ``MODEL.FPN.TOP_BLOCK`` is set.
 
     Raises:
         UserError: as :func:`small_resnet` and :func:`.build_fpn` do.
@@ -42,23 +42,26 @@ def small_resnet(
     norm: str = "GN",
     in_channels: int = 3,
 ) -> ResNet:
-    """Basic blocks as in ResNet-18, of any width: Detectron2's builder holds that one to 64.
+    """Build a ResNet of basic blocks as in ResNet-18, with any width.
+
+    Detectron2's own builder fixes the width of ResNet-18 at 64.
 
     Args:
-        widths: channels of each stage, of the first one and the stem first. blocks: of each stage.
-        out_features: the maps that it gives, of "res2", "res3", ...
-        norm: Detectron2's name; but "GN" has groups of four channels, 32 groups at most.
-        in_channels: of the image.
+        widths: channels of each stage. The stem is as wide as the first stage.
+        blocks: number of blocks in each stage.
+        out_features: the maps to return, from "res2", "res3", ...
+        norm: Detectron2's name. Here "GN" has groups of four channels, but at most 32 groups.
+        in_channels: channels of the image.
 
     Raises:
-        UserError: when widths and blocks do not go together.
+        UserError: if ``widths`` and ``blocks`` differ in length, or if two stages have one width.
     """
     widths, blocks = list(widths), list(blocks)
     if len(widths) != len(blocks) or len(set(widths)) < len(widths):
         raise UserError(
             f"MODEL.SMALL_RESNET has WIDTHS {widths} and BLOCKS {blocks}: give as many of "
             "either, and each stage another width."
-        )  # Detectron2's basic block has no shortcut to stride in where the width stays
+        )  # without a change of width Detectron2's basic block has no shortcut that could stride
     layer = _norm(norm)
     stem = BasicStem(in_channels, widths[0], layer)
     stages = [

@@ -1,6 +1,6 @@
-"""Any of timm's networks that gives feature maps, as a backbone of Detectron2.
+"""Any timm network that gives feature maps, as a Detectron2 backbone.
 
-timm is imported by the builders alone: that takes most of a second, which `import dpk_det` saves.
+Only the builders import timm. The import takes most of a second, which `import dpk_det` thus saves.
 """
 
 import logging
@@ -22,25 +22,26 @@ from dpk_det.errors import REFUSALS, UserError, find, mistakes, nearest, reason
 from dpk_det.modeling.fpn import build_fpn
 from dpk_det.modeling.maps import MapsByName
 
-_USUAL = ("res2", "res3", "res4", "res5")  # the maps that a detector reads
-_PROBE = (64, 96)  # height and width of an image that tells what a network's maps are like
+_USUAL = ("res2", "res3", "res4", "res5")  # the maps that a detector usually reads
+_PROBE = (64, 96)  # height and width of the trial image that shows a network's maps
 
 
 class TimmBackbone(MapsByName):
-    """A network of timm's that was built ``features_only``.
+    """A timm network that was built with ``features_only``.
 
-    Its maps are named as Detectron2's ResNet names its own, by stride: res2 has stride 4.
+    Its maps are named by stride as in Detectron2's ResNet: res2 has stride 4.
 
     Args:
-        body: the network; gives a list of maps.
-        name: what errors call it. channels: C of the images that it takes.
+        body: the network; returns a list of maps.
+        name: name of the network in error messages.
+        channels: C of the input images.
 
     Attributes:
         body: as given.
 
     Raises:
-        UserError: when maps share a stride or a stride is no power of two, or the network does not
-            take images of any size, as a trial with one shows.
+        UserError: if two maps share a stride, or a stride is not a power of two. Also if a trial
+            image shows that the network needs a fixed size, or that maps do not fit their strides.
     """
 
     def __init__(self, body: nn.Module, name: str, channels: int = 3) -> None:
@@ -57,12 +58,12 @@ class TimmBackbone(MapsByName):
             }
         )
         self.body = body
-        # Swin gives (B, H, W, C); a network that does not say has the usual (B, C, H, W)
+        # Swin gives (B, H, W, C). A network without `output_fmt` gives the usual (B, C, H, W).
         self._channels_last = getattr(body, "output_fmt", "NCHW") == "NHWC"
         self._try(name, channels)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Images (B, C, H, W) to maps (B, Cs, H / stride, W / stride) by name."""
+        """Turn images (B, C, H, W) into maps (B, Cs, H / stride, W / stride) by name."""
         maps = self.body(x)
         if self._channels_last:
             maps = [m.permute(0, 3, 1, 2).contiguous() for m in maps]
@@ -70,11 +71,11 @@ class TimmBackbone(MapsByName):
 
     @torch.no_grad()
     def _try(self, name: str, channels: int) -> None:
-        # on whatever device it is being built, which may be "meta"
+        # runs on the device on which the network is built, which may be "meta"
         weight = next(self.body.parameters())
         height, width = (max(side, 2 * self.size_divisibility) for side in _PROBE)
         was_training = self.body.training
-        self.body.eval()  # statistics are not to move
+        self.body.eval()  # the trial must not change BatchNorm statistics
         with mistakes(
             f"{name} does not take an image of {height} x {width} pixels",
             "choose a network that takes any size, or tell this one to by MODEL.TIMM.KWARGS",
@@ -97,15 +98,15 @@ def _map_name(stride: int) -> str:
 
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
-    """The network that ``cfg.MODEL.TIMM`` describes, with no neck.
+    """Build the network that ``cfg.MODEL.TIMM`` describes, without a neck.
 
-    ``MODEL.BACKBONE.FREEZE_AT``: k freezes all up to the map of stride 2**k, statistics of
-    BatchNorm included, which is Detectron2's counting of stem (1) and stages (2 for res2). A
-    network that has no map of this stride is not frozen.
+    ``MODEL.BACKBONE.FREEZE_AT``: k freezes every layer up to and including the stage of stride
+    2**k, with its BatchNorm statistics. Detectron2 counts in the same way: 1 is the stem, 2 is
+    res2. A network that has no map of this stride is not frozen.
 
     Raises:
-        UserError: for a name that timm lacks (naming the nearest), a network without feature maps,
-            indices that it does not have, weights that are not found or do not fit, and as
+        UserError: if timm lacks the name (the message names the nearest), the network has no
+            feature maps or lacks an index, or weights are not found or do not fit; and as
             :class:`TimmBackbone` does.
     """
     return _build(cfg, input_shape, _USUAL)
@@ -113,13 +114,13 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
 
 @BACKBONE_REGISTRY.register()
 def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """The network that ``cfg.MODEL.TIMM`` describes, with the FPN of ``cfg.MODEL.FPN``.
+    """Build the network that ``cfg.MODEL.TIMM`` describes, with the FPN of ``cfg.MODEL.FPN``.
 
     Raises:
         UserError: as :func:`build_timm_backbone` and :func:`.build_fpn` do.
     """
-    # Where timm can, what the neck does not read is not built: weights that learn nothing are an
-    # error in distributed training.
+    # If timm can, it does not build layers that the neck does not read. Weights without a gradient
+    # are an error in distributed training.
     return build_fpn(_build(cfg, input_shape, cfg.MODEL.FPN.IN_FEATURES or _USUAL), cfg)
 
 
@@ -146,14 +147,14 @@ def _build_body(node: CfgNode, channels: int, maps: Sequence[str]) -> nn.Module:
         f"timm cannot build {name} for its feature maps",
         "check MODEL.TIMM.NAME and MODEL.TIMM.KWARGS",
     ):
-        # once for its list of maps; not on "meta", where not all of timm's can be built
+        # built once to list its maps; not on "meta", where some timm networks cannot be built
         strides = [x["reduction"] for x in timm.create_model(name, **kwargs).feature_info.info]
     indices = _indices(list(node.OUT_INDICES), strides, maps, name)
     try:
         return timm.create_model(
             name, out_indices=indices, pretrained=node.PRETRAINED and not node.WEIGHTS, **kwargs
         )
-    except (*REFUSALS, OSError) as e:  # OSError: of the network, or of timm's cache
+    except (*REFUSALS, OSError) as e:  # OSError: from the download, or from timm's cache
         raise UserError(
             f"timm has no weights of {name} to be had ({reason(e)}): put their file into "
             "MODEL.TIMM.WEIGHTS in place of MODEL.TIMM.PRETRAINED."
@@ -176,7 +177,7 @@ def _indices(
 
 
 def _check_statistics(cfg: CfgNode, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Warn where images are not normalised as those that weights were trained on, of 0 to 1."""
+    """Warn if images are not normalised as in the weights' training. Mean and std are on 0 to 1."""
     right = [[round(255 * x, 3) for x in values] for values in (mean, std)]
     given = [cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD]
     if not np.allclose(given, right, rtol=0, atol=0.5) or cfg.INPUT.FORMAT != "RGB":
@@ -188,14 +189,14 @@ def _check_statistics(cfg: CfgNode, mean: Sequence[float], std: Sequence[float])
 
 
 def _load(body: nn.Module, node: CfgNode, channels: int) -> None:
-    # timm's own loading of a features_only network passes over what is missing or left over; the
-    # whole network, with as many classes as the file has, it loads strictly.
+    # timm loads weights into a features_only network without reporting missing or left-over ones.
+    # It loads the whole network, with as many classes as the file has, strictly.
     import timm
     from safetensors import SafetensorError
     from timm.models import get_pretrained_cfg, load_state_dict
 
     find_weights(node.WEIGHTS, "MODEL.TIMM.WEIGHTS")
-    # not of the body, for which timm has struck its classifier off
+    # not from the body's config, from which timm has removed the classifier
     classifiers = getattr(get_pretrained_cfg(node.NAME), "classifier", None) or ()
     classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
     try:
@@ -211,7 +212,7 @@ def _load(body: nn.Module, node: CfgNode, channels: int) -> None:
             in_chans=channels,
             **node.KWARGS,
         )
-        # a features_only network wraps the whole one, or takes its parts: "stages.0" as "stages_0"
+        # a features_only network wraps the whole one, or renames parts: "stages.0" to "stages_0"
         given = {_flat(key): value for key, value in whole.state_dict().items()}
         body.load_state_dict({key: given[_flat(key)] for key in body.state_dict()})
     except UserError:
@@ -233,7 +234,7 @@ def _freeze(body: nn.Module, freeze_at: int, name: str) -> None:
     ends = [x["module"] for x in body.feature_info.info if x["reduction"] == 2**freeze_at]
     if freeze_at < 1 or not ends:
         return
-    modules = list(body.named_modules())  # in the order in which images pass them
+    modules = list(body.named_modules())  # in the order in which images pass through them
     within = [i for i, (path, _) in enumerate(modules) if _is_within(path, ends[-1])]
     if not within:
         raise UserError(
@@ -243,7 +244,7 @@ def _freeze(body: nn.Module, freeze_at: int, name: str) -> None:
     for path, module in modules[: within[-1] + 1]:
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(False)
-        if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):  # timm's are of these classes
+        if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):  # timm's norms inherit these
             parent, _, child = path.rpartition(".")
             body.get_submodule(parent).add_module(child, freeze_batch_norm_2d(module))
 
@@ -253,7 +254,7 @@ def _is_within(path: str, part: str) -> bool:
 
 
 def _convert_norm(body: nn.Module, norm: str) -> nn.Module:
-    # Detectron2's and torch's conversions would drop the activation that timm's BatchNorms hold
+    # Detectron2's and torch's conversions would drop the activation that timm's BatchNorms contain
     from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
 
     conversions = {

@@ -1,6 +1,6 @@
-"""The networks on which the distillation literature compares methods on CIFAR, as backbones.
+"""Backbones with which the distillation literature compares methods on CIFAR.
 
-In the forms of the code that most of it goes back to, CRD's (Tian et al. 2020, arXiv:1910.10699).
+They follow the code of CRD (Tian et al. 2020, arXiv:1910.10699), on which most of it is based.
 """
 
 from collections.abc import Callable
@@ -36,13 +36,13 @@ NETWORKS: dict[str, Callable[[], CifarBackbone]] = {
 
 @BACKBONE_REGISTRY.register()
 def build_cifar_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> CifarBackbone:
-    """The network ``cfg.MODEL.CIFAR.NAME``, whose maps are its stages.
+    """Build the network ``cfg.MODEL.CIFAR.NAME``, whose feature maps are its stages' outputs.
 
-    ``MODEL.BACKBONE.FREEZE_AT`` is not read: nothing is frozen.
+    It ignores ``MODEL.BACKBONE.FREEZE_AT``: nothing is frozen.
 
     Raises:
-        UserError: for a name that is not known (naming the nearest), or images that have not three
-            channels.
+        UserError: if the name is unknown (the message names the nearest), or if images do not have
+            three channels.
     """
     build = find(NETWORKS, cfg.MODEL.CIFAR.NAME, "CIFAR network (MODEL.CIFAR.NAME)")
     if input_shape.channels != 3:

@@ -1,4 +1,4 @@
-"""What the CIFAR networks share: a stem and stages, each of which gives a map."""
+"""The base of the CIFAR networks: a stem, and stages that give one feature map each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +11,13 @@ from dpk_det.modeling.maps import MapsByName
 
 @dataclass
 class Stage:
-    """A part of a network.
+    """A part of a network that gives one feature map.
 
     Attributes:
-        module: from the map before to its own. stride: pixels a cell of its map.
-        channels: of its map. name: of its map; "": stage1, stage2, ... by its place.
+        module: computes this map from the previous map.
+        stride: image pixels per cell of the map.
+        channels: of the map.
+        name: of the map; "" means stage1, stage2, ... by position.
     """
 
     module: nn.Module
@@ -25,10 +27,11 @@ class Stage:
 
 
 class CifarBackbone(MapsByName):
-    """A network without its classifier, which reads the mean over the cells of the last map.
+    """A network without its classifier. The classifier reads the mean over the last map's cells.
 
     Args:
-        stem: from images to what the first stage takes. stages: in order, those that give maps.
+        stem: computes the first stage's input from the images.
+        stages: in order; each gives one map.
     """
 
     def __init__(self, stem: nn.Module, stages: Sequence[Stage]) -> None:
@@ -41,7 +44,7 @@ class CifarBackbone(MapsByName):
             self.add_module(name, stage.module)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Images (B, 3, H, W) to maps (B, C, H / stride, W / stride) by name, finest first."""
+        """Map images (B, 3, H, W) to maps (B, C, H / stride, W / stride) by name, finest first."""
         x = self.stem(x)
         maps = {}
         for name in self.output_shape():
@@ -50,7 +53,7 @@ class CifarBackbone(MapsByName):
 
 
 def fill_convolutions(network: CifarBackbone) -> CifarBackbone:
-    """Draw the weights of convolutions as He et al. (2015) do, for the maps that come out."""
+    """Initialise convolutions in place as He et al. (2015), by fan-out, with biases of 0."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

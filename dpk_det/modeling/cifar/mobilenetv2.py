@@ -1,7 +1,7 @@
 """MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381) of half width, in its CIFAR form.
 
-It differs from ImageNet's, hence from torchvision's blocks: ReLU in place of ReLU6, the first block
-expands by a convolution of its own though by 1, and there are two strides fewer.
+It differs from ImageNet's form, and so from torchvision's blocks. It uses ReLU in place of ReLU6.
+The first block has an expanding convolution although its factor is 1. One stride of 2 is missing.
 """
 
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from dpk_det.modeling.cifar.base import CifarBackbone, Stage, fill_convolutions
 
 
 class _Block(nn.Sequential):
-    """Expand, convolve each channel, project; what came in is added where the shape stays."""
+    """Expand, convolve each channel, project. The input is added if the shape stays the same."""
 
     def __init__(self, before: int, channels: int, stride: int, expansion: int) -> None:
         hidden = before * expansion
@@ -27,9 +27,9 @@ class _Block(nn.Sequential):
 
 
 def mobilenetv2() -> CifarBackbone:
-    """Four stages of strides 2, 4, 8 and 16, and the map "final" that the classifier reads."""
+    """Build four stages of strides 2, 4, 8, 16, and the map "final", which the classifier reads."""
     stages, before = [], 16
-    # expansion, channels and blocks of each group; stages end where the map is halved next
+    # expansion, channels and blocks of each group; each stage ends before the map is halved
     for stride, groups in (
         (2, [(1, 8, 1), (6, 12, 2)]),
         (4, [(6, 16, 3)]),

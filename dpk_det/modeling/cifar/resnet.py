@@ -8,11 +8,12 @@ from dpk_det.modeling.cifar.base import CifarBackbone, Stage, fill_convolutions
 
 
 def resnet(depth: int, width: int = 1) -> CifarBackbone:
-    """Three stages of (depth - 2) / 6 basic blocks each, of strides 1, 2 and 4.
+    """Build three stages of (depth - 2) / 6 basic blocks each, with strides 1, 2 and 4.
 
     Args:
-        depth: layers with weights, the classifier's included. width: 1: 16, 32 and 64 channels as
-            in the paper. The "x4" of the distillation literature widens the stem only to 32.
+        depth: number of layers with weights, including the classifier.
+        width: factor on the paper's 16, 32 and 64 channels. The stem of a wider network has only
+            8 * width channels, 32 in the "x4" networks of the distillation literature.
     """
     stem_channels = 16 if width == 1 else 8 * width
     stages, before = [], stem_channels

@@ -1,4 +1,4 @@
-"""ShuffleNetV1 (Zhang et al. 2018, arXiv:1707.01083) of three groups, in its CIFAR form."""
+"""ShuffleNetV1 (Zhang et al. 2018, arXiv:1707.01083) with three groups, in its CIFAR form."""
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,9 @@ _GROUPS = 3
 
 
 class _Block(nn.Module):
-    """Grouped 1 x 1, shuffle, 3 x 3 of each channel, grouped 1 x 1, each with its norm.
+    """Grouped 1 x 1 convolution, channel shuffle, depthwise 3 x 3, grouped 1 x 1; each with a norm.
 
-    What came in is added; with stride 2 it is pooled, and set beside the rest.
+    The block adds its input to the result. With stride 2 it concatenates the pooled input instead.
     """
 
     def __init__(self, before: int, channels: int, stride: int, first: bool) -> None:
@@ -24,7 +24,7 @@ class _Block(nn.Module):
         self.layers = nn.Sequential(
             Conv2dNormActivation(before, hidden, 1, groups=groups),
             nn.ChannelShuffle(groups),
-            # the paper has no ReLU here, the distillation literature's code has
+            # the paper has no ReLU here, but the distillation literature's code has one
             Conv2dNormActivation(hidden, hidden, 3, stride, groups=hidden),
             Conv2dNormActivation(hidden, made, 1, groups=_GROUPS, activation_layer=None),
         )
@@ -35,7 +35,7 @@ class _Block(nn.Module):
 
 
 def shufflenetv1() -> CifarBackbone:
-    """Three stages of strides 2, 4 and 8; the stem is a 1 x 1 convolution that keeps the size."""
+    """Build three stages of strides 2, 4 and 8. The stem, a 1 x 1 convolution, keeps the size."""
     stages, before = [], 24
     for stride, channels, depth in ((2, 240, 4), (4, 480, 8), (8, 960, 4)):
         blocks = [_Block(before, channels, 2, first=not stages)]

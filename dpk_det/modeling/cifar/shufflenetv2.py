@@ -8,9 +8,9 @@ from dpk_det.modeling.cifar.base import CifarBackbone, Stage
 
 
 def shufflenetv2() -> CifarBackbone:
-    """torchvision's blocks on a stem that keeps the size.
+    """Build ShuffleNetV2 from torchvision's blocks on a stem that keeps the image size.
 
-    Three stages of strides 2, 4 and 8, and the map "final" that the classifier reads.
+    It has three stages of strides 2, 4 and 8, and the map "final", which the classifier reads.
     """
     stages, before = [], 24
     for stride, channels, depth in ((2, 116, 4), (4, 232, 8), (8, 464, 4)):

@@ -1,5 +1,5 @@
-"""VGG (Simonyan and Zisserman 2015, arXiv:1409.1556) with BatchNorm and one linear layer, as the
-distillation literature has it for CIFAR."""
+"""VGG (Simonyan and Zisserman 2015, arXiv:1409.1556) with BatchNorm and one linear layer, the
+form that the distillation literature uses for CIFAR."""
 
 from torch import nn
 from torchvision.ops import Conv2dNormActivation
@@ -8,10 +8,10 @@ from dpk_det.modeling.cifar.base import CifarBackbone, Stage, fill_convolutions
 
 
 def vgg(convolutions: int) -> CifarBackbone:
-    """Five stages of so many convolutions each, of strides 1, 2, 4, 8 and 8.
+    """Build five stages of strides 1, 2, 4, 8 and 8, with equally many convolutions each.
 
     Args:
-        convolutions: of a stage: 1 in VGG-8, 2 in VGG-13.
+        convolutions: number per stage; 1 in VGG-8, 2 in VGG-13.
     """
     stages, before = [], 3
     for stride, channels, halves in (

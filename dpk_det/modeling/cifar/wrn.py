@@ -6,7 +6,7 @@ from dpk_det.modeling.cifar.base import CifarBackbone, Stage, fill_convolutions
 
 
 class _Block(nn.Module):
-    """Norm and ReLU before each of two convolutions, and what came in is added."""
+    """Two convolutions, each after a norm and a ReLU, and a shortcut around them."""
 
     def __init__(self, before: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -25,13 +25,14 @@ class _Block(nn.Module):
 
 
 def wrn(depth: int, width: int) -> CifarBackbone:
-    """Three stages of (depth - 4) / 6 blocks each, of strides 1, 2 and 4.
+    """Build three stages of (depth - 4) / 6 blocks each, with strides 1, 2 and 4.
 
-    The last map is taken behind the last norm and ReLU, since that is what the classifier reads;
-    the others are sums that no norm has seen.
+    The last map is the output of the last norm and ReLU, which the classifier reads. The other
+    maps are the sums that their last blocks return, without norm or ReLU.
 
     Args:
-        depth: layers with weights. width: factor on 16, 32 and 64 channels.
+        depth: number of layers with weights.
+        width: factor on 16, 32 and 64 channels.
     """
     stages, before = [], 16
     for stride, channels in ((1, 16 * width), (2, 32 * width), (4, 64 * width)):
