@@ -217,7 +217,7 @@ class Cluster:
             answer = subprocess.run(command, capture_output=True, text=True)
             known = answer.returncode == 0  # otherwise the controller is away
             lines = map(str.split, answer.stdout.splitlines())
-            self._queue = dict(lines) if known else None
+            self._queue = dict(x for x in lines if len(x) == 2) if known else None
             self._next_look = time.monotonic() + _SECONDS_BETWEEN_LOOKS
         # Without an answer from Slurm, a job counts as going on.
         return self._queue is None or number in self._queue

@@ -170,7 +170,8 @@ def _read(path: Path, configs: Mapping[str, CfgNode]) -> dict[str, Any] | None:
     try:
         found = json.loads(path.read_bytes())
         same = found["configs"] == {name: _digest(cfg) for name, cfg in configs.items()}
-    except (OSError, ValueError, KeyError, TypeError):
+        same &= configs.keys() <= found["seconds"].keys() & found["ratios"].keys()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return found if same else None
 

@@ -88,7 +88,8 @@ def _read_config(path: Path) -> dict[str, Any] | None:
         content = yaml.safe_load(path.read_bytes())
     except (yaml.YAMLError, ValueError, RecursionError):
         return None
-    return content if isinstance(content, dict) and _LAST_KEY in content else None
+    whole = isinstance(content, dict) and _LAST_KEY in content
+    return content if whole and isinstance(content.get("DISTILL", {}), dict) else None
 
 
 def _without_imports(opts: Sequence[Any]) -> list[Any]:

@@ -63,10 +63,10 @@ def plot_time(summary: Mapping[str, Any], path: Path) -> bool:
         if row["training_seconds"] and row["mean"] is not None
     }
     controls = {row["control"] for row in methods.values()} & points.keys()
-    lines: dict[str, list[tuple[float, float]]] = {}
+    lines: dict[str, set[tuple[float, float]]] = {}
     for name in controls:
-        base = methods[name]["baseline"]
-        lines.setdefault(base, [points[base]] if base in points else []).append(points[name])
+        base = methods[name]["baseline"] or name  # a baseline may itself be a control
+        lines.setdefault(base, set()).update(points[x] for x in (base, name) if x in points)
     if not lines:
         return False
     figure, axes = plt.subplots(figsize=(8, 5))

@@ -293,7 +293,7 @@ def _full(path: Path) -> dict[str, float]:
     try:
         methods = json.loads(path.read_bytes())["methods"]
         return {name: row["mean"] for name, row in methods.items() if row["mean"] is not None}
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(
             f"{path} is no results.json of a comparison ({' '.join(str(e).split())}): give --full "
             "the file that compare.py has left beside its report."

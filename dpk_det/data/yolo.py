@@ -5,6 +5,7 @@ fractions of the image's width and height. A longer line, ``class x y x y ...``,
 bounding box is used.
 """
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -106,7 +107,7 @@ def _images(yolo: Yolo, split: str) -> Iterator[Path]:
         if path.is_dir():
             yield from sorted(x for x in path.rglob("*") if x.suffix.lower() in SUFFIXES)
         elif path.suffix == ".txt" and path.is_file():
-            lines = path.read_text().split("\n")
+            lines = _text(path).split("\n")
             yield from (yolo.root / line.strip() for line in lines if line.strip())
         else:
             raise UserError(
@@ -129,7 +130,7 @@ def _boxes(file: Path, num_classes: int) -> Iterator[tuple[int, Sequence[float]]
     """Yield each line's class and corners x0, y0, x1, y1, as fractions of the image."""
     if not file.is_file():  # an image without an object
         return
-    for number, line in enumerate(file.read_text().splitlines(), 1):
+    for number, line in enumerate(_text(file).splitlines(), 1):
         if not line.strip():
             continue
         try:
@@ -137,7 +138,8 @@ def _boxes(file: Path, num_classes: int) -> Iterator[tuple[int, Sequence[float]]
         except ValueError:
             class_, values = -1, []
         polygon = len(values) >= 6 and len(values) % 2 == 0
-        if class_ not in range(num_classes) or not (len(values) == 4 or polygon):
+        complete = (len(values) == 4 or polygon) and all(map(math.isfinite, values))
+        if class_ not in range(num_classes) or not complete:
             raise UserError(
                 f"{file}, line {number}, is {line[:80]!r}: write a class from 0 to "
                 f"{num_classes - 1}, then x, y, width and height, or the points of a polygon."
@@ -148,6 +150,11 @@ def _boxes(file: Path, num_classes: int) -> Iterator[tuple[int, Sequence[float]]
         else:
             x, y, w, h = values
             yield int(class_), (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
+
+
+def _text(file: Path) -> str:
+    """Return a file's text. Bytes that are not UTF-8 become a sign that no number or path has."""
+    return file.read_text("utf-8", errors="replace")
 
 
 def _within(box: Sequence[float], width: int, height: int) -> tuple[float, float, float, float]:

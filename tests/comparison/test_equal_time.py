@@ -124,9 +124,12 @@ def test_it_is_measured_once_and_anew_where_a_config_changes(write, tmp_path):
     changed = write(equal_time=True, common={"SOLVER.MAX_ITER": 10})
     with_controls(read_suite(changed), tmp_path, SLOT, measure=clock)
     assert clock.calls == 2
-    (tmp_path / "step_times.json").write_text("{")
-    with_controls(read_suite(changed), tmp_path, SLOT, measure=clock)
-    assert clock.calls == 3
+    whole = (tmp_path / "step_times.json").read_text()
+    lacks = {key: value for key, value in json.loads(whole).items() if key != "ratios"}
+    for calls, damaged in enumerate(("{", "[]", json.dumps(lacks)), 3):
+        (tmp_path / "step_times.json").write_text(damaged)
+        with_controls(read_suite(changed), tmp_path, SLOT, measure=clock)
+        assert clock.calls == calls
 
 
 def test_a_report_alone_measures_nothing(write, tmp_path):

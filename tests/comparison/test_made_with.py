@@ -1,6 +1,7 @@
 """Whether what lies in a run's folder is what the run would make now."""
 
 import os
+import re
 from contextlib import nullcontext
 
 import pytest
@@ -152,10 +153,11 @@ def damaged(content):
         "a list": b"- 1",
         "a text": b"SOLVER",
         "no end": content[: content.index(b"\nVIS_PERIOD")],
+        "no mapping": re.sub(rb"\nDISTILL:\n(  .*\n)+", b"\nDISTILL: x\n", content),
     }
 
 
-@pytest.mark.parametrize("kind", damaged(b"\nMODEL:\nVIS_PERIOD"))
+@pytest.mark.parametrize("kind", damaged(b"\nDISTILL:\n  A: 1\nMODEL:\nVIS_PERIOD"))
 def test_a_damaged_config_is_told_where_something_was_made_with_it(tiny, trained, tmp_path, kind):
     folder, said = tmp_path / "run", []
     folder.mkdir()

@@ -5,7 +5,7 @@ import json
 import matplotlib.pyplot as plt
 import pytest
 
-from dpk_det.comparison.plots import plot_curves, plot_metric, plot_prior
+from dpk_det.comparison.plots import plot_curves, plot_metric, plot_prior, plot_time
 from dpk_det.comparison.run import Run
 from dpk_det.errors import UserError
 
@@ -68,6 +68,25 @@ def test_each_row_has_its_dots_its_mean_and_baselines_a_line(tmp_path, figures):
     assert axes.get_xlabel() == "mask AP"
     plot_metric(summary | {"metric": "cls/top1"}, tmp_path / "top-1.png")
     assert figures[1].axes[0].get_xlabel() == "top-1, %"
+
+
+def test_lines_join_what_was_trained_for_several_times(tmp_path, figures):
+    def row(title, mean, seconds, **other):
+        return {"title": title, "mean": mean, "training_seconds": seconds, **other}
+
+    methods = {
+        "plain": row("plain student", 30.0, 60, baseline=None, control=None),
+        "long": row("trained longer", 33.0, 120, baseline="plain", control=None),
+        "dpk": row("DPK", 35.0, 120, baseline="plain", control="long"),
+        "pkd": row("PKD", 34.0, 60, baseline="plain", control="plain"),
+    }
+    summary = {"metric": "bbox/AP", "methods": methods}
+    assert plot_time(summary, tmp_path / "time.png")
+    lines = drawn(figures[0].axes[0])
+    assert lines["plain student"] == ([1.0, 2.0], [30.0, 33.0])
+    methods["long"]["mean"] = None  # the baseline is itself the only control that is done
+    assert plot_time(summary, tmp_path / "time.png")
+    assert drawn(figures[1].axes[0])["plain student"] == ([1.0], [30.0])
 
 
 def test_curves_are_means_over_the_steps_that_all_seeds_have(with_metrics, tmp_path, figures):

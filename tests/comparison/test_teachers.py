@@ -157,3 +157,7 @@ def test_full_results_that_are_none_are_told(write, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run([str(write()), "--full", str(tmp_path / "absent.json")])
     assert "is no results.json of a comparison" in capsys.readouterr().err
+    (tmp_path / "list.json").write_text('{"methods": []}')
+    with pytest.raises(SystemExit):
+        run([str(write()), "--full", str(tmp_path / "list.json")])
+    assert "is no results.json of a comparison" in capsys.readouterr().err

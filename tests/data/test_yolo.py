@@ -73,11 +73,30 @@ def test_paths_are_found_in_every_way(yolo, tmp_path, yaml):
 
 
 @pytest.mark.parametrize(
-    "line", ["2 0.5 0.5 1 1", "0.5 0.5 0.5 1 1", "0 0.5 0.5 1", "cat 0 0 1 1", "0 1 1 1 1 1 1 1"]
+    "line",
+    [
+        "2 0.5 0.5 1 1",
+        "0.5 0.5 0.5 1 1",
+        "0 0.5 0.5 1",
+        "cat 0 0 1 1",
+        "0 1 1 1 1 1 1 1",
+        "0 nan 0 1 1",
+    ],
 )
 def test_a_line_that_is_none_is_told(yolo, line):
     with pytest.raises(UserError, match=r"a\.txt, line 2, is .*: write a class from 0 to 1"):
         yolo_to_coco(yolo(f"0 0.5 0.5 1 1\n{line}"), "train")
+
+
+def test_a_file_that_is_no_text_is_told(yolo, tmp_path):
+    given = yolo("0 0.5 0.5 1 1")
+    (tmp_path / "labels/a.txt").write_bytes(b"0 0.5 0.5 1 1\n\x89PNG\xff")
+    with pytest.raises(UserError, match=r"a\.txt, line 2, is .*: write a class from 0 to 1"):
+        yolo_to_coco(given, "train")
+    (tmp_path / "list.txt").write_bytes(b"images/\xff.jpg")
+    listed = given._replace(splits={"train": ["list.txt"]})
+    with pytest.raises(UserError, match=r"images/\ufffd\.jpg"):
+        yolo_to_coco(listed, "train")
 
 
 @pytest.mark.parametrize(
