@@ -121,8 +121,8 @@ def compare(
         The table of the report.
 
     Raises:
-        UserError: for a mistake in a config, before any training; when trainings failed, after
-            all others; when the report cannot be written; when there is nothing to report.
+        UserError: for a mistake in a config, before any training; at the end, when trainings
+            failed, or there is no report.
         Stopped: when a signal came; finished runs are reported first.
     """
     trains = workers is not None
@@ -135,23 +135,20 @@ def compare(
             evidence.keep(todo.runs, output, say)
         return write_report(todo, configs, output, command, failed)
 
-    def try_to_report() -> None:
+    def update(run: Run | None = None, done: bool = True) -> None:
+        if not done:
+            failed.append(run.name)
         try:
             report()
         except UserError as e:  # a full disk must not end trainings; the last report repeats this
             say(f"The report could not be written ({e})")
-
-    def update(run: Run, done: bool) -> None:
-        if not done:
-            failed.append(run.name)
-        try_to_report()
 
     if trains:
         _draw(configs.values())
         try:
             train_all(todo.runs, workers, say, update, interrupts)
         except Stopped:
-            try_to_report()
+            update()
             raise
     else:
         for run in todo.runs:

@@ -87,7 +87,10 @@ def with_controls(
         for name, (base, of, control) in controls.items()
     }
     write_whole(output / STEP_TIMES, json.dumps(found, indent=2) + "\n")
-    seconds = {name: x["median"] for name, x in found["seconds"].items()}
+    # The schedules follow from medians of ratios, so the reported times do too.
+    base = suite.baseline if suite.baseline in found["ratios"] else names[0]
+    one = found["seconds"][base]["median"]
+    seconds = {name: one * ratios[base] for name, ratios in found["ratios"].items()}
     seconds |= {name: seconds[base] for name, (base, _, _) in controls.items()}
     suite = msgspec.structs.replace(suite, step_seconds=seconds)
     return _add(suite, learners, controls)

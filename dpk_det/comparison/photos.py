@@ -97,8 +97,7 @@ def compare_photos(
         pair: titles of the compared students; gains are of the second over the first.
         cfg: config of a student.
         seed: seed of the students.
-        most: number of photos of each kind.
-        threshold: smallest score that counts.
+        most, threshold: photos of each kind, and the smallest score that counts.
 
     Returns:
         None if the dataset or a student's detections are absent, or not in COCO's format.

@@ -25,6 +25,7 @@ def report_text(summary: Mapping[str, Any], plots: Mapping[str, str]) -> str:
         plots: file name, beside the report, to caption.
     """
     parts = [f"# {summary['title']}", summary["description"].strip(), _state(summary)]
+    parts += [f"**{doubt}**" for doubt in summary["doubts"]]
     parts.append(method_table(summary))
     parts.append("\n".join(f"- {note}" for note in [*notes(summary), "Command:"]))
     parts.append(f"    {summary['command']}")

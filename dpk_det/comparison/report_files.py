@@ -33,10 +33,10 @@ def write_report(
         failed: names of failed runs.
 
     Returns:
-        The table of the report, or "" if no run is finished.
+        The table, or "" if no run is finished.
 
     Raises:
-        UserError: when a file cannot be written; when no student has the suite's metric.
+        UserError: when no file can be written, or no student has the suite's metric.
     """
     summary = summarise(todo, configs, command, failed)
     if not summary["finished"]:
@@ -48,11 +48,7 @@ def write_report(
         titles[name]: [run for run in runs.values() if run.results is not None]
         for name, runs in todo.rows.items()
     }
-    first = {
-        titles[name]: runs[seed]
-        for name, runs in todo.methods.items()
-        if runs[seed].results is not None
-    }
+    first = {titles[name]: runs[seed] for name, runs in todo.methods.items() if runs[seed].results}
     plots = {}
     if any(row["values"] for row in (summary["teachers"] | summary["methods"]).values()):
         picture = re.sub(r"\W+", "-", metric.lower()) + ".png"  # ap.png, mask-ap.png, top-1.png

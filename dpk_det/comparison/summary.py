@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 from scipy.stats import ttest_rel
 
 from dpk_det.architectures import distils
+from dpk_det.comparison.doubts import doubts
 from dpk_det.comparison.plan import Plan
 from dpk_det.comparison.run import Run
 from dpk_det.comparison.statistics import holm, mean_interval
@@ -32,12 +33,12 @@ def summarise(
         :func:`_row`. A teacher also has ``weights`` (None if it is trained here). A method also has
         ``gain`` over its ``baseline`` and ``gain_at_equal_time`` over its ``control`` (see
         :func:`paired_gain`; None without common seeds), ``training_seconds``, and
-        ``relative_seconds`` and ``relative_memory``. The relative values are medians over the seeds
-        (or seconds measured side by side), divided by those of the suite's baseline.
+        ``relative_seconds`` and ``relative_memory``: medians over the seeds (or seconds measured
+        side by side), divided by those of the suite's baseline. ``doubts`` are sentences of
+        :func:`~dpk_det.comparison.doubts.doubts`.
 
     Raises:
-        UserError: when no finished student was evaluated by the suite's metric, or by its secondary
-            metric.
+        UserError: when no finished student has the suite's metric, or its secondary metric.
     """
     suite = plan.suite
     done = {
@@ -47,15 +48,12 @@ def summarise(
     for metric in filter(None, (suite.metric, suite.secondary)):
         _check_measured(plan, configs, metric)
     teachers = {
-        name: {
-            **_row(plan, suite.teachers[name], done[name], configs.get(name)),
-            "weights": suite.teachers[name].weights,
-        }
-        for name in plan.rows
-        if name not in plan.methods
+        name: _row(plan, teacher, done[name], configs.get(name)) | {"weights": teacher.weights}
+        for name, teacher in suite.teachers.items()
+        if name in plan.rows
     }
     machines = [run.results.get("machine") for runs in done.values() for run in runs.values()]
-    return {
+    summary = {
         "title": suite.title,
         "description": suite.description,
         "suite": str(suite.path),
@@ -68,17 +66,17 @@ def summarise(
         "trainings": len(plan.runs),
         "finished": sum(map(len, done.values())),
         "failed": sorted(failed),
-        # each machine once; older runs name none
         "machines": [x for i, x in enumerate(machines) if x and x not in machines[:i]],
         # teachers that are neither trained nor evaluated here
         "given_teachers": {
-            teacher.title: teacher.weights
-            for name, teacher in suite.teachers.items()
-            if teacher.weights is not None and name not in plan.evaluations
+            x.title: x.weights
+            for name, x in suite.teachers.items()
+            if x.weights is not None and name not in plan.evaluations
         },
         "teachers": teachers,
         "methods": _methods(plan, configs, done),
     }
+    return {**summary, "doubts": doubts(plan, summary)}
 
 
 def _methods(

@@ -53,6 +53,7 @@ def summary():
         "seeds": [1, 2],
         "baseline": "plain",
         "side_by_side": False,
+        "doubts": [],
         "trainings": 5,
         "finished": 5,
         "failed": [],
