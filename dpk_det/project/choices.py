@@ -1,4 +1,4 @@
-"""Sizes and schedules that suit the data, each with its reason."""
+"""Chooses sizes and schedules that suit the data, with reasons."""
 
 from dataclasses import dataclass
 
@@ -6,28 +6,32 @@ from dpk_det.project.measures import Measures
 
 COCO_IMAGES, COCO_EPOCHS = 118_000, 12
 SHORT, LONG = 800, 1333
-"""Detectron2's sizes for COCO: pixels of a photo's shorter side, and of its longer one at most."""
+"""Detectron2's sizes for COCO in pixels: a photo's shorter side, and its longer side at most."""
 
-_ENLARGE = 2.0  # beyond that there is nothing more to see
-_LARGE = 96  # pixels: to COCO an object of that size is large
+_ENLARGE = 2.0  # at most: larger photos show no more details
+_LARGE = 96  # pixels: COCO calls objects of this size large
 _LEAST_SHORT = 320
 _STEP = 32  # the coarsest stride of usual detectors
+_LEAST_STEPS = 300
 _IMAGES_OF_A_GPU = 4
-_MOST_IMAGES = 16  # of a step, as Detectron2's schedules
+_MOST_IMAGES = 16  # per step, as in Detectron2's schedules
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What the configs get.
+    """The values that the configs get. Sizes are pixels of resized photos.
 
     Attributes:
-        short, shorts, long: of the resized photos in pixels: shorter side in evaluation, those in
-            training, and the longer side at most.
+        short: shorter side in evaluation.
+        shorts: shorter sides in training.
+        long: longer side at most.
         small_anchors: whether anchors have to be half as large as usual.
-        images: of a step. rate: learning rate for these, over the architecture's usual one for 16.
-        epochs, steps, warmup: of the schedule.
-        detections: most detections of an image.
-        reasons: of some of these, a sentence each, by name.
+        images: images per step.
+        epochs: length of the schedule in epochs.
+        steps: length of the schedule in steps.
+        warmup: steps of the warm-up.
+        detections: most detections per image.
+        reasons: name of some of these -> the reason, in a sentence.
     """
 
     short: int
@@ -35,7 +39,6 @@ class Choices:
     long: int
     small_anchors: bool
     images: int
-    rate: float
     epochs: int
     steps: int
     warmup: int
@@ -47,16 +50,23 @@ def choose(data: Measures, gpus: int) -> Choices:
     """Choose sizes and a schedule.
 
     Args:
-        data: to train on. gpus: that train together; 0: the CPU does.
+        data: measures of the training photos.
+        gpus: number of GPUs that train together; 0: the CPU trains.
     """
     short, why_short = _choose_short(data)
     long = max(round(short * LONG / SHORT), _whole(short * data.aspect))
     scale = short / data.short
     small = data.sizes[0] * scale < 16
     images = min(_MOST_IMAGES, _IMAGES_OF_A_GPU * max(gpus, 1))
-    # between as many epochs and as many steps, whatever the number of photos
+    # a compromise between a constant number of epochs and a constant number of steps
     epochs = round(COCO_EPOCHS * max(1.0, COCO_IMAGES / data.num_images) ** 0.35)
-    steps = max(round(epochs * data.num_images / images), 300)
+    steps = round(epochs * data.num_images / images)
+    why_steps = f"{epochs} epochs of {data.num_images:,} photos"
+    if epochs != COCO_EPOCHS:
+        why_steps += f"; COCO's {COCO_IMAGES:,} have {COCO_EPOCHS}, and fewer photos need more"
+    if steps < _LEAST_STEPS:
+        steps, why_steps = _LEAST_STEPS, f"at least {_LEAST_STEPS}, however few the photos"
+        epochs = round(steps * images / data.num_images)
     reasons = {
         "short": why_short,
         "anchors": f"5 % of the objects are smaller than {data.sizes[0] * scale:.0f} pixels then, "
@@ -64,9 +74,7 @@ def choose(data: Measures, gpus: int) -> Choices:
         "images": _why_images(images, gpus),
         "rate": "the usual rate is for 16 images"
         + f"; for {images} it is {images}/16 of that" * (images != _MOST_IMAGES),
-        "steps": f"{epochs} epochs of {data.num_images:,} photos"
-        + f"; COCO's {COCO_IMAGES:,} have {COCO_EPOCHS}, and fewer photos need more"
-        * (epochs != COCO_EPOCHS),
+        "steps": why_steps,
     }
     return Choices(
         short=short,
@@ -74,7 +82,6 @@ def choose(data: Measures, gpus: int) -> Choices:
         long=long,
         small_anchors=small,
         images=images,
-        rate=images / 16,
         epochs=epochs,
         steps=steps,
         warmup=min(1000, max(steps // 10, 1)),
@@ -108,5 +115,5 @@ def _why_images(images: int, gpus: int) -> str:
 
 
 def _whole(pixels: float) -> int:
-    """To a multiple of the coarsest stride."""
+    """Round to a multiple of the coarsest stride."""
     return max(round(pixels / _STEP), 1) * _STEP

@@ -1,4 +1,4 @@
-"""Teachers and students by name, as keys of a config."""
+"""Finds teachers and students by name, and gives the config keys that build them."""
 
 import os
 from dataclasses import dataclass, field
@@ -10,7 +10,6 @@ from omegaconf import DictConfig
 
 from dpk_det.architectures import distilling_names, plain_architecture
 from dpk_det.config.loading import load_config
-from dpk_det.config.shipped import find_config
 from dpk_det.data.class_names import teacher_classes
 from dpk_det.data.model_classes import class_count_key, num_classes
 from dpk_det.errors import UserError, nearest
@@ -20,10 +19,10 @@ Keys = dict[str, Any]
 """Nested keys of a config."""
 
 RESNETS = {f"resnet{depth}": depth for depth in (18, 34, 50, 101, 152)}
-"""Detectron2's own, from torchvision's ImageNet weights; other names are timm's."""
+"""Name -> depth of Detectron2's ResNets, for torchvision's weights. Other names are timm's."""
 
 BASE = "configs/base_rcnn_fpn.yaml"
-"""Config of the detector that a teacher without a config of its own becomes."""
+"""Config of the detector for a teacher that has no config of its own."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,13 @@ class TeacherChoice:
     """A teacher.
 
     Attributes:
-        base: what a config names under ``_BASE_`` to get the teacher's detector, as seen from the
-            working directory; or a name of the model zoo's or of this project's.
-        cfg: the config. keys: to set on top of the base. weights: it starts or teaches with.
-        is_file: whether the base is a file of the user's.
-        teaches: whether it knows the data's classes, so that it need not be trained.
+        base: the ``_BASE_`` that gives a config the teacher's detector: a path from the working
+            directory, or the name of a config of the model zoo or of this project.
+        cfg: the teacher's config.
+        keys: keys to set on top of the base.
+        weights: weights that it starts or teaches with.
+        is_file: whether the base is a file of the user.
+        teaches: whether it knows the data's classes and needs no training.
     """
 
     base: str
@@ -50,12 +51,14 @@ def choose_teacher(name: str, weights: str, classes: list[str]) -> TeacherChoice
     """Find a teacher.
 
     Args:
-        name: of the model zoo's configs, path of a config, or a network as for a student.
+        name: name of a model zoo config, path of a config, or a network as for a student.
         weights: path or URL; "": the zoo's, those that training with the config has left, or for a
-            network ImageNet's. classes: of the data.
+            network ImageNet's.
+        classes: class names of the data.
 
     Raises:
-        UserError: there is no such teacher, or it is none that distils, without an FPN.
+        UserError: if there is no such teacher, its architecture does not distil, it has no FPN, or
+            it finds keypoints.
     """
     if not name.endswith((".yaml", ".yml", ".py")):
         cfg = load_config(BASE)
@@ -66,18 +69,19 @@ def choose_teacher(name: str, weights: str, classes: list[str]) -> TeacherChoice
             f"The teacher {name} is a LazyConfig, from which no YAML can be derived: see "
             "examples/lazyconfig, or name a YAML config."
         )
-    is_file = os.path.isfile(find_config(name))
+    is_file = os.path.isfile(os.path.expanduser(name))
     try:
         weights = find_teacher_weights(name, weights, cfg)
     except UserError:
-        weights = cfg.MODEL.WEIGHTS  # it was never trained, and starts from these
+        weights = cfg.MODEL.WEIGHTS  # it is not trained yet, and starts from these
         knows = False
     else:
         told = teacher_classes(cfg)
         knows = num_classes(cfg) == len(classes) and (told is None or told[1] == classes)
     cfg = plain_architecture(cfg)
     _check(name, cfg)
-    return TeacherChoice(name, cfg, {}, weights, is_file, knows)
+    base = os.path.expanduser(name) if is_file else name
+    return TeacherChoice(base, cfg, {}, weights, is_file, knows)
 
 
 def _check(name: str, cfg: CfgNode) -> None:
@@ -97,14 +101,15 @@ def _check(name: str, cfg: CfgNode) -> None:
 
 
 def backbone_keys(name: str, weights: str, like: CfgNode) -> Keys:
-    """Keys that put a network below the FPN of a detector, and start it from ImageNet's weights.
+    """Return keys that put a network with ImageNet's weights below the FPN of a detector.
 
     Args:
-        name: one of :data:`RESNETS`, or timm's. weights: a file for it; "": those that torchvision
-            or timm has. like: config of the detector whose network it replaces.
+        name: a name in :data:`RESNETS` or a name of timm.
+        weights: file of its weights; "": those of torchvision or timm.
+        like: config of the detector whose network it replaces.
 
     Raises:
-        UserError: neither is there a network of that name.
+        UserError: if no network has that name, or timm has no weights for it.
     """
     if name in RESNETS:
         return _resnet(RESNETS[name], weights, like)
@@ -117,7 +122,7 @@ def backbone_keys(name: str, weights: str, like: CfgNode) -> Keys:
     return _timm(name, weights, like)
 
 
-_SEEN_BY_TORCHVISION = {  # RGB, of ImageNet
+_SEEN_BY_TORCHVISION = {  # RGB statistics of ImageNet
     "PIXEL_MEAN": [123.675, 116.28, 103.53],
     "PIXEL_STD": [58.395, 57.12, 57.375],
 }
@@ -129,7 +134,7 @@ def _resnet(depth: int, weights: str, like: CfgNode) -> Keys:
     resnets: Keys = {"DEPTH": depth, "STRIDE_IN_1X1": False}
     if depth < 50:
         resnets["RES2_OUT_CHANNELS"] = 64
-    for key, value in usual.items():  # what makes the teacher a ResNeXt, say
+    for key, value in usual.items():  # resets, for example, a ResNeXt's keys
         if key not in (*resnets, *kept) and there[key] != value:
             resnets[key] = value
     model: Keys = {
@@ -170,5 +175,5 @@ def _has_p6p7(cfg: CfgNode) -> bool:
 
 
 def base_from(teacher: TeacherChoice, folder: Path) -> str:
-    """What a file in a folder has to write under ``_BASE_`` for the teacher's detector."""
+    """Return the ``_BASE_`` that gives a file in a folder the teacher's detector."""
     return os.path.relpath(teacher.base, folder) if teacher.is_file else teacher.base

@@ -23,7 +23,7 @@ FEW = Measures(["pen"], 20, 40, 3000, 1.33, (200.0, 400.0, 600.0), 4, False)
 
 def test_coco_gets_detectron2s_sizes_and_schedule():
     found = choose(COCO, 8)
-    assert (found.short, found.long, found.images, found.rate) == (800, 1333, 16, 1.0)
+    assert (found.short, found.long, found.images) == (800, 1333, 16)
     assert found.shorts == [640, 672, 704, 736, 768, 800]
     assert found.epochs == 12 and 88_000 <= found.steps <= 90_000 and found.warmup == 1000
     assert found.small_anchors  # 9 pixels become 15
@@ -33,7 +33,7 @@ def test_coco_gets_detectron2s_sizes_and_schedule():
 def test_photos_of_large_objects_stay_small():
     found = choose(CARDS, 1)
     assert (found.short, found.long, found.images) == (320, 576, 4)
-    assert found.rate == 0.25 and not found.small_anchors
+    assert not found.small_anchors
     assert found.epochs == 98 and found.steps == round(98 * 296 / 4)
 
 
@@ -43,10 +43,16 @@ def test_few_large_photos():
     assert found.epochs == 251 and found.steps == 1255 and found.warmup == 125
 
 
+def test_a_few_photos_get_a_least_number_of_steps():
+    found = choose(dataclasses.replace(FEW, num_images=1), 0)
+    assert (found.steps, found.epochs) == (300, 1200)
+    assert found.reasons["steps"] == "at least 300, however few the photos"
+
+
 @pytest.mark.parametrize(("gpus", "images"), [(0, 4), (1, 4), (2, 8), (4, 16), (8, 16)])
-def test_the_rate_follows_the_images_of_a_step(gpus, images):
+def test_images_of_a_step_follow_the_gpus(gpus, images):
     found = choose(CARDS, gpus)
-    assert found.images == images and found.rate == images / 16
+    assert found.images == images
     seen = found.steps * found.images
     assert seen == pytest.approx(found.epochs * CARDS.num_images, rel=0.01)
 

@@ -126,6 +126,17 @@ def test_a_teacher_that_knows_the_classes_is_not_trained(init, tiny):
     assert read_suite(Path("my/suite.yaml")).teachers["teacher"].weights == str(tiny.weights)
 
 
+@pytest.mark.parametrize("name", ["configs/plain_frcnn_r50.yaml", "~/mine.yaml", "mine.yaml"])
+def test_a_teachers_config_is_found_from_the_written_files(init, monkeypatch, tmp_path, name):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    if "mine" in name:
+        path = Path(name).expanduser()
+        path.parent.mkdir(exist_ok=True)
+        path.write_text('_BASE_: "configs/plain_frcnn_r50.yaml"\n')
+    init("--teacher", name)
+    assert load_config("my/teacher.yaml").MODEL.RESNETS.DEPTH == 50
+
+
 def test_a_teacher_of_other_classes_starts_with_its_weights(init):
     init("--seeds", "2")
     teacher, plain = load_config("my/teacher.yaml"), load_config("my/plain.yaml")
