@@ -1,16 +1,16 @@
 #!/usr/bin/env python
-"""What CKA costs in time and memory as the number of samples grows, beside what else there is.
+"""Measures time and memory of CKA as the number of samples grows, for several implementations.
 
-Compared, as far as they are installed: this project's, O(n d^2); the direct formula on n x n
-matrices, as a reader of the paper would write it; and the functions of two public packages for
-features that are at hand, `pytorch-cka` (`cka.cka_from_features`) and `ckatorch` (`cka_batch`, in
-float64). All estimate the same: CKA of unbiased HSIC, linear kernel; the table's last line says how
-far their values lie apart. Left out: `cka_base` of ckatorch, which is biased unless told otherwise,
-and packages that can only run whole models (`torch-cka`, `cka-pytorch`).
+They are: this project's, O(n d^2); the direct formula on n x n matrices, as a reader of the paper
+would write it; and, if they are installed, the functions of two public packages that take features:
+`pytorch-cka` (`cka.cka_from_features`) and `ckatorch` (`cka_batch`, in float64). All estimate the
+same: CKA of unbiased HSIC with a linear kernel. A line below the table says how far their values
+differ. Left out are `cka_base` of ckatorch, which is biased by default, and packages that can only
+run whole models (`torch-cka`, `cka-pytorch`).
 
-Prints a Markdown table: the median of several rounds in random order, and the most bytes that
-tensors hold during a call beyond the inputs. The others stop where four n x n matrices of float32
-would take 2 GiB, or once a call has taken longer than --limit.
+It prints a Markdown table: the median of several rounds in random order, and the most bytes that
+tensors hold during a call beyond the inputs. Implementations other than this project's stop if four
+n x n matrices of float32 would take 2 GiB, or after a call that took longer than --limit.
 """
 
 import argparse
@@ -32,7 +32,7 @@ CKA = Callable[[Tensor, Tensor], Tensor]
 
 
 def direct_cka(x: Tensor, y: Tensor) -> Tensor:
-    """CKA from the kernel matrices themselves, O(n^2 d)."""
+    """Compute CKA from the kernel matrices, O(n^2 d)."""
     n = len(x)
     kernels = [(z @ z.T).fill_diagonal_(0) for z in (x, y)]
 
@@ -45,7 +45,7 @@ def direct_cka(x: Tensor, y: Tensor) -> Tensor:
     return hsic(k, m) / (hsic(k, k) * hsic(m, m)).sqrt()
 
 
-# package: what to import, and its CKA of (n, d) and (n, e)
+# package -> module to import, and its CKA of (n, d) and (n, e)
 PACKAGES: dict[str, tuple[str, Callable[[ModuleType], CKA]]] = {
     "pytorch-cka": ("cka", lambda package: package.cka_from_features),
     "ckatorch": ("ckatorch", lambda package: lambda x, y: package.cka_batch(x[None], y[None])),
@@ -53,13 +53,13 @@ PACKAGES: dict[str, tuple[str, Callable[[ModuleType], CKA]]] = {
 
 
 def public_functions() -> dict[str, CKA]:
-    """Those of the public packages that are installed."""
+    """Return the CKA functions of the public packages that are installed."""
     imported = {name: import_other(module) for name, (module, _) in PACKAGES.items()}
     return {name: PACKAGES[name][1](package) for name, package in imported.items() if package}
 
 
 def import_other(name: str) -> ModuleType | None:
-    """Import a package, but not from this folder: this file has the name of one."""
+    """Import a package, but not from this folder: this file has the name of a package."""
     here, path = Path(__file__).parent, sys.path
     sys.path = [x for x in path if Path(x).resolve() != here]
     try:
@@ -73,11 +73,14 @@ def import_other(name: str) -> ModuleType | None:
 def measure(
     functions: Mapping[str, CKA], n: int, channels: int, repeats: int, device: str
 ) -> dict[str, tuple[float, int, float]]:
-    """Of each function: seconds, bytes, and the value that it gives.
+    """Return seconds, bytes and the value of each function.
 
     Args:
-        functions: by name. n: samples. channels: d of both inputs, which are alike by half.
-        repeats: rounds. device: "cuda" or "cpu".
+        functions: functions by name.
+        n: number of samples.
+        channels: d of both inputs. The second is the first plus as much noise.
+        repeats: number of rounds.
+        device: "cuda" or "cpu".
     """
     torch.manual_seed(n)
     x, noise = (torch.randn(n, channels, device=device) for _ in range(2))

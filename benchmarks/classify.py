@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Images a second of a classifier's training by this project, beside a bare PyTorch loop.
+"""Measures images per second in a classifier's training: this project and a bare PyTorch loop.
 
-One is what tools/train_net.py runs: trainer, hooks, data loader, event storage, log and metrics
-files. The other is a plain for loop: the same network, optimizer settings, batch size, images in
-memory and augmentation. They take turns in one process, a block of steps each, so that whatever
-else a machine does slows both. Prints a Markdown table: medians over the blocks, and the ratio of
-each pair of neighbours, by the clock and, which a busy machine blurs less, by the process's CPU
-time. Without CIFAR-10 at hand the images are made up.
+This project's training is what tools/train_net.py runs: trainer, hooks, data loader, event storage,
+log and metrics files. The bare loop is a for loop with the same network, optimizer settings, batch
+size, images in memory and augmentation. They take turns in one process, a block of steps each, so
+that other load on the machine slows both. It prints a Markdown table: medians over the blocks, and
+the ratio of each pair of neighbouring blocks, by the clock and by the process's CPU time, which a
+busy machine changes less. Without CIFAR-10 the images are made up.
 """
 
 import argparse
@@ -45,19 +45,21 @@ from dpk_det.engine.trainer import DistillTrainer
 from dpk_det.errors import UserError
 
 FOLDER = Path(__file__).parents[1] / "configs/classification/cifar10"
-WRITES = 20  # steps from one line of the log to the next, as Detectron2's trainer has it
+WRITES = 20  # steps between two lines of the log, as in Detectron2's trainer
 
 
 class TakeTurns(HookBase):
-    """Lets the bare loop take as many steps after each block of the trainer's, and times both.
+    """Lets the bare loop take as many steps after each block of the trainer, and times both.
 
-    It has to be the last of the hooks, so that what the others do is in the trainer's time.
+    It has to be the last hook, so that the trainer's time includes the other hooks.
 
     Args:
-        bare: takes so many steps. steps: of a block. device: that they run on.
+        bare: takes the given number of steps.
+        steps: number of steps of a block.
+        device: device of both.
 
     Attributes:
-        seconds: of each block of "trainer" and "bare", by the clock and of CPU time.
+        seconds: seconds of each block of "trainer" and "bare", by the clock and of CPU time.
     """
 
     def __init__(self, bare: Callable[[int], None], steps: int, device: str) -> None:
@@ -69,7 +71,7 @@ class TakeTurns(HookBase):
         self._start = self._now()
 
     def after_step(self) -> None:
-        """At the end of a block, the other loop's turn."""
+        """Run the other loop at the end of a block."""
         if (self.trainer.iter + 1) % self.steps:
             return
         between = self._now()
@@ -86,7 +88,7 @@ class TakeTurns(HookBase):
 
 
 def bare_loop(cfg: CfgNode) -> Callable[[int], None]:
-    """A loop as one writes it for one network, which takes so many steps when it is called."""
+    """Return a loop as one writes it for one network. A call takes the given number of steps."""
     model, device = build_model(cfg).train(), cfg.MODEL.DEVICE
     solver, node, batch_size = cfg.SOLVER, cfg.INPUT.IMAGES, cfg.SOLVER.IMS_PER_BATCH
     optimizer = torch.optim.SGD(
@@ -122,18 +124,18 @@ def bare_loop(cfg: CfgNode) -> Callable[[int], None]:
 
 
 def measure(config: str, batch_size: int, steps: int, blocks: int) -> dict[str, Any]:
-    """Seconds of each block of both loops, without a first one to warm up."""
+    """Return the seconds of each block of both loops, without the first, which warms up."""
     with tempfile.TemporaryDirectory() as folder:
         own = {
             "SOLVER.IMS_PER_BATCH": batch_size,
-            "SOLVER.MAX_ITER": steps * (blocks + 1) + 1,  # the last writes a checkpoint
+            "SOLVER.MAX_ITER": steps * (blocks + 1) + 1,  # the last step writes a checkpoint
             "SOLVER.STEPS": "()",
             "DATASETS.TEST": "()",  # nothing is evaluated at the end
             "OUTPUT_DIR": folder,
         }
         opts = [str(x) for pair in own.items() for x in pair]
         cfg = setup(parse_train_args(["--config-file", config, *opts]))
-        with contextlib.redirect_stdout(sys.stderr):  # where the log goes from now on
+        with contextlib.redirect_stdout(sys.stderr):  # the log goes there from now on
             for name in ("detectron2", "fvcore", "dpk_det"):
                 setup_logger(folder, name=name)
         trainer = DistillTrainer(cfg)
@@ -144,7 +146,7 @@ def measure(config: str, batch_size: int, steps: int, blocks: int) -> dict[str, 
 
 
 def summarise(batch_size: int, steps: int, seconds: dict[str, Any]) -> dict[str, Any]:
-    """What came of one batch size: images a second, and the trainer's over the bare loop's."""
+    """Return one batch size's images per second, and the trainer's over the bare loop's."""
     rates = {name: [batch_size * steps / clock for clock, _ in x] for name, x in seconds.items()}
     ratios, cpu_ratios = (
         [bare[i] / own[i] for own, bare in zip(seconds["trainer"], seconds["bare"], strict=True)]
@@ -154,12 +156,12 @@ def summarise(batch_size: int, steps: int, seconds: dict[str, Any]) -> dict[str,
 
 
 def spread(ratios: list[float]) -> str:
-    """Their median, and the least and the greatest."""
+    """Format the median, the least and the greatest ratio."""
     return f"{median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
 
 
 def make_images(folder: Path, num: int = 4096) -> dict[str, Any]:
-    """Noise in the form of CIFAR-10's archive; the part of a config that names it."""
+    """Write noise in the form of CIFAR-10's archive; return the config keys that name it."""
     rng = np.random.default_rng(0)
     images = rng.integers(256, size=(num, 3 * 32 * 32), dtype=np.uint8)
     content = {
@@ -172,7 +174,7 @@ def make_images(folder: Path, num: int = 4096) -> dict[str, Any]:
 
 
 def make_teacher(cfg: CfgNode, folder: Path) -> dict[str, Any]:
-    """Random weights for the teacher; the part of a config that names them."""
+    """Write random weights for the teacher; return the config keys that name them."""
     teacher = plain_architecture(load_config(cfg.DISTILL.TEACHER.CONFIG_FILE))
     teacher.MODEL.DEVICE = "cpu"
     torch.save({"model": build_model(teacher).state_dict()}, folder / "teacher.pth")
@@ -188,7 +190,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=WRITES, help=f"a block; multiple of {WRITES}")
     parser.add_argument("--json", type=Path, help="write what was measured to this file, too")
     args = parser.parse_args()
-    if args.steps % WRITES:  # else some of the blocks would write a line and some would not
+    if args.steps % WRITES:  # otherwise only some blocks would write a line of the log
         parser.error(f"--steps is {args.steps}: make it a multiple of {WRITES}.")
 
     config = FOLDER / ("dpk_resnet56_resnet20.yaml" if args.distil else "plain_resnet20.yaml")

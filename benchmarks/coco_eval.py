@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What COCO's box AP costs on a CPU: pycocotools beside faster-coco-eval.
+"""Measures the time of COCO's box AP on a CPU: pycocotools and faster-coco-eval.
 
 Makes up a dataset as large as COCO's validation set (5,000 images, 36,000 objects of 80 classes),
 or reads one, and makes up 100 detections per image. Half of the detections lie near objects. Both
@@ -88,7 +88,7 @@ def _box(rng: random.Random, image: dict[str, Any]) -> list[float]:
 
 
 def evaluate(kind: type, truth: COCO, found: COCO) -> tuple[float, np.ndarray, np.ndarray]:
-    """Seconds, the 12 figures, and the precisions by threshold, recall, class, area and number."""
+    """Return seconds, the 12 figures, and precisions by IoU, recall, class, area and number."""
     start = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
         one = kind(truth, found, "bbox")

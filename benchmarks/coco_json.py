@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""What it costs to read a file in COCO's JSON format and to check it.
+"""Measures time and memory for reading and checking a file in COCO's JSON format.
 
-Writes a file of N annotations with polygons, drawn by chance, and reads it in three ways, each in a
-process of its own: `json.load` alone; `pycocotools.COCO`, by which Detectron2 loads a dataset; this
-project's checks (msgspec, then what no schema can say). Prints a Markdown table of the processor's
-seconds and of the most memory that each held.
+It writes a file of N annotations with random polygons and reads it in three ways, each in its own
+process: `json.load` alone; `pycocotools.COCO`, by which Detectron2 loads a dataset; this project's
+checks (msgspec, then what no schema can express). It prints a Markdown table of the CPU seconds and
+the peak memory of each.
 """
 
 import argparse
@@ -26,7 +26,7 @@ READERS = ("json.load", "pycocotools.COCO", "dpk_det.data")
 
 
 def write(path: Path, num_annotations: int) -> None:
-    """Write a file with as many images and coordinates for an annotation as COCO has."""
+    """Write a file with as many images and coordinates per annotation as COCO has."""
     rng = random.Random(0)
     num_images = max(num_annotations * 118 // 860, 1)
     images = (
@@ -62,8 +62,8 @@ def _annotations(rng: random.Random, number: int, num_images: int) -> Iterator[d
 
 
 def read(path: str, reader: str) -> tuple[float, float]:
-    """Read a file. Returns the processor's seconds and the peak of memory in MB."""
-    # what importing takes is not counted
+    """Read a file; return the CPU seconds and the peak memory in MB."""
+    # imported first, so that the import is not timed
     from pycocotools.coco import COCO
 
     from dpk_det.data.annotations import Use, check_annotations
@@ -84,7 +84,7 @@ def read(path: str, reader: str) -> tuple[float, float]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure, or with --read be one of the measured."""
+    """Measure all readers; with --read run one of them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--annotations", type=int, default=860_000, help="how many, as COCO has")
     parser.add_argument("--read", nargs=2, metavar=("FILE", "READER"), help=argparse.SUPPRESS)

@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-"""How much of the teacher's maps a trained student's own maps explain, without a distiller's help.
+"""Measures how much of the teacher's maps a trained student's maps explain, without a distiller.
 
-For each student and level two shares of the variance of the teacher's standardised map, over all
-cells of the evaluation images: what the student's map explains channel by channel, as it is (the
-squared correlation; for maps of one width), and what the best 1 x 1 convolution of it explains
-(least squares, fitted on the same cells).
+For each student and level it gives two shares of the variance of the teacher's standardised map,
+over all cells of the evaluation images. The student's map explains the first share unchanged,
+channel by channel (squared correlation, if both maps have the same width). The best 1 x 1
+convolution of the student's map explains the second (least squares, fitted on the same cells).
 
     python benchmarks/explained.py --teacher output/NAME/runs/teacher output/NAME/runs/pkd-seed1 ...
 
-Takes folders of finished trainings of detectors, with their weights, and prints a Markdown table.
+It takes folders of finished trainings of detectors with their weights and prints a Markdown table.
 """
 
 import argparse
@@ -29,28 +29,28 @@ from dpk_det.pairing.levels import pair_levels
 from dpk_det.pairing.teacher import Teacher
 
 RIDGE = 1e-6
-"""Times the mean variance, on the diagonal: a dead channel must not make the fit singular."""
+"""Share of the mean variance on the diagonal, so that dead channels leave the fit regular."""
 
 
 class Moments:
-    """Sums over cells, from which correlations and least squares follow, in float64."""
+    """Sums over cells in float64, for correlations and least squares."""
 
     def __init__(self) -> None:
         self.n, self.sum, self.products = 0, 0.0, 0.0
 
     def add(self, student: Tensor, teacher: Tensor) -> None:
-        """Take in (n, Cs) and (n, Ct), the same n cells of both."""
+        """Add (n, Cs) and (n, Ct), the same n cells of both maps."""
         z = torch.cat([student, teacher], 1).double()
         self.n += len(z)
         self.sum = self.sum + z.sum(0)
         self.products = self.products + z.T @ z
 
     def explained(self, width: int) -> tuple[float | None, float]:
-        """What the first ``width`` columns explain of the others, as the module says.
+        """Return how much the first ``width`` columns, the student's, explain of the others.
 
         Returns:
-            The mean over the teacher's channels of the squared correlation with the student's same
-            channel (None where the widths differ), and of the share that least squares explain.
+            Two means over the teacher's channels: of the squared correlation with the same channel
+            of the student (None if the widths differ), and of the share that least squares explain.
         """
         mean = self.sum / self.n
         covariance = self.products / self.n - mean.outer(mean)
@@ -69,7 +69,7 @@ class Moments:
 
 
 def load(folder: Path) -> tuple[nn.Module, CfgNode]:
-    """The plain network of a finished training, in eval mode, and its config."""
+    """Return the plain network of a finished training, in eval mode, and its config."""
     cfg = plain_architecture(load_config(folder / "config.yaml", ["MODEL.DEVICE", "cpu"]))
     model = build(cfg)
     load_weights(model, str(folder / "model_final.pth"))
@@ -83,7 +83,7 @@ def measure(
     levels: list[Level],
     batches: Iterable[list[dict]],
 ) -> dict[str, tuple[float | None, float]]:
-    """Name of the student's level to what :meth:`Moments.explained` says; padding is left out."""
+    """Return the student's level -> :meth:`Moments.explained`; padding is left out."""
     eyes, moments = Distiller(levels), {level: Moments() for level in levels}
     for batch in batches:
         for pair in eyes.pairs(student(batch), teacher(batch)):
@@ -107,7 +107,7 @@ def main() -> None:
         own, cfg = load(folder)
         loader = build_detection_test_loader(cfg, cfg.DATASETS.TEST[0])
         levels = pair_levels(own.backbone.output_shape(), other.backbone.output_shape(), [])
-        # as a teacher looks: images normalised its own way, in its own channel order
+        # Teacher gives each model images in its own normalisation and channel order
         eyes = [
             Teacher(model, its.INPUT.FORMAT, cfg.INPUT.FORMAT)
             for model, its in ((own, cfg), (other, other_cfg))

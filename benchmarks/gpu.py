@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Everything that was never run for want of a GPU, in pieces of at most nine minutes.
+"""Runs all benchmarks and trainings that need a GPU, in calls of at most nine minutes.
 
     python benchmarks/gpu.py                 # as much as fits into nine minutes
-    python benchmarks/gpu.py                 # goes on from there
+    python benchmarks/gpu.py                 # continues from there
     python benchmarks/gpu.py --list          # what is done, and what is left
 
-Each piece is a command, whose output goes to a file in ``--output``. A piece that failed or was cut
-short is run again by a later call, after all others. The exit status is 1 if a piece failed.
+Each piece is a command, and its output goes to a file in ``--output``. A later call runs pieces
+that failed or were cut short again, after all others. The exit status is 1 if a piece failed.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import torch
 STEP = "benchmarks/step.py --preset"
 TRAIN = "tools/train_net.py --config-file configs/shapes/dpk.yaml --resume SOLVER.MAX_ITER 40"
 TORCHRUN = "-m torch.distributed.run --nproc-per-node gpu"
-# the most telling first
+# the most informative first
 PIECES = {
     **{
         f"{preset}-{precision}": f"{STEP} {preset} --batch 2 8 --precision {precision} "
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("torch finds no GPU here, which all pieces are for.")
     args.output.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + args.seconds
-    # one that was cut short takes time from no other again
+    # unfinished pieces come last, so that they do not take time from others again
     tried = {name: (args.output / f"{name}.partial").exists() for name in args.only}
     states = {}
     for name in sorted(args.only, key=tried.get):

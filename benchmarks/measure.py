@@ -1,4 +1,4 @@
-"""Time, memory and device synchronisations of any function: what the benchmarks share."""
+"""Measures time, memory and device synchronisations of any function, for all benchmarks."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ Function = Callable[[], Any]
 
 
 class Times(NamedTuple):
-    """Of one call: seconds on the clock, and of this process on all its processors."""
+    """Seconds of one call: by the clock, and of this process on all its processors."""
 
     wall: float
     cpu: float
@@ -35,14 +35,16 @@ class Times(NamedTuple):
 def interleave(
     functions: Mapping[Name, Function], repeats: int, warmup: int
 ) -> dict[Name, list[Times]]:
-    """Time several functions in rounds, each once a round, in an order drawn anew.
+    """Time several functions in rounds: each once per round, in a new random order.
 
-    What a busy machine takes away it takes from all alike, so ratios within a round keep their
-    meaning where seconds do not. Before each call torch's generators are seeded with the round's
-    number: what is drawn at random (proposals, say) is then the same for all.
+    A busy machine slows all functions alike, so ratios within a round keep their meaning when
+    seconds do not. Before each call torch's generators are seeded with the round's number, so that
+    random numbers (for proposals, say) are the same for all functions.
 
     Args:
-        functions: by name. repeats: rounds that count. warmup: rounds before them that do not.
+        functions: functions by name.
+        repeats: number of rounds that count.
+        warmup: number of rounds before them that do not count.
     """
     order, names = random.Random(0), list(functions)
     times: dict[Name, list[Times]] = {name: [] for name in names}
@@ -57,7 +59,7 @@ def interleave(
 
 
 def measure_time(function: Function) -> Times:
-    """Time one call, the GPU's queue emptied before and after."""
+    """Time one call; wait before and after until the GPU's queue is empty."""
     synchronise()
     wall, cpu = time.perf_counter(), time.process_time()
     function()
@@ -66,20 +68,20 @@ def measure_time(function: Function) -> Times:
 
 
 def synchronise() -> None:
-    """Wait for the GPU, where there is one."""
+    """Wait for the GPU, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def peak_bytes(function: Function, device: str) -> int:
-    """The most bytes that tensors held during a call, beyond those that they held before it.
+    """Return the most bytes that tensors held during a call, beyond those they held before it.
 
-    On a GPU by ``torch.cuda.max_memory_allocated``. On a CPU by torch's profiler, which reports
-    every allocation of a tensor; what kernels take for themselves (oneDNN's scratch) is not seen.
-    Either is the same at each call, and on a busy machine too.
+    On a GPU the figure is ``torch.cuda.max_memory_allocated``. On a CPU it comes from torch's
+    profiler, which reports every allocation of a tensor, but not what kernels allocate themselves
+    (oneDNN's scratch). Both are the same at each call, even on a busy machine.
 
     Args:
-        function: leaves what was there before alone: on a CPU it is not seen to be freed.
+        function: must not free earlier tensors: on a CPU this would not be seen.
         device: "cuda" or "cpu".
     """
     if device == "cuda":
@@ -101,7 +103,7 @@ def peak_bytes(function: Function, device: str) -> int:
 
 
 def write_trace(function: Function, path: Path, **options: Any) -> None:
-    """Write a call's profile as a Chrome trace; options: of :class:`torch.profiler.profile`."""
+    """Write a call's profile as a Chrome trace; options go to :class:`torch.profiler.profile`."""
     activities = [ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(ProfilerActivity.CUDA)
@@ -112,10 +114,10 @@ def write_trace(function: Function, path: Path, **options: Any) -> None:
 
 
 def operator_times(function: Function, rounds: int = 5) -> dict[str, tuple[float, float]]:
-    """What each operator takes in a call: seconds of its own, and how often it is called.
+    """Return each operator's own seconds and number of calls, in one call of the function.
 
-    Means over the rounds, as torch's profiler sees them: on a GPU the time of its kernels, which
-    the host does not wait for, and not what the host takes to ask for them.
+    They are means over the rounds, from torch's profiler. On a GPU it is the time of the kernels,
+    for which the host does not wait, without the time in which the host launches them.
     """
     activities = [ProfilerActivity.CPU]
     if torch.cuda.is_available():
@@ -132,10 +134,12 @@ def operator_times(function: Function, rounds: int = 5) -> dict[str, tuple[float
 
 
 def count_flops(function: Function) -> int:
-    """Floating point operations of a call: matrix products, convolutions, attention and their
-    gradients, a multiplication and an addition counting two. The same at each call.
+    """Count the floating point operations of a call; they are the same at each call.
+
+    Matrix products, convolutions, attention and their gradients count; a multiplication and an
+    addition count as two.
     """
-    # torch counts the gradients of a convolution in groups as if it were dense
+    # torch counts the gradients of a grouped convolution as if it were dense
     gradients = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
     with FlopCounterMode(display=False, custom_mapping=gradients) as counter:
         function()
@@ -150,25 +154,24 @@ def _convolution_backward_flops(
     out_shape: Sequence[Any] | None = None,
     **kwargs: Any,
 ) -> int:
-    transposed, wanted = args[4], args[7]  # of aten.convolution_backward, behind the shapes
+    transposed, wanted = args[4], args[7]  # aten.convolution_backward has them after the shapes
     places = input_shape if transposed else grad_shape
     once = 2 * places[0] * math.prod(places[2:]) * math.prod(weight_shape)
     return once * (wanted[0] + wanted[1])  # gradients of the input and of the weights
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
-    """What tensors take, those that share memory counted once."""
+    """Return the bytes of tensors; those that share memory count once."""
     return sum({x.data_ptr(): x.nbytes for x in tensors}.values())
 
 
 def count_syncs(function: Function, device: str) -> Counter[str]:
-    """Where the host waits for the device during a call, ``file:line`` to how many times.
+    """Count where the host waits for the device during a call: ``file:line`` -> number of times.
 
-    On a GPU torch itself tells (``set_sync_debug_mode``). On a CPU there is nothing to wait for;
-    what is counted there are the operations that would: those that hand a value to Python (item,
-    tolist, numpy, a condition) and those whose output's size depends on values (nonzero, indexing
-    by bools). Copies to the GPU do not show there, and values that stay on the CPU on a GPU machine
-    too are counted nevertheless.
+    On a GPU torch reports it (``set_sync_debug_mode``). On a CPU nothing waits. There the count is
+    of operations that would wait on a GPU: those that hand a value to Python (item, tolist, numpy,
+    a condition) and those whose output size depends on values (nonzero, indexing by bools). This
+    count misses copies to the GPU, and includes values that a GPU machine too keeps on the CPU.
     """
     if device == "cuda":
         with _gpu_warnings() as caught:
@@ -215,7 +218,7 @@ class _Operations(TorchDispatchMode):
 
 
 class _Conversions(TorchFunctionMode):
-    """Counts conversions that no operation is seen of."""
+    """Counts conversions that :class:`_Operations` cannot see."""
 
     WAITING = (Tensor.tolist, Tensor.numpy, Tensor.__array__)
 
@@ -239,7 +242,7 @@ def _caller() -> str:
 
 
 def _short(name: str) -> str:
-    """A path from the package's folder on."""
+    """Shorten a path so that it starts with the package's folder."""
     parts = Path(name).parts
     for package in ("site-packages", "dpk_det"):
         if package in parts[:-1]:

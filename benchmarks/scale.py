@@ -1,15 +1,15 @@
 #!/usr/bin/env python
-"""What distillation costs on many GPUs, by arithmetic from what a step costs on one machine.
+"""Computes what distillation costs on many GPUs from what a step costs on one machine.
 
     python benchmarks/step.py --preset frcnn --batch 1 2 --repeats 1 --warmup 0 --methods dpk \
         --json step.json
     python benchmarks/scale.py step.json
 
-Measured, by the first command: a step's floating point operations, the numbers that are trained and
-the most memory, of one and two images; what an image adds is their difference. Assumed, by options:
-the card's speed, the share of it that a training reaches, and how fast GPUs exchange gradients.
-Computed: all that is printed. Gradients are exchanged by rings over all links, and after the
-backward pass; what Detectron2 hides of that behind the backward pass makes the true steps faster.
+The first command measures a step's floating point operations, trained numbers and peak memory, for
+one and for two images; the difference is what an image adds. Options give the assumptions: the
+card's speed, the share of it that a training reaches, and how fast GPUs exchange gradients. All
+printed figures are computed. They assume that GPUs exchange gradients by rings over all links,
+after the backward pass. Detectron2 exchanges a part during that pass, so true steps are faster.
 """
 
 import argparse
@@ -22,17 +22,17 @@ from tabulate import tabulate
 
 VARIANTS = ("plain", "floor", "dpk")
 COCO = 118_000  # images of its training set
-BYTES = 4  # of a gradient, in float32
+BYTES = 4  # per gradient, in float32
 
 
 def at(runs: Mapping[int, Mapping[str, Any]], variant: str, figure: str, images: int) -> float:
-    """A figure of a step of so many images, on the line through those of one and two."""
+    """Return a figure of a step, on the line through the figures for one and two images."""
     one, two = (runs[n]["variants"][variant][figure] for n in (1, 2))
     return one + (images - 1) * (two - one)
 
 
 def exchange_seconds(numbers: float, gpus: int, args: argparse.Namespace) -> float:
-    """Of gradients by a ring: each GPU sends nearly twice all bytes; the slowest link rules."""
+    """Return seconds of a ring: each GPU sends nearly twice all bytes over the slowest link."""
     if gpus == 1:
         return 0.0
     gigabytes = args.within if gpus <= args.node else min(args.within, args.between)
@@ -46,10 +46,10 @@ def step_seconds(
     args: argparse.Namespace,
     teacher_speed: float = 1.0,
 ) -> tuple[float, float]:
-    """Seconds of computing and of exchanging.
+    """Return a step's seconds of computing and of exchanging gradients.
 
     Args:
-        teacher_speed: how many times as fast as the rest the teacher computes.
+        teacher_speed: how many times faster the teacher computes than the rest.
     """
     work = at(runs, variant, "gflop", args.images)
     if variant != "plain":
@@ -60,7 +60,7 @@ def step_seconds(
 
 
 def tables(runs: Mapping[int, Mapping[str, Any]], args: argparse.Namespace) -> str:
-    """Three tables: a step's work and memory; steps and hours on so many GPUs; a faster teacher."""
+    """Return three tables: a step's work and memory; times on many GPUs; a faster teacher."""
     work = [
         [
             variant,

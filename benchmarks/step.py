@@ -1,22 +1,22 @@
 #!/usr/bin/env python
-r"""What a training step costs: plain, with a teacher that is only looked at, and with each method.
+r"""Measures a training step: plain, with a teacher that only runs, and with each method.
 
     python benchmarks/step.py                                  # the small detectors of the shapes
-    python benchmarks/step.py --preset frcnn --batch 2 8 --precision fp32 fp16 bf16  # wants a GPU
+    python benchmarks/step.py --preset frcnn --batch 2 8 --precision fp32 fp16 bf16  # needs a GPU
     python benchmarks/step.py --config-file configs/dpk_mrcnn_r101_r50.yaml --size 400x600 \
         DISTILL.DPK.DIM 128
     python benchmarks/step.py --sweep tokens
 
-Variants: `plain`, the student alone; `floor`, the student and its teacher's backbone without
-gradients, which every method that learns from maps pays for; then each method alone. A step is what
-Detectron2's trainer does: forward, backward, SGD on student and distiller, and writing the losses
-down. All variants take a step a round, in random order, from the same weights, on the same made-up
-images, with the same random proposals; the learning rate is next to nothing, so that they stay
+The variants are `plain`, the student alone; `floor`, the student and its teacher's backbone without
+gradients, which every method that learns from maps needs; and each method alone. A step is what
+Detectron2's trainer does: forward, backward, SGD on student and distiller, and storing the losses.
+In each round all variants take one step, in random order, from the same weights, on the same
+made-up images, with the same random proposals. The learning rate is almost 0, so that they stay
 alike. The ratio to the floor is the median of the rounds' ratios.
 
 Memory is the most that tensors hold during a step: the variant's weights, buffers, momentum and
-gradients, its teacher, and what the step makes (see measure.peak_bytes for how it is seen). The
-weights of the other variants, which are there too, do not count.
+gradients, its teacher, and what the step allocates (measure.peak_bytes says how it is measured).
+The weights of the other variants are in memory too, but do not count.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from dpk_det.engine.ends import exit_on_user_error
 from dpk_det.engine.machine import describe_machine
 from dpk_det.errors import UserError
 
-# name: config, (height, width) of the images, images a step
+# name: config, (height, width) of the images, images per step
 PRESETS: dict[str, tuple[str, Size, int]] = {
     "shapes": ("configs/shapes/dpk.yaml", (96, 96), 8),
     "frcnn": ("configs/dpk_frcnn_r101_r18.yaml", (800, 1333), 2),
@@ -50,7 +50,7 @@ PRESETS: dict[str, tuple[str, Size, int]] = {
 }
 
 
-# keys of DISTILL.DPK that make a step cheaper, without and with
+# keys of DISTILL.DPK that make a step cheaper: without and with the saving
 DEARER: dict[str, Any] = {"GROUPED": False, "CKA_EVERY": 1, "ENCODER_DEPTH": 1}
 CHEAPER: dict[str, Any] = {"GROUPED": True, "CKA_EVERY": 4, "ENCODER_DEPTH": 0}
 
@@ -62,7 +62,7 @@ def summarise(
     trained: Mapping[str, int],
     num_images: int,
 ) -> dict[str, dict[str, Any]]:
-    """Figures of each variant: medians with quartiles in seconds, ratios to plain and floor."""
+    """Return each variant's figures: seconds with quartiles, ratios to plain and floor."""
 
     def spread(values: Sequence[float]) -> dict[str, float]:
         q1, middle, q3 = np.percentile(values, [25, 50, 75]).tolist()
@@ -87,7 +87,7 @@ def summarise(
 
 
 def table(figures: Mapping[str, Mapping[str, Any]]) -> str:
-    """The figures as Markdown."""
+    """Return the figures as Markdown."""
     headers = [
         "variant", "ms a step", "quartiles", "x floor", "quartiles", "x floor, CPU time",
         "images a second", "GFLOP", "x floor", "peak MB",
@@ -113,7 +113,7 @@ def table(figures: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def sweep_table(quantity: str, runs: Sequence[Mapping[str, Any]]) -> str:
-    """One row a value of what is swept."""
+    """Return a table with one row per swept value."""
     quantity = {"tokens": "token stride"}.get(quantity, quantity)
     headers = [
         quantity,
@@ -146,7 +146,7 @@ def sweep_table(quantity: str, runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def sync_table(syncs: Mapping[str, Mapping[str, int]]) -> str:
-    """One row a place in the code, one column a variant."""
+    """Return a table with one row per place in the code and one column per variant."""
     places = dict.fromkeys(place for counts in syncs.values() for place in counts)
     rows = [[place, *(counts.get(place, 0) for counts in syncs.values())] for place in places]
     rows.append(["in all", *(sum(counts.values()) for counts in syncs.values())])
@@ -154,7 +154,7 @@ def sync_table(syncs: Mapping[str, Mapping[str, int]]) -> str:
 
 
 def operator_table(operators: Mapping[str, Mapping[str, Sequence[float]]], rows: int = 20) -> str:
-    """The operators that DPK spends most in beyond the floor, and the sum of all of them."""
+    """Return a table of the operators that cost most beyond the floor in DPK, and their sum."""
     dpk, floor = operators["dpk"], operators["floor"]
     nothing = (0.0, 0.0)
     more = {
@@ -170,7 +170,7 @@ def operator_table(operators: Mapping[str, Mapping[str, Sequence[float]]], rows:
 
 
 def count_tokens(model: nn.Module, size: Size) -> int:
-    """DPK's tokens of an image of this size, over all levels."""
+    """Count DPK's tokens for an image of this size, over all levels."""
     return sum(
         math.prod(token_grid(*(math.ceil(x / level.stride) for x in size), completion.patch))
         for method in model.distiller.methods.values()
@@ -181,7 +181,7 @@ def count_tokens(model: nn.Module, size: Size) -> int:
 def sweep(
     quantity: str, cfg: CfgNode, batch: int, size: Size
 ) -> Iterator[tuple[str, CfgNode, int, Size]]:
-    """The settings of a sweep: how the value reads, config, images, size of the images."""
+    """Yield the settings of a sweep: the value as text, config, images, size of the images."""
     dpk = cfg.DISTILL.DPK
     for factor in {"area": (1, 2, 4, 8), "batch": (1, 2, 4, 8)}.get(quantity, ()):
         if quantity == "batch":
@@ -206,7 +206,7 @@ def sweep(
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; ``sys.argv`` when none is given."""
+    """Read the command line, or ``argv`` if it is given."""
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n")[0],
         epilog="An option that takes several values goes before another option, not before KEY.",
@@ -259,13 +259,13 @@ def image_size(text: str) -> Size:
 
 
 def measure(args: argparse.Namespace, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Do what the command line asks for, and print it.
+    """Measure what the command line asks for, and print it.
 
     Returns:
-        What ``--json`` writes.
+        The content of the ``--json`` file.
 
     Raises:
-        UserError: for a config, method or precision that cannot be.
+        UserError: if a config, method or precision is impossible.
     """
     path, size, num_images = PRESETS[args.preset]
     if args.config_file:
@@ -277,7 +277,7 @@ def measure(args: argparse.Namespace, say: Callable[[str], None] = print) -> dic
         raise UserError("fp16 needs a GPU: choose fp32 or bf16 on this machine.")
     if args.sweep and size is None:
         raise UserError("A sweep starts from a size of the images: give one by --size.")
-    # the load of the machine tells how far its seconds are to be believed
+    # the machine's load tells how reliable the seconds are
     report = {
         "machine": describe_machine(device == "cuda"),
         "load": os.getloadavg()[0],
@@ -318,8 +318,8 @@ def measure_one(
     images: int,
     size: Size | None,
 ) -> dict[str, Any]:
-    """The figures of one setting."""
-    gc.collect()  # an earlier setting's models, which refer to themselves in circles
+    """Return the figures of one setting."""
+    gc.collect()  # frees an earlier setting's models, which have reference cycles
     device = cfg.MODEL.DEVICE.partition(":")[0]
     batch = make_batch(cfg, images, size, args.padded)
     also = load_also(args.also, cfg) if args.also else {}

@@ -1,4 +1,4 @@
-"""The variants of a training step: plain, with a teacher that only looks, and one a method."""
+"""The variants of a training step: plain, with a teacher that only runs, and one per method."""
 
 import importlib.util
 import itertools
@@ -36,7 +36,7 @@ SEED = 1
 
 
 class Floor(nn.Module):
-    """A plain model that has its teacher look at every batch, and learns nothing from it."""
+    """A plain model that runs its teacher on every batch, but learns nothing from it."""
 
     def __init__(self, model: nn.Module, teacher: Teacher) -> None:
         super().__init__()
@@ -44,14 +44,14 @@ class Floor(nn.Module):
         self.teacher = teacher
 
     def forward(self, batch: Any) -> dict[str, Tensor]:
-        """The plain losses."""
+        """Return the plain losses."""
         losses = self.model(batch)
         self.teacher(batch)
         return losses
 
 
 class Autocast(nn.Module):
-    """A model within autocast: Detectron2 0.6's own mixed precision is float16 on a GPU only."""
+    """Runs a model in autocast: Detectron2 0.6's own mixed precision is float16 on a GPU only."""
 
     def __init__(self, model: nn.Module, device: str, dtype: torch.dtype) -> None:
         super().__init__()
@@ -59,17 +59,20 @@ class Autocast(nn.Module):
         self.device, self.dtype = device, dtype
 
     def forward(self, batch: Any) -> dict[str, Tensor]:
-        """The model's losses."""
+        """Return the model's losses."""
         with torch.autocast(self.device, self.dtype):
             return self.model(batch)
 
 
 class Stepper:
-    """A call is one training step of one variant, by Detectron2's own trainer.
+    """Takes one training step of one variant per call, with Detectron2's own trainer.
 
     Args:
-        cfg: tells the optimizer. model: training forward returns losses. batch: the same each step.
-        precision: a name in PRECISIONS. teacher: where one is used that is no part of the model.
+        cfg: config of the optimizer.
+        model: returns losses when it runs in training mode.
+        batch: the batch of every step.
+        precision: a name in PRECISIONS.
+        teacher: the teacher, if the model uses one that is not its submodule.
     """
 
     def __init__(
@@ -86,7 +89,7 @@ class Stepper:
         self._tensors = [model, teacher.model] if teacher else [model]
         batches = itertools.repeat(batch)
         if precision == "fp16":
-            # from 1: at its usual start of 65536 it skips the optimizer in the first steps
+            # from 1: with the usual start of 65536 the first steps skip the optimizer
             scaler = torch.amp.GradScaler("cuda", init_scale=1.0)
             self.trainer = AMPTrainer(model, batches, self.optimizer, grad_scaler=scaler)
             return
@@ -102,20 +105,20 @@ class Stepper:
 
     @property
     def trained(self) -> int:
-        """How many numbers are trained: their gradients are what several processes exchange."""
+        """Number of trained values. Several processes exchange a gradient for each."""
         return sum(x.numel() for x in self.model.parameters() if x.requires_grad)
 
     def held_bytes(self) -> int:
-        """What weights, buffers and momentum take, a teacher's too; without gradients."""
+        """Return the bytes of weights, buffers and momentum, with the teacher's, no gradients."""
         states = (x for state in self.optimizer.state.values() for x in state.values())
         weights = (x for m in self._tensors for x in (*m.parameters(), *m.buffers()))
         return tensor_bytes(x for x in (*weights, *states) if isinstance(x, Tensor))
 
     def peak_bytes(self, device: str) -> int:
-        """The most that this variant holds at any time of its steps."""
+        """Return the most bytes that this variant holds at any time of its steps."""
         self.optimizer.zero_grad(set_to_none=True)
 
-        def two_steps() -> None:  # the second begins with the first one's gradients, as is usual
+        def two_steps() -> None:  # the second starts with the first one's gradients, as usual
             self()
             self()
 
@@ -123,24 +126,24 @@ class Stepper:
 
 
 def read_config(path: str, opts: Sequence[str]) -> CfgNode:
-    """A config that distils, made fit for steps from made-up weights.
+    """Read a distilling config and prepare its plain twin for steps from made-up weights.
 
     Raises:
-        UserError: as loading it does.
+        UserError: as :func:`load_config` does.
     """
     cfg = load_config(path, opts)
     use_device(cfg)
     cfg.MODEL.WEIGHTS = ""
-    # weights that barely move: every step of every variant does the same work
+    # weights barely move, so that every step of every variant does the same work
     cfg.SOLVER.BASE_LR = 1e-6
     return plain_architecture(cfg)
 
 
 def make_teacher(cfg: CfgNode) -> Teacher:
-    """The teacher of a config, with random weights where it names none.
+    """Build the teacher of a config, with random weights if it names none.
 
     Raises:
-        UserError: when there is no such config.
+        UserError: if the teacher's config does not exist.
     """
     cfg, node = cfg.clone(), cfg.DISTILL.TEACHER
     if node.WEIGHTS:
@@ -164,8 +167,8 @@ def make_teacher(cfg: CfgNode) -> Teacher:
 def calm(model: nn.Module) -> None:
     """Damp each residual block with frozen norms, in place.
 
-    With random weights and nothing that normalises, a block doubles the variance: after the 33 of a
-    ResNet-101 float16 overflows.
+    With random weights and no normalisation each block doubles the variance, so that float16
+    overflows after the 33 blocks of a ResNet-101.
     """
     for block in model.modules():
         if isinstance(block, CNNBlockBase):
@@ -175,7 +178,7 @@ def calm(model: nn.Module) -> None:
 
 
 def make_student(cfg: CfgNode) -> nn.Module:
-    """The plain student, the same weights at each call."""
+    """Build the plain student, with the same weights at each call."""
     torch.manual_seed(SEED)
     model = build_model(cfg)
     calm(model)
@@ -183,7 +186,7 @@ def make_student(cfg: CfgNode) -> nn.Module:
 
 
 def make_batch(cfg: CfgNode, num_images: int, size: Size | None, padded: bool) -> Any:
-    """Made-up images; padded: every second one is a quarter narrower, which takes masks."""
+    """Make up images. If padded, every second one is a quarter narrower, which needs masks."""
     torch.manual_seed(SEED)
     if not padded:
         return made_up_batch(cfg, num_images, size)
@@ -200,14 +203,17 @@ def make_steppers(
     precision: str,
     also: Mapping[str, nn.Module],
 ) -> tuple[dict[str, Stepper], dict[str, str]]:
-    """Every variant, and the methods that this student cannot learn by with the reason.
+    """Build every variant; also return the methods that do not fit this student, with the reason.
 
     Args:
-        methods: by name; None: all that are registered, as far as they can be.
+        cfg: config of the student.
+        methods: names of methods; None: all registered methods that fit.
+        batch: the batch of every step.
+        precision: a name in PRECISIONS.
         also: further models by name, from another implementation.
 
     Raises:
-        UserError: when one of the named methods does not fit.
+        UserError: if one of the named methods does not fit.
     """
     teacher = make_teacher(cfg)
     steppers = {
@@ -241,10 +247,10 @@ def make_steppers(
 
 
 def load_also(path: Path, cfg: CfgNode) -> dict[str, nn.Module]:
-    """What a file's ``variants(cfg)`` returns: models by name.
+    """Call ``variants(cfg)`` of a file, which returns models by name.
 
     Raises:
-        UserError: when there is no such file, or no such function in it.
+        UserError: if the file does not exist or has no such function.
     """
     if not path.is_file():
         raise UserError(f"There is no file {path} to take further variants from: correct --also.")

@@ -1,7 +1,7 @@
 """dpk_det distils large object detectors into small ones, inside Detectron2.
 
 Importing it registers meta-architectures, backbones and datasets. Without Detectron2 only
-``dpk_det.distill``, which needs torch alone, can be used.
+``dpk_det.distill``, which needs torch and msgspec, can be used.
 """
 
 import warnings
@@ -11,7 +11,7 @@ __version__ = "0.2.0"
 __all__ = ["__version__"]
 
 if find_spec("detectron2") is not None:
-    with warnings.catch_warnings():  # of Detectron2's code, before any output of a command
+    with warnings.catch_warnings():  # Detectron2 would show it before every command's output
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
         import detectron2.modeling  # noqa: F401
     from dpk_det import data, modeling  # noqa: F401  (they register themselves)

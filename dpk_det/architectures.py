@@ -1,7 +1,7 @@
-"""Meta-architectures: what a config's one is, and the model that it gives.
+"""Meta-architectures: which kind a config names, and how its model is built.
 
-A distilling one is registered by :func:`dpk_det.modeling.register_distilled`, which leaves the name
-of the plain one on it, in ``plain_name``. A classifier has ``takes_tensors = True``.
+:func:`dpk_det.modeling.register_distilled` registers a distilling meta-architecture and stores the
+name of the plain one in its ``plain_name``. A classifier has ``takes_tensors = True``.
 """
 
 import re
@@ -37,15 +37,15 @@ REGISTRIES = {
     "MODEL.RPN.HEAD_NAME": RPN_HEAD_REGISTRY,
     "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
 }
-"""Key of a config that names a part of the model -> registry of such parts."""
+"""Config key that names a part of the model -> registry of these parts."""
 
 
 def build(cfg: CfgNode) -> nn.Module:
-    """Detectron2's ``build_model``, with a sentence for what it raises.
+    """Call Detectron2's ``build_model``, and turn what it raises into a sentence.
 
     Raises:
-        UserError: when the config describes no model: an unknown name (naming the nearest), or
-            numbers that do not go together.
+        UserError: if the config has an unknown name (the error names the nearest one), or numbers
+            that do not fit together.
     """
     with mistakes(f"A {cfg.MODEL.META_ARCHITECTURE} like this cannot be built", "correct MODEL"):
         try:
@@ -59,12 +59,12 @@ def build(cfg: CfgNode) -> nn.Module:
 
 
 def plain_name(name: str) -> str:
-    """The meta-architecture that a distilling one trains; a plain or unknown name itself."""
+    """Return the plain twin of a distilling meta-architecture; other names stay unchanged."""
     return getattr(_registered(name), "plain_name", name)
 
 
 def distilling_names() -> dict[str, str]:
-    """Name of each registered meta-architecture that distils to the plain one's."""
+    """Return each registered distilling meta-architecture -> its plain twin, by name."""
     return {name: plain_name(name) for name, _ in META_ARCH_REGISTRY if plain_name(name) != name}
 
 
@@ -75,19 +75,19 @@ def distils(cfg: CfgNode) -> bool:
 
 
 def classifies(cfg: CfgNode) -> bool:
-    """Whether the model of a config is a classifier of images, no detector."""
+    """Whether the model of a config is an image classifier, not a detector."""
     return takes_tensors(_registered(plain_name(cfg.MODEL.META_ARCHITECTURE)))
 
 
 def takes_tensors(model: Any) -> bool:
-    """Whether a model, or its class, is a classifier, whose batch is one dict of tensors."""
+    """Whether a model or class is a classifier. Its batch is one dict of tensors."""
     return getattr(model, "takes_tensors", False)
 
 
 def plain_architecture(cfg: CfgNode) -> CfgNode:
-    """A copy of a config whose model does not distil: for evaluation, export and teachers.
+    """Copy a config and make its model plain: for evaluation, export and teachers.
 
-    All its weights are going to be loaded, so it starts from none of timm's.
+    The copy loads none of timm's weights, because a checkpoint provides all weights.
     """
     cfg = cfg.clone()
     cfg.defrost()

@@ -1,4 +1,4 @@
-"""``dpk-det``: every command of the project by one name, so that none needs a clone."""
+"""``dpk-det``: one program for all commands of the project, so that none needs a clone."""
 
 import argparse
 import os
@@ -18,16 +18,16 @@ COMMANDS = {
     "predict": ("dpk_det.deploy.predict", "draw what a trained detector finds in images"),
     "export": ("dpk_det.deploy.export", "write the plain student: weights, TorchScript or ONNX"),
 }
-"""Name -> module whose ``run`` it calls, and what it is for."""
+"""Name -> module whose ``run`` is called, and the purpose of the command."""
 
 _READ_A_CONFIG = ("train", "check", "predict", "export")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run ``dpk-det COMMAND ...``; ``sys.argv`` when no arguments are given.
+    """Run ``dpk-det COMMAND ...``; without ``argv``, take the arguments from ``sys.argv``.
 
-    The commands' own options are those of the scripts in ``tools/``. Where a command takes
-    ``--config-file``, the file may stand first without it: ``dpk-det train my/student.yaml``.
+    A command with a script in ``tools/`` has the script's options. If it takes ``--config-file``,
+    the file may also come first, without the option: ``dpk-det train my/student.yaml``.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
@@ -48,15 +48,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         rest.insert(0, "--config-file")
     if command == "check":
         rest.insert(0, "--check")
-    sys.argv[0] = f"dpk-det {command}"  # which the commands' own help shows
+    sys.argv[0] = f"dpk-det {command}"  # the command's own help shows it
     try:
         import_module(COMMANDS[command][0]).run(rest)
         sys.stdout.flush()
     except BrokenPipeError:
         reader = select.poll()
         reader.register(sys.stdout, 0)
-        if not reader.poll(0):  # it is of another pipe
+        if not reader.poll(0):  # another pipe broke, not the output
             raise
-        # who reads has seen enough, as `head` does
+        # the reader has closed the output, as `head` does; that is no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)

@@ -1,4 +1,4 @@
-"""How commands end when they do not end well."""
+"""Errors that commands report to the user, and their exit statuses."""
 
 import contextlib
 import difflib
@@ -8,22 +8,23 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend, in one sentence: what is wrong, where, and what to do.
+    """A mistake that the user can correct.
 
-    Commands print it without a traceback and exit with its ``status``.
+    The message says in one sentence what is wrong, where, and what to do. Commands print it without
+    a traceback and exit with its ``status``.
     """
 
     status = 2
 
     def __init__(self, message: str) -> None:
         if message.startswith("Caught "):
-            # in a data loader's worker, by torch, which gives the worker's traceback as the message
+            # from a data loader's worker: torch puts the worker's traceback into the message
             message = message.rstrip().rpartition(f"{type(self).__name__}: ")[2]
         super().__init__(message)
 
 
 class BusyError(UserError):
-    """The folder of a training is used by another one."""
+    """Another training is using the folder of this one."""
 
     status = 4
 
@@ -32,7 +33,7 @@ MISTAKE = UserError.status
 """Exit status after a :class:`UserError`."""
 
 STOPPED = 3
-"""Exit status of a training that a signal stopped: it has saved, and ``--resume`` goes on."""
+"""Exit status of a training that a signal stopped: it has saved, and ``--resume`` continues it."""
 
 BUSY = BusyError.status
 """Exit status of a training whose folder another training is using."""
@@ -47,25 +48,26 @@ REFUSALS = (
     TypeError,
     ValueError,
 )
-"""What libraries raise for values that do not suit them."""
+"""Exceptions that libraries raise for values they cannot use."""
 
 
 def reason(error: Exception) -> str:
-    """An error's message in one line of moderate length; without one, where it arose."""
+    """Return an error's message as one short line; without a message, where the error arose."""
     message = " ".join(str(error).split())[:300]
     if not message:
         *_, frame = traceback.extract_tb(error.__traceback__) or [None]
         return f"{type(error).__name__} in {frame.name}, {frame.line}" if frame else repr(error)
-    # of a KeyError the message is but the key
+    # a KeyError's message is only the key
     return repr(error)[:300] if isinstance(error, LookupError) else message
 
 
 @contextlib.contextmanager
 def mistakes(what: str, remedy: str) -> Iterator[None]:
-    """Around what a library does by a user's values: what it raises becomes a sentence.
+    """Turn what a library raises for a user's values into a sentence.
 
     Args:
-        what: is wrong. remedy: what to do.
+        what: what is wrong.
+        remedy: what to do.
 
     Raises:
         UserError: in place of any of :data:`REFUSALS`.
@@ -79,10 +81,10 @@ def mistakes(what: str, remedy: str) -> Iterator[None]:
 
 
 def check_names(names: Any, what: str) -> None:
-    """Check that a list holds texts, each once.
+    """Check that a list holds only strings, each once.
 
     Raises:
-        UserError: naming the first that does not belong there.
+        UserError: if it holds anything else, or naming the first string that stands twice.
     """
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{what} is {names!r}: write a list of names.")
@@ -92,10 +94,10 @@ def check_names(names: Any, what: str) -> None:
 
 
 def nearest(name: str, known: Iterable[str], likeness: float = 0.6) -> str | None:
-    """The known name that a wrong one is most like, however it is capitalised; None: none is.
+    """Return the known name most similar to a wrong one, or None. Capitals do not matter.
 
     Args:
-        likeness: from 0 (any will do) to 1 (only the same).
+        likeness: least similarity, from 0 (any name) to 1 (only the same name).
     """
     names = {each.lower(): each for each in known}
     near = difflib.get_close_matches(name.lower(), names, 1, likeness)
@@ -103,10 +105,10 @@ def nearest(name: str, known: Iterable[str], likeness: float = 0.6) -> str | Non
 
 
 def find(table: Mapping[str, Any], name: Any, what: str) -> Any:
-    """Look a name up, or say which name may have been meant.
+    """Look up a name; if it is missing, say which name may have been meant.
 
     Raises:
-        UserError: when the table lacks it.
+        UserError: if the table does not have the name.
     """
     if isinstance(name, str) and name in table:
         return table[name]

@@ -1,4 +1,4 @@
-"""Files that are complete or absent: written beside, flushed to disk, renamed."""
+"""Writes files that are complete or absent: under another name, flushed to disk, then renamed."""
 
 import contextlib
 import errno
@@ -13,17 +13,17 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Give a path to write to; what was written there takes the place of ``path`` at the end.
+    """Yield a temporary path to write to; at the end its file replaces ``path``.
 
-    A kill at any moment, or an exception, leaves ``path`` as it was. The path that is given has the
-    same suffix, in the same folder, which is made where it is absent. ::
+    A kill at any moment, or an exception, leaves ``path`` unchanged. The temporary path has
+    the same suffix and folder. A missing folder is created. ::
 
         with whole_file("report.png") as partial:
             figure.savefig(partial)
 
     Raises:
-        UserError: when the disk is full, or the file cannot be written for another reason of the
-            system's. Exceptions of other kinds pass.
+        UserError: for an OSError: the disk is full, or the system cannot write the file for
+            another reason. Other exceptions pass through.
     """
     path = Path(path)
     partial = path.with_name(f".partial-{path.name}")
@@ -46,11 +46,11 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def no_room_ends(folder: str | Path) -> Iterator[None]:
-    """Around code that writes into a folder by others' functions: say what the system refuses.
+    """Report it in a sentence if a library fails to write into a folder.
 
     Raises:
-        UserError: for an OSError that names a file in the folder, or is one of a disk that is full
-            or cannot be written. Others pass.
+        UserError: for an OSError that names a file in the folder, or that says that the disk is
+            full or cannot be written. Other errors pass through.
     """
     try:
         yield
@@ -70,10 +70,10 @@ def no_room_ends(folder: str | Path) -> Iterator[None]:
 
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
-    """Write a text or bytes to a file, as :func:`whole_file` does.
+    """Write a string or bytes to a file through :func:`whole_file`.
 
     Raises:
-        UserError: as there.
+        UserError: as :func:`whole_file` does.
     """
     data = content.encode() if isinstance(content, str) else content
     with whole_file(path) as partial:
@@ -81,8 +81,8 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
 
 
 def _refusal(error: BaseException | None) -> OSError | None:
-    # Detectron2's evaluators call torch.save(), which closes its archive where it could not write,
-    # and fails in that with a RuntimeError
+    # Detectron2's evaluators call torch.save(). If it cannot write, it closes its archive, which
+    # fails with a RuntimeError; the OSError is the context of that.
     while error is not None and not isinstance(error, OSError):
         error = error.__context__
     return error

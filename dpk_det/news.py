@@ -1,4 +1,4 @@
-"""What happened, said once and where it is heard."""
+"""Logs lines once, to a logger that has handlers."""
 
 import logging
 from typing import Any
@@ -7,10 +7,9 @@ from detectron2.utils import comm
 
 
 def tell(message: str, *args: Any) -> None:
-    """Log a line through the logger "dpk_det", from the first process alone.
+    """Log a line with the logger "dpk_det", in the main process only.
 
-    A project that has set up Detectron2's logger, and none of this name, finds the line in
-    Detectron2's log.
+    If a project has only set up Detectron2's logger, the line goes to Detectron2's log.
     """
     if not comm.is_main_process():
         return

@@ -1,4 +1,4 @@
-"""The random numbers of Python, numpy and torch: kept, put back, and seeded for a while."""
+"""Saves, restores and temporarily seeds the random generators of Python, numpy and torch."""
 
 import contextlib
 import random
@@ -12,9 +12,9 @@ State = dict[str, Any]
 
 
 def get_state() -> State:
-    """The state of this process's generators, as torch.load reads it back without running code.
+    """Return the state of this process's generators; torch.load reads it without running code.
 
-    The GPU's, of the device in use, is among them where CUDA was used.
+    If CUDA was used, the generator of the current GPU is included.
     """
     version, numbers, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state()
@@ -29,7 +29,7 @@ def get_state() -> State:
 
 
 def set_state(state: State) -> None:
-    """Put back what :func:`get_state` gave, the GPU's where there is one."""
+    """Restore a state from :func:`get_state`; the GPU's part only if there is a GPU."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers.tolist()), gauss))
     keys, *rest = state["numpy"]
@@ -40,7 +40,7 @@ def set_state(state: State) -> None:
 
 
 def seed_all(*key: int) -> None:
-    """Seed all generators by numbers from 0 on; other numbers give unrelated sequences."""
+    """Seed all generators with numbers >= 0. Different numbers give unrelated sequences."""
     seeds = np.random.SeedSequence(key).generate_state(3)
     _seed_on_cpu(seeds)
     if torch.cuda.is_available():
@@ -49,7 +49,7 @@ def seed_all(*key: int) -> None:
 
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
-    """What is drawn within leaves no trace in what is drawn afterwards."""
+    """Restore the generators at the end: numbers drawn within do not change later ones."""
     state = get_state()
     try:
         yield
@@ -59,9 +59,9 @@ def kept() -> Iterator[None]:
 
 @contextlib.contextmanager
 def seeded(*key: int) -> Iterator[None]:
-    """The same, and what is drawn within, on the CPU, depends on the key alone.
+    """Like :func:`kept`, and numbers drawn within on the CPU depend only on the key.
 
-    Made for the loading of data: it leaves the GPU alone, and costs 0.1 ms.
+    It is made for loading data: it does not touch the GPU's generator, and takes 0.1 ms.
     """
     python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     _seed_on_cpu(np.random.SeedSequence(key).generate_state(3))

@@ -1,4 +1,4 @@
-"""Values checked against annotations, by msgspec, and what is wrong with them in a sentence."""
+"""Checks values against annotations with msgspec, and says in a sentence what is wrong."""
 
 import reprlib
 from typing import Any
@@ -10,15 +10,16 @@ from dpk_det.errors import UserError
 
 
 def convert(value: Any, kind: Any, name: str) -> Any:
-    """A value as an annotation wants it: whole numbers become floats, lists tuples.
+    """Convert a value to an annotated type: whole numbers to floats, lists to tuples.
 
     Args:
-        value: of the user's. kind: an annotation, ``Annotated[float, msgspec.Meta(ge=0)]``. One
-            that msgspec knows nothing of takes any value.
+        value: the user's value.
+        kind: an annotation, such as ``Annotated[float, msgspec.Meta(ge=0)]``. A type that msgspec
+            does not know accepts every value.
         name: what an error calls the value.
 
     Raises:
-        UserError: when the value is none of the kind; NaN is in no range.
+        UserError: if the value does not fit the annotation; NaN is in no range.
     """
     try:
         return msgspec.convert(value, kind)
@@ -29,7 +30,7 @@ def convert(value: Any, kind: Any, name: str) -> Any:
 
 
 def describe(kind: Any) -> str:
-    """What a value of an annotation is, in words."""
+    """Describe in words the values that fit an annotation."""
     return _describe(inspect.type_info(kind))
 
 

@@ -1,4 +1,4 @@
-"""From a detector's checkpoint to its backbone's bottom-up network alone, to start others from.
+"""Extract the backbone's bottom-up network from a detector's checkpoint, to start others from it.
 
 python examples/backbone.py DETECTOR.pth BACKBONE.pth
 """

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Put Detectron2 into the running interpreter, without a compiler.
+"""Install Detectron2 into the running interpreter, without a compiler.
 
 Detectron2 is not on the Python index under its own name, and building it takes a compiler and
-minutes. What the index has is ``pb1-detectron2`` 0.6: the Python files of upstream's v0.6 tag
-without the C++ sources. This script takes that archive by its sha256, mends what newer torch,
-numpy and Pillow broke (`MENDS`), builds a wheel named ``detectron2`` and installs it with pip, so
-that ``pip uninstall detectron2`` removes it again. A Detectron2 that can already be imported is
-left alone: one built from upstream's sources is always the better one.
+minutes. The index has ``pb1-detectron2`` 0.6: the Python files of upstream's v0.6 tag without the
+C++ sources. This script checks the sha256 of that archive, repairs what newer torch, numpy and
+Pillow broke (`MENDS`), builds a wheel named ``detectron2`` and installs it with pip, so that
+``pip uninstall detectron2`` removes it again. A Detectron2 that can already be imported is left
+alone, because a build from upstream's sources is always better.
 
     python tools/install_detectron2.py                      # archive from the package index
     python tools/install_detectron2.py --archive FILE       # no network needed for the archive
@@ -38,8 +38,9 @@ PROJECTS = {
     "projects/Panoptic-DeepLab/panoptic_deeplab": "detectron2/projects/panoptic_deeplab",
 }
 
-# setup.py of the archive cannot be used: it wants the C++ sources. Its needs are kept, but for
-# black, future and pydot, which only the removed Caffe2 export and a pretty-printer used.
+# The archive's setup.py cannot be used, because it needs the C++ sources. Its requirements are
+# kept, except black, future and pydot: only the removed Caffe2 export and a pretty-printer used
+# these.
 # setuptools is imported by torch.utils.cpp_extension, which detectron2.utils.collect_env imports.
 PYPROJECT = """\
 [build-system]
@@ -64,10 +65,10 @@ include = ["detectron2*"]
 "detectron2.model_zoo" = ["configs/**/*.yaml", "configs/**/*.py"]
 """
 
-# pip asks an archive for its metadata even with --no-deps. The answer of this one's setup.py is of
-# no use: it needs torch, and newer pip refuses it because one of the optional extras, which nobody
-# asked for, names a URL. So setup.py finds this module when it imports torch, which answers with
-# name and version, all that a download is about. pip has checked the sha256 before it asks.
+# pip asks an archive for its metadata even with --no-deps. This archive's setup.py cannot answer:
+# it needs torch, and newer pip refuses its metadata, because an optional extra that nobody asked
+# for names a URL. So setup.py finds this module when it imports torch. The module answers with name
+# and version, which is all that a download needs. pip checks the sha256 before it asks.
 STAND_IN = """\
 from setuptools import setup
 
@@ -77,7 +78,7 @@ raise SystemExit(0)
 
 
 class InstallError(Exception):
-    """What went wrong, where, and what to do, in one sentence."""
+    """An error that says in one sentence what went wrong, where, and what to do."""
 
 
 class Mend(NamedTuple):
@@ -89,7 +90,7 @@ class Mend(NamedTuple):
     reason: str
 
 
-# What a call of an operation that needs the compiled part ends with.
+# End of the error message of an operation that needs the compiled part.
 MISSING = (
     "belongs to Detectron2's compiled part, which is missing from this installation: build "
     "Detectron2 from its sources to use it."
@@ -202,7 +203,7 @@ def mend(root: Path, mends: tuple[Mend, ...] = MENDS) -> int:
     """Apply `mends` below `root`; return how many places were changed.
 
     Raises:
-        InstallError: a mend matched nothing, so the sources are not those it was written for.
+        InstallError: if a mend matches nothing: it was written for other sources.
     """
     total = 0
     for item in mends:
@@ -225,7 +226,7 @@ def verify(archive: Path) -> None:
     """Check the sha256 of `archive`.
 
     Raises:
-        InstallError: the file cannot be read, or it is not the archive this script mends.
+        InstallError: if the file cannot be read, or is not the archive that this script repairs.
     """
     try:
         found = hashlib.sha256(archive.read_bytes()).hexdigest()
@@ -245,7 +246,7 @@ def pip(*args: str | Path, **environment: str) -> None:
     """Run this interpreter's pip; its messages go to the terminal.
 
     Raises:
-        InstallError: pip failed.
+        InstallError: if pip fails.
     """
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, args)]
     if subprocess.run(command, env={**os.environ, **environment}).returncode:
@@ -282,7 +283,7 @@ def build_wheel(archive: Path, wheel_dir: Path) -> Path:
     """Build the mended wheel from the verified `archive` into `wheel_dir`; return its path.
 
     Raises:
-        InstallError: setuptools is missing or too old, a mend matched nothing, or pip failed.
+        InstallError: if setuptools is missing or too old, a mend matches nothing, or pip fails.
     """
     try:
         importlib.import_module("setuptools.command.bdist_wheel")
@@ -305,7 +306,7 @@ def build_wheel(archive: Path, wheel_dir: Path) -> Path:
 
 
 def is_installed() -> bool:
-    """Whether ``import detectron2`` works here; says where it comes from if so."""
+    """Return whether ``import detectron2`` works here; if it does, print where it is."""
     try:
         module = importlib.import_module("detectron2")
         print(f"Detectron2 {module.__version__} is there: {Path(module.__file__).parent}.")
@@ -315,7 +316,7 @@ def is_installed() -> bool:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return the exit status, 2 for an error that was explained."""
+    """Run the command line; return the exit status, 2 after an :class:`InstallError`."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Detect objects in images and videos, or classify these: draw it, and write it as COCO JSON.
+"""Detect objects in images and videos, or classify them; draw the results and write COCO JSON.
 
 python tools/predict.py --config-file configs/... --weights output/.../model_final.pth \\
     --input photos/ clip.mp4 --output output/found

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Rank the teachers of a suite for one student, by looking at them and by short trials.
+"""Rank the teachers of a suite for one student, by measuring them and by short trials.
 
 python tools/rank_teachers.py configs/compare/shapes_teachers.yaml --only dpk-small dpk dpk-large
 """

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Find the values with which each method of a suite does best, and write the suite that has them.
+"""Find the values with which each method of a suite does best, and write a suite with these values.
 
 python tools/tune.py my_tuning.yaml
 python tools/tune.py my_tuning.yaml --workers 4 --gpus 0 1

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Collect the wheels that a Linux x86_64 machine without a network needs to run dpk_det.
 
-torch, torchvision and what they need are left out: they are gigabytes, and such a machine has
-them. The list is read from the metadata of the installed dpk_det, so it cannot go stale.
+torch, torchvision and their requirements are left out: they are gigabytes, and such a machine has
+them. The list comes from the metadata of the installed dpk_det, so it is always up to date.
 
     python tools/wheelhouse.py wheelhouse --python-version 3.12
 """
@@ -17,13 +17,13 @@ from importlib.metadata import requires
 from pathlib import Path
 
 LEFT_OUT = {"torch", "torchvision"}
-# Need torch themselves, so they are fetched alone, and their other needs beside them.
+# These require torch, so they are fetched alone, and their other requirements are listed too.
 ON_TORCH = {"timm"}
 TEST_TOOLS = ["pytest", "pytest-xdist"]
 # The index has these only as source archives; they are pure Python, so a wheel built here serves
-# everywhere. omegaconf and hydra-core want this version of the last.
+# everywhere. omegaconf and hydra-core need this version of the last.
 SOURCE_ONLY = ["fvcore>=0.1.5,<0.1.6", "iopath>=0.1.9", "antlr4-python3-runtime==4.9.3"]
-# glibc 2.28 and older: all that torch's own wheels run on.
+# Wheels for glibc 2.28 or older run on every machine on which torch's own wheels run.
 PLATFORMS = [f"manylinux_{v}_x86_64" for v in ("2_28", "2_27", "2_24", "2_17")] + [
     "manylinux2014_x86_64"
 ]
@@ -37,15 +37,15 @@ def run(*command: str | Path) -> None:
 
 
 def name_of(text: str) -> str:
-    """The package that a requirement line or a wheel's file name begins with, normalised."""
+    """Return the normalised package name at the start of a requirement or a wheel's file name."""
     return re.match(r"[A-Za-z0-9._]+(-[A-Za-z][A-Za-z0-9._]*)*", text)[0].lower().replace("_", "-")
 
 
 def needs() -> tuple[list[str], list[str]]:
-    """What dpk_det needs at run time, Detectron2 and the test tools included, torch not.
+    """Return dpk_det's runtime requirements, with Detectron2 and the test tools, without torch.
 
     Returns:
-        What is to be fetched with all that it needs, and what is to be fetched alone.
+        What to fetch with all its requirements, and what to fetch alone.
     """
     runtime = runtime_needs("dpk_det")
     alone = [r for r in runtime if name_of(r) in ON_TORCH]
@@ -55,7 +55,7 @@ def needs() -> tuple[list[str], list[str]]:
 
 
 def runtime_needs(package: str) -> list[str]:
-    """What an installed package requires, extras aside."""
+    """Return what an installed package requires, without its extras."""
     return [r for r in requires(package) or [] if "extra ==" not in r]
 
 
@@ -84,7 +84,7 @@ def main() -> None:
     run("-m", "pip", "download", "--no-deps", *options, *alone)
 
     if args.only:
-        # All are fetched first, because only together do they settle which versions fit.
+        # All are fetched first, because pip must see all of them to choose versions that fit.
         wanted = {name_of(package) for package in args.only}
         found = {name_of(wheel.name): wheel for wheel in args.folder.glob("*.whl")}
         if unknown := sorted(wanted - found.keys()):

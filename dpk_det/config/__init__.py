@@ -1,1 +1,1 @@
-"""The project's config keys, and config files: read, merged and checked."""
+"""Defines the project's config keys; reads, merges and checks config files."""

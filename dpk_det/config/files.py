@@ -1,6 +1,6 @@
-"""Config files: YAML with Detectron2's ``_BASE_`` chains, of which none runs code.
+"""Reads config files: YAML with Detectron2's ``_BASE_`` chains. No file of a user can run code.
 
-Detectron2 itself obeys tags such as ``!!python/object/apply:os.system`` in whatever file it reads.
+Detectron2 itself executes tags such as ``!!python/object/apply:os.system`` in every file it reads.
 """
 
 import os
@@ -16,16 +16,16 @@ from dpk_det.config.shipped import find_config
 from dpk_det.config.strict_yaml import read_yaml
 from dpk_det.errors import UserError
 
-# Installed with Detectron2's code, and trusted as that is: its RetinaNets compute their anchors.
+# Trusted like Detectron2's code, of which it is a part: its RetinaNets compute anchors by tags.
 _MODEL_ZOO = Path(detectron2.__file__).parent / "model_zoo" / "configs"
 
 
 def read_config_file(path: str) -> dict[str, Any]:
-    """What a config file says, on top of what its ``_BASE_`` files say.
+    """Read a config file, merged over its ``_BASE_`` files.
 
     Raises:
-        UserError: when one of the files is absent, is no YAML of plain values, or is a base of
-            itself; as :func:`~dpk_det.config.strict_yaml.read_yaml` does.
+        UserError: if one of the files is absent, is no YAML of plain values (see
+            :func:`~dpk_det.config.strict_yaml.read_yaml`), or is a base of itself.
     """
     try:
         content = _Reader.load_yaml_with_base(path)
@@ -44,7 +44,7 @@ def read_config_file(path: str) -> dict[str, Any]:
 
 
 class _Reader(CfgNode):
-    """Reads each file of a chain by itself, because they are not trusted alike."""
+    """Reads each file of a chain separately, because not all of them are trusted."""
 
     _above: ClassVar[list[str]] = []
 
@@ -66,10 +66,11 @@ class _Reader(CfgNode):
 
 
 def _find_named(path: str, above: str) -> str:
-    """A ``_BASE_`` that is no file beside the one above: a config of this project's or the zoo's.
+    """Find a ``_BASE_`` that is a config of this project or of the model zoo, not a file.
 
     Args:
-        path: that Detectron2 has made of it, below the folder of the file above.
+        path: the base as Detectron2 resolved it, from the folder of ``above``.
+        above: the file that names the base.
     """
     name = os.path.relpath(path, os.path.dirname(above))
     for found in (find_config(name), _MODEL_ZOO / name):

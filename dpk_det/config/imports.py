@@ -1,4 +1,4 @@
-"""``IMPORTS``: modules of somebody's own, known to every command."""
+"""``IMPORTS``: the user's own modules, which every command imports."""
 
 import importlib
 import os
@@ -11,18 +11,19 @@ from dpk_det.errors import UserError, check_names, reason
 
 
 def import_modules(names: Any, where: str = "IMPORTS") -> list[ModuleType]:
-    """Import modules by name, from the working directory too.
+    """Import modules by name; the working directory is searched too.
 
     Args:
-        names: a list of them, "my_project" or "my_project.methods". where: the key, for errors.
+        names: a list of module names, such as "my_project" or "my_project.methods".
+        where: the key that errors name.
 
     Raises:
-        UserError: when it is no list of names, or a module is absent or fails.
+        UserError: if ``names`` is no list of names, or a module is absent or fails.
     """
     if not isinstance(names, list | tuple):
         raise UserError(f'{where} is {names!r}: write a list of modules, ["my_project"].')
     check_names(names, where)
-    if names and os.getcwd() not in sys.path:  # which a script in another folder leaves out
+    if names and os.getcwd() not in sys.path:  # Python only adds the script's folder
         sys.path.append(os.getcwd())
     return [_import(name, where) for name in names]
 
@@ -37,14 +38,14 @@ def _import(name: str, where: str) -> ModuleType:
                 "PYTHONPATH: correct it."
             ) from e
         raise UserError(f"The module {name} of {where} needs {e.name}: install it.") from e
-    except Exception as e:  # whatever the module does
+    except Exception as e:  # a module can raise anything
         raise UserError(
             f"The module {name} of {where} fails ({type(e).__name__}: {reason(e)}): correct it."
         ) from e
 
 
 def add_keys(cfg: Any, modules: Iterable[ModuleType]) -> None:
-    """Let modules add config keys of their own, by their ``add_config(cfg)``."""
+    """Let modules add their own config keys: call ``add_config(cfg)`` of each that has it."""
     for module in modules:
         if hasattr(module, "add_config"):
             module.add_config(cfg)

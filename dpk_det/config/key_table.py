@@ -1,4 +1,4 @@
-"""Every key that dpk_det adds to Detectron2's config by itself, methods' own aside."""
+"""The keys that dpk_det adds to Detectron2's config, except those of methods."""
 
 from typing import Any
 
@@ -230,4 +230,4 @@ GONE: dict[str, Any] = {
     "MODEL.TORCHVISION.NORM": "",
     "MODEL.TORCHVISION.KWARGS": {},
 }
-"""Keys of earlier versions -> their only meaning now, with which old configs can still be read."""
+"""Keys of earlier versions -> the only value that old configs may still give them."""

@@ -1,6 +1,6 @@
-"""Every key that dpk_det adds to Detectron2's config, with its default and what it means.
+"""Every key that dpk_det adds to Detectron2's config, with its default and its meaning.
 
-Those of the methods, ``DISTILL.<NAME>``, come from the methods themselves.
+The keys of methods, ``DISTILL.<NAME>``, are derived from the methods' constructors.
 """
 
 import copy
@@ -25,7 +25,7 @@ class Key(NamedTuple):
 
 
 def all_keys() -> Iterator[Key]:
-    """Every key that dpk_det adds, those of the registered methods included."""
+    """Yield every key that dpk_det adds, including those of the registered methods."""
     for name, (default, meaning) in KEYS.items():
         yield Key(name, default, meaning)
     for method in sorted(DISTILLERS):
@@ -33,10 +33,11 @@ def all_keys() -> Iterator[Key]:
 
 
 def method_keys(method: str) -> Iterator[Key]:
-    """The keys below ``DISTILL`` of one registered method.
+    """Yield the keys below ``DISTILL`` of one registered method.
 
-    They are its constructor's keyword arguments in capitals, and ``LEVELS``. An argument whose
-    default no config can hold, such as a module, has no key. One without a default is None.
+    They are its constructor's keyword arguments in capitals and, if it takes levels, ``LEVELS``. An
+    argument has no key if a config cannot hold its default, such as a module. A required argument
+    has the default None.
     """
     constructor, node = DISTILLERS[method], f"DISTILL.{method.upper()}"
     if getattr(constructor, "takes_levels", True):
@@ -45,13 +46,13 @@ def method_keys(method: str) -> Iterator[Key]:
         default = None if argument.default is REQUIRED else argument.default
         default = list(default) if isinstance(default, tuple) else default
         if type(default) is int:
-            default = convert(default, argument.kind, name)  # 100 may be a float's
+            default = convert(default, argument.kind, name)  # 100 can be the default of a float
         if default is None or isinstance(default, list | str | int | float):
             yield Key(f"{node}.{name.upper()}", default, argument.meaning)
 
 
 def add_dpk_config(cfg: CfgNode) -> None:
-    """Add the keys of dpk_det to a config, in place; of methods, those registered by now."""
+    """Add the keys of dpk_det and of all methods registered so far to a config, in place."""
     for name, default, _ in all_keys():
         *path, last = name.split(".")
         node = cfg
@@ -71,7 +72,7 @@ Set keys in a file (`DISTILL: {DPK: {WEIGHT: 6.0}}`) or on the command line (`DI
 
 
 def describe_keys() -> str:
-    """All keys as a page of Markdown: a table for each node, with default and meaning."""
+    """Return all keys as a Markdown page: for each node a table with default and meaning."""
     tables: dict[str, list[str]] = {}
     for name, default, meaning in all_keys():
         node, _, key = name.rpartition(".")

@@ -20,17 +20,17 @@ from dpk_det.errors import REFUSALS, UserError, nearest
 def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
     """Read a config file and overrides into Detectron2's defaults plus dpk_det's keys.
 
-    Whole numbers do for keys that take any number, which Detectron2 alone refuses. The modules of
-    ``IMPORTS`` are imported first.
+    Keys with a float default also accept whole numbers, which Detectron2 alone refuses. The modules
+    of ``IMPORTS`` are imported first.
 
     Args:
-        config_file: a path, with Detectron2's ``_BASE_`` chains; of ``configs/`` the project's own
-            files, wherever one is.
-        opts: ``[KEY, VALUE, KEY, VALUE, ...]`` as they stand on the command line.
+        config_file: path of a file, with Detectron2's ``_BASE_`` chains. A path below ``configs/``
+            finds the project's own files from every working directory.
+        opts: ``[KEY, VALUE, KEY, VALUE, ...]``, as on the command line.
 
     Raises:
-        UserError: when the file is absent, no YAML or holds code, a key is unknown (naming the
-            nearest one), or a value has the wrong type or cannot be meant.
+        UserError: if the file is absent, is no YAML or holds code, a key is unknown (the error
+            names the nearest one), or a value has the wrong type or makes no sense.
     """
     path = find_config(config_file)
     if config_file and not Path(path).is_file():
@@ -53,7 +53,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
 
 
 def _without_gone(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A config without the keys of earlier versions, as far as they say what is so now."""
+    """Drop keys of earlier versions if they ask for what is now the only behaviour."""
     kept = {}
     for key, value in content.items():
         name = f"{prefix}{key}"
@@ -69,7 +69,7 @@ def _without_gone(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any
 
 
 def _imports(content: Mapping[str, Any], overrides: Iterable[tuple[str, Any]]) -> list[Any]:
-    """What file and overrides name, each once."""
+    """Return the modules that the file and the overrides name, each once."""
     given = [content.get("IMPORTS", []), *(value for key, value in overrides if key == "IMPORTS")]
     named = [CN._decode_cfg_value(x) if isinstance(x, str) else x for x in given]
     for value in named:
@@ -129,10 +129,10 @@ def _unfit(message: str, where: str) -> UserError:
 
 
 def check_pairs(opts: Sequence[str]) -> None:
-    """Overrides are pairs of a key and its value.
+    """Check that overrides are pairs of a key and its value.
 
     Raises:
-        UserError: when there is one too many.
+        UserError: if their number is odd.
     """
     if len(opts) % 2:
         raise UserError(f"The overrides {list(opts)} are no pairs: write KEY VALUE KEY VALUE ...")

@@ -1,4 +1,4 @@
-"""What a config says of distillation methods: their arguments, and keys without effect."""
+"""Reads the methods' arguments from a config, and finds keys that have no effect."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,12 +14,12 @@ from dpk_det.errors import UserError, check_names, find
 
 
 def method_arguments(cfg: CfgNode) -> dict[str, dict]:
-    """The arguments of each of ``DISTILL.METHODS``: its node's keys in lower case.
+    """Return the arguments of each of ``DISTILL.METHODS``: its node's keys in lower case.
 
-    Beside those of its constructor there may be ``levels``, names of the student's maps.
+    Besides the constructor's arguments they can include ``levels``, names of the student's maps.
 
     Raises:
-        UserError: when a method is named twice.
+        UserError: if ``DISTILL.METHODS`` is no list of names or names a method twice.
     """
     check_names(cfg.DISTILL.METHODS, "DISTILL.METHODS")
     nodes = _method_nodes(cfg)
@@ -37,7 +37,7 @@ def _method_nodes(cfg: CfgNode) -> dict[str, dict]:
 def _arguments(method: str, node: Mapping[str, Any]) -> dict[str, Any]:
     required = _required(method)
     given = {key.lower(): value for key, value in node.items()}
-    # of what must be given None stands for nothing
+    # a required argument that is None counts as not given
     return {key: value for key, value in given.items() if value is not None or key not in required}
 
 
@@ -47,17 +47,17 @@ def _required(method: str) -> set[str]:
 
 
 def check_distillation(cfg: CfgNode) -> None:
-    """Check before anything is built that what ``DISTILL`` says has an effect, and can be.
+    """Check, before anything is built, that the keys of ``DISTILL`` are valid and have an effect.
 
     Raises:
-        UserError: when a key is given that a plain ``META_ARCHITECTURE`` makes no use of, or a
-            method is unknown, named twice or has an argument out of its range.
+        UserError: if a key is given that a plain ``META_ARCHITECTURE`` does not use, or a method is
+            unknown, named twice or has an argument out of its range.
     """
     name = cfg.MODEL.META_ARCHITECTURE
     twins = [other for other, plain in distilling_names().items() if plain == name]
     if twins:
         used = ["INHERIT", "TEACHER."] if cfg.DISTILL.INHERIT else []
-        used += [f"{method.upper()}." for method in _method_nodes(cfg)]  # see unused_keys
+        used += [f"{method.upper()}." for method in _method_nodes(cfg)]  # unused_keys reports these
         for key in _given(cfg):
             if not key.startswith(tuple(used)):
                 raise UserError(
@@ -66,18 +66,18 @@ def check_distillation(cfg: CfgNode) -> None:
                 )
     else:
         for method, arguments in method_arguments(cfg).items():
-            arguments.pop("levels", None)  # known once the networks are
+            arguments.pop("levels", None)  # can only be checked with the networks
             check_arguments(method, find(DISTILLERS, method, "distiller"), arguments)
     for method, arguments in _method_nodes(cfg).items():
-        arguments.pop("levels", None)  # known once the networks are
+        arguments.pop("levels", None)  # can only be checked with the networks
         if method in DISTILLERS and _required(method) <= arguments.keys():
             check_arguments(method, DISTILLERS[method], arguments)
 
 
 def unused_keys(cfg: CfgNode) -> list[str]:
-    """The keys of methods that do not run, where they are not the defaults.
+    """Return the keys of methods that do not run, if their values are not the defaults.
 
-    No mistake, because a base may well give them for the configs upon it.
+    They are no error, because a base config may set them for the configs built on it.
     """
     is_plain = cfg.MODEL.META_ARCHITECTURE in distilling_names().values()
     unused = _method_nodes(cfg).keys() - {*(() if is_plain else cfg.DISTILL.METHODS)}
@@ -85,7 +85,7 @@ def unused_keys(cfg: CfgNode) -> list[str]:
 
 
 def _given(cfg: CfgNode) -> list[str]:
-    """The keys below ``DISTILL`` that have another value than their default."""
+    """Return the keys below ``DISTILL`` whose value is not the default."""
     default = get_cfg()
     add_dpk_config(default)
     known = dict(flatten(default.DISTILL))
@@ -93,9 +93,9 @@ def _given(cfg: CfgNode) -> list[str]:
 
 
 def comparable(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a config, as it is dumped, so that two of the same meaning are equal.
+    """Flatten the keys of a dumped config, so that configs with the same meaning are equal.
 
-    Arguments that others of their method imply (``DISTILL.DPK.FORM``) are filled in.
+    Arguments that another argument implies, such as ``DISTILL.DPK.FORM``, are filled in.
     """
     flat = dict(flatten(content))
     distill = content.get("DISTILL") or {}

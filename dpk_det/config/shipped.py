@@ -1,19 +1,19 @@
-"""The folder ``configs/``, which an installed package carries along."""
+"""Finds the folder ``configs/``, which the installed package contains."""
 
 import os
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parents[1]
-# of a wheel below the package, of a clone beside it
+# a wheel has the folder inside the package, a clone has it beside the package
 CONFIGS = next((x for x in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if x.is_dir()), None)
-"""Where the project's own configs and suites lie; None where they are not installed."""
+"""Folder of the project's own configs and suites; None if they are not installed."""
 
 
 def find_config(path: str) -> str:
-    """Return where the config or suite that ``path`` names is, or would be.
+    """Return the path of the config or suite that ``path`` names; it need not exist.
 
-    A path is taken from the working directory, ``~`` expanded. If there is no such file and the
-    path begins with ``configs/``, it is the project's own config of that name.
+    Relative paths start at the working directory, and ``~`` is expanded. If the file does not exist
+    and the path begins with ``configs/``, the project's own config of that name is taken.
     """
     expanded = os.path.expanduser(path)
     if CONFIGS is None or os.path.exists(expanded):

@@ -1,4 +1,4 @@
-"""YAML files that mean one thing: no key stands twice, no tag makes an object."""
+"""Reads YAML files strictly: no key stands twice, and no tag creates an object."""
 
 import reprlib
 from collections.abc import Hashable
@@ -9,21 +9,21 @@ import yaml
 
 from dpk_det.errors import UserError
 
-_MOST_VALUES = 20_000  # aliases of aliases stand for far more than the file holds
+_MOST_VALUES = 20_000  # aliases of aliases can expand a small file to millions of values
 
 
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, which refuses a key that stands twice in one mapping."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        if isinstance(node, yaml.MappingNode):  # else the base says what is wrong
+        if isinstance(node, yaml.MappingNode):  # the base class reports other nodes
             seen = set()
-            for key_node, _ in node.value:  # before merging: "<<" may be overridden
+            for key_node, _ in node.value:  # before merging, because a key may override one of "<<"
                 if key_node.tag == "tag:yaml.org,2002:merge":
                     continue
                 key = self.construct_object(key_node, deep=True)
                 if not isinstance(key, Hashable):
-                    break  # the base says so
+                    break  # the base class reports it
                 if key in seen:
                     raise yaml.constructor.ConstructorError(
                         None, None, f"the key {key!r} stands twice", key_node.start_mark
@@ -43,21 +43,23 @@ _Loader.add_constructor(None, _refuse)
 
 
 def read_yaml(path: Path, what: str) -> Any:
-    """Read a file of YAML's own types: mappings, lists, texts, numbers, yes or no, nothing.
+    """Read a YAML file that holds only mappings, lists, strings, numbers, booleans and nulls.
 
     Args:
-        path: of a file. what: it is called in errors ("suite").
+        path: the file.
+        what: what errors call the file ("suite").
 
     Raises:
-        UserError: when the file cannot be read, is no YAML, has a key twice or a tag, holds a date,
-            NaN or infinity, refers to itself, or stands for more values than anybody would write.
+        UserError: if the file cannot be read, is no YAML, has a key twice or a tag, holds a date,
+            NaN or infinity, is nested too deeply, refers to itself, or has more than 20,000 values
+            after its aliases are expanded.
     """
     try:
         with path.open("rb") as file:
             content = yaml.load(file, _Loader)
     except OSError as e:
         raise UserError(f"The {what} {path} cannot be read ({e.strerror or e}): check it.") from e
-    except (yaml.YAMLError, ValueError, OverflowError) as e:  # of an impossible date, say
+    except (yaml.YAMLError, ValueError, OverflowError) as e:  # an impossible date, for example
         reason = " ".join(str(e).replace("<file>", str(path)).split())
         raise UserError(f"The {what} {path} is no YAML ({reason}): correct it.") from e
     except RecursionError as e:

@@ -1,4 +1,4 @@
-"""Values of config keys: what would end in a traceback, or in nonsense, is refused by its key."""
+"""Refuses config values that would later cause a traceback or nonsense, and names their key."""
 
 import fnmatch
 import math
@@ -14,7 +14,7 @@ from dpk_det.errors import UserError, check_names, find
 from dpk_det.schema import convert
 
 MOST = 2**31 - 1
-LEAST = 8  # pixels along a side: of less, nothing is left for a detector
+LEAST = 8  # pixels along a side; smaller images leave nothing for a detector
 
 Number = Annotated[float, Meta(ge=-1_000_000_000, le=1_000_000_000)]
 Positive = Annotated[float, Meta(gt=0, le=1_000_000_000)]
@@ -109,7 +109,7 @@ KINDS: dict[str, Any] = {
     "MODEL.TIMM.OUT_INDICES": Sequence[int],
     "MODEL.RESNETS.DEFORM_ON_PER_STAGE": tuple[bool, bool, bool, bool],
     "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": int,
-    # wherever they stand
+    # in any node
     "MODEL.*.*_FEATURES": Texts,
     "MODEL.*.NUM_CLASSES": Count,
     "MODEL.*.IOU_THRESHOLDS": Shares,
@@ -133,24 +133,25 @@ KINDS: dict[str, Any] = {
     "MODEL.*.*GAMMA": NotNegative,
     "MODEL.*.*RADIUS": NotNegative,
 }
-"""Key, or pattern of keys of which the first that fits counts -> annotation of its value."""
+"""Key or pattern of keys -> annotation of the value. The first pattern that matches counts."""
 
 _SCHEDULERS = ["WarmupMultiStepLR", "WarmupCosineLR"]
-if hasattr(solver, "StepWithFixedGammaParamScheduler"):  # newer than 0.6
+if hasattr(solver, "StepWithFixedGammaParamScheduler"):  # in Detectron2 newer than 0.6
     _SCHEDULERS.append("WarmupStepWithFixedGammaLR")
 _SAMPLERS = ["TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"]
 _SAMPLERS += ["WeightedTrainingSampler", "WeightedCategoryTrainingSampler"]
 
 
 def check_values(cfg: CfgNode, known: Container[str]) -> None:
-    """Check the values of a config, each by itself and those that only go together.
+    """Check the values of a config, each alone and those that depend on each other.
 
     Args:
-        known: the keys of Detectron2 and dpk_det. Of others nothing is known but that they are
-            finite. Those of methods are checked by their annotations, elsewhere.
+        cfg: the config.
+        known: the keys of Detectron2 and dpk_det. Other keys only have to match the patterns, be
+            finite and hold no NUL. Arguments of methods are checked elsewhere, by annotation.
 
     Raises:
-        UserError: naming the first key whose value cannot be meant.
+        UserError: naming the first key whose value makes no sense.
     """
     for key, value in flatten(cfg):
         kind = _kind(key)
@@ -161,7 +162,7 @@ def check_values(cfg: CfgNode, known: Container[str]) -> None:
         elif value is None:
             raise UserError(f"{key} is empty: give it a value or take it out.")
         elif type(value) is int:
-            convert(value, Count, key)  # whatever else is counted: widths, groups
+            convert(value, Count, key)  # all other integers are counts: widths, groups
         if key.endswith("_FEATURES"):
             check_names(value, key)
         if any(isinstance(x, str) and "\0" in x for x in _parts(value)):
@@ -207,10 +208,10 @@ def _check_together(cfg: CfgNode) -> None:
 
 
 def check_channels(cfg: CfgNode) -> None:
-    """Check that a model takes as many channels as images have that Detectron2 reads.
+    """Check that the model takes as many channels as the images that Detectron2 reads have.
 
     Raises:
-        UserError: when ``MODEL.PIXEL_MEAN`` or ``PIXEL_STD`` has another number of values.
+        UserError: if ``MODEL.PIXEL_MEAN`` or ``PIXEL_STD`` has another number of values.
     """
     channels = 1 if cfg.INPUT.FORMAT == "L" else 3
     for key in ("PIXEL_MEAN", "PIXEL_STD"):
@@ -222,7 +223,7 @@ def check_channels(cfg: CfgNode) -> None:
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted name and value of each key of a config or another nested mapping."""
+    """Yield the dotted name and the value of each key of a config or other nested mapping."""
     for key, value in node.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")

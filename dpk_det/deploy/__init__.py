@@ -1,1 +1,1 @@
-"""The result of a training: predictions on images and videos, and exported students."""
+"""Uses the result of a training: predicts on images and videos, and exports students."""

@@ -1,4 +1,4 @@
-"""What was found, drawn on images, and files of drawings: written whole, beside no input."""
+"""Draws findings on images, and writes the drawings to complete files that replace no input."""
 
 import contextlib
 import errno
@@ -19,17 +19,16 @@ from dpk_det.errors import UserError
 from dpk_det.files import whole_file, write_whole
 
 LEGIBLE = 240
-"""Shorter side in pixels that a drawing of a classifier's at least has."""
+"""Least length in pixels of the shorter side of a classifier's drawing."""
 
 Painter = Callable[[np.ndarray, Any], np.ndarray]
-"""Draws what was found on an image (H, W, 3) BGR: a new one."""
+"""Returns a new image (H, W, 3) BGR: the given one with its findings drawn on it."""
 
 
 def detection_painter(metadata: Metadata) -> Painter:
-    """A painter of a detector's outputs on one image or on the frames of one video.
+    """Return a painter of a detector's outputs on one image or on the frames of one video.
 
-    It draws segments where there are names for all, else instances, whose keypoints are shifted to
-    the corners of pixels in place.
+    It draws panoptic segments if the dataset has names for all of them, otherwise instances.
     """
     visualizer = VideoVisualizer(metadata)  # an image is a video of one frame
 
@@ -46,7 +45,7 @@ def detection_painter(metadata: Metadata) -> Painter:
 
 
 def paint_classes(image: np.ndarray, lines: Sequence[str]) -> np.ndarray:
-    """(H, W, 3) BGR with lines of text; small images are enlarged, for these to find a place."""
+    """Return the image (H, W, 3) BGR with lines of text. Small images are enlarged to fit them."""
     scale = max(1, math.ceil(LEGIBLE / min(image.shape[:2])))
     visualizer = Visualizer(image[:, :, ::-1], scale=scale)
     if lines:
@@ -60,12 +59,12 @@ def _as_bgr(rgb: np.ndarray) -> np.ndarray:
 
 
 def drawing_paths(files: Sequence[Path], root: Path, folder: Path) -> list[Path]:
-    """Where the drawings of inputs go: below a folder as these lie below a root, videos as .mp4.
+    """Return the drawings' paths: in ``folder``, as the inputs lie in ``root``; videos as .mp4.
 
     Raises:
-        UserError: when a drawing would replace an input.
+        UserError: if a drawing would replace an input.
     """
-    # a.avi becomes a.avi.mp4, which may be the name of another input
+    # a.avi becomes a.avi.mp4; if another input has this name, one more .mp4 is added
     names = [file.relative_to(root) for file in files]
     taken = set(names)
     targets = []
@@ -85,12 +84,13 @@ def drawing_paths(files: Sequence[Path], root: Path, folder: Path) -> list[Path]
 
 
 class Drawing(contextlib.ExitStack):
-    """A file of one image or, where frames a second are given, a video of all that is written.
+    """Writes one image to a file or, if frames per second are given, a video of all images.
 
-    A context; the file is complete at its end, or absent where that is an exception.
+    It is a context manager. At its end the file is complete, or absent after an exception.
 
     Args:
-        path: of an image, or of a video that ends in .mp4.
+        path: path of the image, or of the video, which ends in .mp4.
+        fps: frames per second of the video; None for an image.
     """
 
     def __init__(self, path: Path, fps: float | None) -> None:
@@ -102,8 +102,8 @@ class Drawing(contextlib.ExitStack):
         """Add an image (H, W, 3) BGR.
 
         Raises:
-            FileError: when OpenCV cannot write such an image or video.
-            UserError: when the disk is full or the folder not to be written to.
+            FileError: if OpenCV cannot write the image or video.
+            UserError: if the disk is full or the folder is not writable.
         """
         try:
             written = self._write_image(image) if self.fps is None else self._write_frame(image)
@@ -134,5 +134,5 @@ def _closed(video: cv2.VideoWriter, path: Path) -> Iterator[None]:
         yield
     finally:
         video.release()
-    if not cv2.VideoCapture(str(path)).isOpened():  # OpenCV says nothing of a disk that is full
+    if not cv2.VideoCapture(str(path)).isOpened():  # OpenCV does not report a full disk
         raise OSError(errno.ENOSPC, "OpenCV left no whole video, perhaps for want of space")

@@ -1,4 +1,4 @@
-"""From a training's checkpoint to a file of the plain student: weights, TorchScript or ONNX."""
+"""Exports the plain student from a training's checkpoint: weights, TorchScript or ONNX."""
 
 import argparse
 import contextlib
@@ -24,28 +24,30 @@ from dpk_det.files import whole_file
 
 
 def export_student(config_file: str, weights: str, output: str, opts: Sequence[str] = ()) -> str:
-    """Write the student alone, in the form that the output's suffix names.
+    """Write the student alone, in the format of the output's suffix.
 
     ``.pth``: its weights, as unmodified Detectron2 loads them, and beside them the plain model's
     config (``student.yaml``, see :func:`describe_plain_config`). ``.safetensors``: the same weights
-    and config, for this project's commands and whatever else reads that format. ``.ts``:
-    TorchScript for the CPU, which needs torch and torchvision. ``.onnx``: ONNX. The last two take
-    one image (3, H, W), a classifier's a batch (B, 3, H, W), float32 of 0 to 255, already resized,
-    and hold the rest of the network, normalisation included; a JSON file beside them
-    (``student.onnx.json``) says what goes in and what comes out. Nothing in them wants gradients.
+    and config, for this project's commands and other programs that read this format. ``.ts``:
+    TorchScript for the CPU, which needs torch and torchvision. ``.onnx``: ONNX. The last two hold
+    the whole network, including normalisation. They take images that are already resized, float32
+    from 0 to 255: one image (3, H, W), or for a classifier a batch (B, 3, H, W). A JSON file beside
+    them (``student.onnx.json``) describes inputs and outputs. Their weights require no gradients.
     Files are complete or absent.
 
     Args:
-        config_file: config of the training. weights: its checkpoint. output: file to write.
+        config_file: config of the training.
+        weights: checkpoint of the training.
+        output: file to write.
         opts: further overrides of the config.
 
     Returns:
         A line that says what was written.
 
     Raises:
-        UserError: when the suffix is another, a file is absent, would be replaced by what is made
-            of it or cannot be written, a weight of the student is missing, or the model cannot be
-            had in that form.
+        UserError: if the suffix is another, a source file is absent or would be replaced, the
+            output cannot be written, a weight of the student is missing, or the model cannot be
+            exported in this format.
     """
     write = _WRITERS.get(Path(output).suffix)
     if not write:
@@ -59,7 +61,7 @@ def export_student(config_file: str, weights: str, output: str, opts: Sequence[s
     cfg.MODEL.DEVICE = device
     load_weights_strictly(model, weights, "WEIGHTS")
     files, needs = write(model, cfg, output)
-    with contextlib.ExitStack() as stack:  # all are on the disk before the first is renamed
+    with contextlib.ExitStack() as stack:  # all are written before the first is renamed
         for path, content in files.items():
             stack.enter_context(whole_file(path)).write_bytes(content)
     num_parameters = count_parameters(model)
@@ -87,7 +89,7 @@ def _weights(model: nn.Module, cfg: CfgNode, output: str) -> Written:
         buffer = io.BytesIO()
         torch.save({"model": state}, buffer)
         content = buffer.getvalue()
-    else:  # which takes no tensors that share memory
+    else:  # safetensors refuses tensors that share memory
         copies = {k: x.clone(memory_format=torch.contiguous_format) for k, x in state.items()}
         content = safetensors.torch.save(copies, {"format": "pt"})
     config, needs = describe_plain_config(cfg, output)
@@ -98,7 +100,7 @@ _WRITERS = {".pth": _weights, ".safetensors": _weights, ".ts": torchscript, ".on
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; ``sys.argv`` when none is given."""
+    """Read the command line, or ``argv`` if it is given."""
     parser = argparse.ArgumentParser(
         description="Write the plain student alone: its weights, TorchScript or ONNX, by the "
         "suffix of the output.",

@@ -1,9 +1,9 @@
-"""Plain models that look at one image after another: detectors and classifiers, in one shape.
+"""Runs plain models on one image after another: detectors and classifiers with one interface.
 
-Each is made of the plain model's config, a checkpoint that must fit whole, the classes (category id
--> name, in the model's order) and the score from which a finding counts (None: a default).
-``find`` gives what a model says of an image (H, W, 3) BGR, ``annotations`` the same in COCO's
-format with the class's number as ``category_id``, and ``painter`` what draws it.
+Each takes the plain model's config, a checkpoint that must fit completely, the classes (category id
+-> name, in the model's order) and the least score of a finding (None: a default). ``find`` runs the
+model on an image (H, W, 3) BGR. ``annotations`` gives the result in COCO's format, with the class's
+number as ``category_id``. ``painter`` gives a function that draws the result.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ from dpk_det.pairing.batches import flip_channels
 
 
 class Detecting:
-    """A detector, its images prepared and its outputs filtered by Detectron2's predictor."""
+    """A detector. Detectron2's predictor prepares its images; the threshold filters instances."""
 
     what = "detections"
 
@@ -38,7 +38,7 @@ class Detecting:
             self._metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
         else:
             self._metadata = Metadata(thing_classes=list(names.values()))
-        cfg.MODEL.WEIGHTS = ""  # the predictor would take whatever fits
+        cfg.MODEL.WEIGHTS = ""  # the predictor would load weights that fit only in part
         with mistakes(
             f"A {cfg.MODEL.META_ARCHITECTURE} like this cannot be built", "correct MODEL"
         ):
@@ -46,7 +46,7 @@ class Detecting:
         load_weights_strictly(self._predictor.model, weights, "--weights")
 
     def find(self, image: np.ndarray) -> dict[str, Any]:
-        """The model's outputs, of the instances those of the threshold and above."""
+        """Return the model's outputs, with only the instances that reach the threshold."""
         outputs = self._predictor(image)
         if "instances" not in outputs:
             raise UserError(
@@ -57,7 +57,7 @@ class Detecting:
         return {**outputs, "instances": instances[instances.scores >= self.threshold]}
 
     def annotations(self, outputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Detections as COCO's annotations, with a score."""
+        """Yield detections as COCO annotations with a score; shifts their keypoints in place."""
         for found in instances_to_coco_json(outputs["instances"], 0):
             if "segmentation" in found:
                 area = float(mask_util.area(found["segmentation"]))
@@ -66,12 +66,12 @@ class Detecting:
             yield {**found, "area": area, "iscrowd": 0}
 
     def painter(self) -> Painter:
-        """A painter of an image, or of one video's frames."""
+        """Return a painter for an image, or for the frames of one video."""
         return detection_painter(self._metadata)
 
 
 class Classifying:
-    """A classifier, which is given images as its evaluation gives them; its likeliest classes."""
+    """A classifier, with images as in its evaluation. It finds the most likely classes."""
 
     what = "classes"
     most = 5
@@ -87,7 +87,7 @@ class Classifying:
 
     @torch.no_grad()
     def find(self, image: np.ndarray) -> list[tuple[int, float]]:
-        """Number and probability of the likeliest classes, from the threshold on."""
+        """Return number and probability of the most likely classes that reach the threshold."""
         rgb = torch.from_numpy(image[:, :, ::-1].copy()).permute(2, 0, 1)
         batch = {"images": self._fit(rgb).unsqueeze(0)}
         scores = self._model(flip_channels(batch) if self._flips else batch)[0].softmax(0)
@@ -96,12 +96,12 @@ class Classifying:
         return [(number, score) for number, score in ranked if score >= self.threshold]
 
     def annotations(self, found: list[tuple[int, float]]) -> Iterator[dict[str, Any]]:
-        """Classes as annotations of category and score alone."""
+        """Yield classes as annotations with only category and score."""
         for number, score in found:
             yield {"image_id": 0, "category_id": number, "score": score}
 
     def painter(self) -> Painter:
-        """A painter of lines of text."""
+        """Return a painter that writes lines of text."""
         return lambda image, found: paint_classes(
             image, [f"{self._names[number]} {score:.0%}" for number, score in found]
         )

@@ -1,4 +1,4 @@
-"""What was found, as one JSON file in COCO's format."""
+"""Collects findings and writes them to one JSON file in COCO's format."""
 
 import json
 from collections.abc import Iterable
@@ -11,23 +11,24 @@ from dpk_det.errors import UserError
 from dpk_det.files import write_whole
 
 NAMED = 10
-"""Files that failed are named in the last sentence, up to this many; all are in the JSON file."""
+"""Most failed files that the error names; the JSON file lists all."""
 
 
 class Findings:
-    """A COCO dataset of its own, with the lists images, annotations and categories.
+    """A complete COCO dataset, with the lists images, annotations and categories.
 
-    A video's frames are images of its name, told apart by ``frame``, from 0. An annotation is a
-    detection: its ``score`` beside the usual fields, masks run-length encoded, keypoints with their
-    score in place of the visibility; a classifier's is one of the likeliest classes, with its
-    ``score`` alone. Files that failed stand with the reason in ``info["failed"]``.
+    A video's frames are images with the video's name and the number ``frame``, from 0. A detector's
+    annotation is a detection: the usual fields and a ``score``, masks run-length encoded, keypoints
+    with a score instead of visibility. A classifier's annotation is one of the most likely classes,
+    with only its ``score``. ``info["failed"]`` gives the files that failed, with the reason.
 
-    pycocotools opens it as it is, so images and class names go along; a detector's list of
-    annotations alone is what ``COCO.loadRes`` takes.
+    pycocotools opens the file directly, with images and class names. ``COCO.loadRes`` takes the
+    list of annotations of a detector alone.
 
     Args:
         categories: category id -> name, in the order of the model's classes.
-        root: folder above all images, from which their names count. info: more to say of it.
+        root: folder above all images; their names are relative to it.
+        info: further fields of ``info``.
     """
 
     def __init__(self, categories: dict[int, str], root: Path, **info: Any) -> None:
@@ -46,8 +47,11 @@ class Findings:
         """Add an image (H, W, 3) and what was found in it.
 
         Args:
-            found: annotations, whose ``category_id`` is still the class's number and whose ids are
-                given here. extra: more fields of the image.
+            file: the image's file, or the video's.
+            image: used for its size.
+            found: annotations with the class's number as ``category_id``. Here it becomes the
+                category's id, and the annotations get their ids.
+            extra: further fields of the image.
         """
         images, annotations = self._content["images"], self._content["annotations"]
         image_id = len(images) + 1
@@ -58,19 +62,23 @@ class Findings:
             annotations.append({"id": len(annotations) + 1, **x, **ids})
 
     def add_failure(self, file: Path, reason: Exception) -> None:
-        """Note a file that was passed over."""
+        """Record a file that failed, and the reason."""
         self._failed[self._name(file)] = " ".join(str(reason).split())
 
     def write(self, path: Path) -> tuple[int, int]:
-        """Write the JSON file, whole; gives how many annotations it has, and how many images."""
+        """Write the complete JSON file; return its numbers of annotations and images."""
         write_whole(path, json.dumps(self._content))
         return len(self._content["annotations"]), len(self._content["images"])
 
     def check_failures(self, total: int, done: str) -> None:
-        """See that none of so many files failed, else name them, and then say what was done.
+        """Check that no file failed.
+
+        Args:
+            total: number of files.
+            done: sentence that says what was done.
 
         Raises:
-            UserError: when any failed.
+            UserError: if any file failed; it names these files and ends with ``done``.
         """
         if self._failed:
             first = list(self._failed.items())[:NAMED]

@@ -1,4 +1,4 @@
-"""Images and videos as files: found, and read as they look."""
+"""Finds images and videos, and reads them as they look."""
 
 import glob
 import logging
@@ -18,24 +18,25 @@ from dpk_det.errors import UserError
 IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 
-# one channel of more than 8 bits, which Pillow would cut off at 255
+# modes with one channel of more than 8 bits, which Pillow would cut off at 255
 _DEEP = ("F", "I", "I;16", "I;16B", "I;16L")
 
 
 class FileError(Exception):
-    """One file cannot be read, drawn or looked at, which is no reason to leave the others."""
+    """One file cannot be read, drawn or given to the model; the others are still processed."""
 
 
 def find_inputs(inputs: Iterable[str]) -> list[Path]:
-    """The images and videos that names of files, folders and globs stand for, each once.
+    """Return the images and videos that names of files, folders and globs stand for, each once.
 
-    Of a folder those directly in it, sorted; ``"folder/**"`` is a glob for those further below.
+    A folder stands for the files directly in it, sorted. ``"folder/**"`` also finds those in
+    subfolders.
 
     Returns:
         Absolute paths.
 
     Raises:
-        UserError: when one of the names stands for none.
+        UserError: if one of the names stands for no image or video.
     """
     files: dict[Path, None] = {}
     for given in inputs:
@@ -46,7 +47,7 @@ def find_inputs(inputs: Iterable[str]) -> list[Path]:
                 for x in candidates
                 if x.suffix.lower() in IMAGES + VIDEOS and x.is_file()
             ]
-        except (OSError, ValueError, RuntimeError) as e:  # no access, no such user's home, ...
+        except (OSError, ValueError, RuntimeError) as e:  # no access, no home of that user, ...
             reason = getattr(e, "strerror", None) or e
             raise UserError(
                 f"The input {reprlib.repr(given)} cannot be looked at ({reason}): correct it."
@@ -61,7 +62,7 @@ def find_inputs(inputs: Iterable[str]) -> list[Path]:
 
 
 def _candidates(given: str) -> list[Path]:
-    if not given:  # an empty variable of a shell's, which would stand for the working directory
+    if not given:  # an empty shell variable, which would stand for the working directory
         return []
     path = Path(given).expanduser()
     if path.is_file():
@@ -77,22 +78,22 @@ def is_video(file: Path) -> bool:
 
 
 def frames(file: Path) -> Iterator[np.ndarray]:
-    """The image, or the frames of the video, each (H, W, 3) BGR, 8 bits.
+    """Yield the image, or the frames of the video, each (H, W, 3) BGR with 8 bits.
 
     Raises:
-        FileError: when there is nothing to read.
+        FileError: if there is nothing to read.
     """
     return _frames(file) if is_video(file) else iter([read(file)])
 
 
 def read(file: Path) -> np.ndarray:
-    """An image as it looks: (H, W, 3) BGR, 8 bits, turned as its EXIF tag says.
+    """Read an image as it looks: (H, W, 3) BGR with 8 bits, rotated as its EXIF tag says.
 
-    Grey images of more bits are scaled by what their values can be, see :func:`scale_to_8_bits`;
-    all others are what Detectron2 gives a training. Of transparent ones the colours alone count.
+    :func:`scale_to_8_bits` scales grey images of more bits. All others are read as Detectron2 reads
+    them for a training. Transparency is ignored; only the colours count.
 
     Raises:
-        FileError: when it cannot be read.
+        FileError: if it cannot be read.
     """
     try:
         with Image.open(file) as image:
@@ -106,11 +107,12 @@ def read(file: Path) -> np.ndarray:
 
 
 def scale_to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Bring an image's values to 0 to 255.
+    """Scale an image's values to 0 to 255.
 
-    16 bits are divided by 257. Of wider types the values tell the range: floats lie within 0 to 1
-    or else 0 to 255, integers within 0 to 255 or else 0 to 65535. Where they lie outside these, the
-    least is black and the greatest white. NaN is black.
+    Values of type uint16 are divided by 257. For wider types the first range that holds all values
+    counts: 0 to 1, then 0 to 255 for floats; 0 to 255, then 0 to 65535 for integers. If none does,
+    the greatest value is white, and black is 0 or the least value, if that is negative. NaN is
+    black.
     """
     if values.dtype == np.uint16:
         low, high = 0.0, 65535.0
@@ -127,14 +129,14 @@ def scale_to_8_bits(values: np.ndarray) -> np.ndarray:
 
 
 def frames_per_second(file: Path) -> float:
-    """What a video says of itself; 25 where that is nothing or no rate of a video."""
+    """Return the frame rate that a video states; 25 if it states none or no plausible one."""
     fps = cv2.VideoCapture(str(file)).get(cv2.CAP_PROP_FPS)
     return fps if 0 < fps <= 1000 else 25.0
 
 
 def _frames(file: Path) -> Iterator[np.ndarray]:
     capture = cv2.VideoCapture(str(file))
-    count = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)  # a guess, negative for none
+    count = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)  # an estimate, negative if unknown
     with tqdm(total=count or None, desc=file.name, unit="frame", leave=False) as progress:
         while True:
             there, frame = capture.read()

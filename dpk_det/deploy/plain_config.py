@@ -1,4 +1,4 @@
-"""The config of the plain model as a YAML text, for Detectron2 without this project."""
+"""Writes the plain model's config as YAML, for Detectron2 without this project."""
 
 from typing import Any
 
@@ -10,19 +10,20 @@ from dpk_det.config.keys import add_dpk_config
 
 
 def describe_plain_config(cfg: CfgNode, weights: str) -> tuple[str, str]:
-    """Write down what a plain model's config has that Detectron2's defaults have not.
+    """Return the values of a plain model's config that differ from Detectron2's defaults.
 
-    The keys that dpk_det adds are left out where the model is made of Detectron2's parts alone:
-    ``get_cfg().merge_from_file`` reads the text, and ``build_model`` builds the model. Else they
-    stay, but for those of the distillation and of the datasets. The folder of the training is left
-    out: nobody should train into it by chance.
+    If all parts of the model are Detectron2's, the keys that dpk_det adds are left out. Then
+    ``get_cfg().merge_from_file`` reads the text, and ``build_model`` builds the model. Otherwise
+    the keys stay, except those of distillation and datasets. ``OUTPUT_DIR`` is left out, so that
+    nobody trains into that folder by mistake.
 
     Args:
-        cfg: of :func:`dpk_det.config.loading.plain_architecture`. weights: for ``MODEL.WEIGHTS``.
+        cfg: config from :func:`dpk_det.architectures.plain_architecture`.
+        weights: value of ``MODEL.WEIGHTS``.
 
     Returns:
-        YAML; and a sentence on the modules that must be imported before the model is built, empty
-        where Detectron2 is enough.
+        The YAML text, and a sentence on the modules that must be imported before the model is
+        built. The sentence is empty if Detectron2 is enough.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -35,10 +36,10 @@ def describe_plain_config(cfg: CfgNode, weights: str) -> tuple[str, str]:
     needed = _other_projects(cfg)
     if needed:
         add_dpk_config(defaults)
-    # dumped and read, tuples are lists
+    # dumping and reading makes lists of tuples
     content, common = yaml.safe_load(cfg.dump()), yaml.safe_load(defaults.dump())
     different = _difference(content, common, with_new=bool(needed))
-    different["VERSION"] = cfg.VERSION  # else Detectron2 guesses it
+    different["VERSION"] = cfg.VERSION  # otherwise Detectron2 guesses it
     different["MODEL"]["META_ARCHITECTURE"] = cfg.MODEL.META_ARCHITECTURE  # for the reader
     text = f"# The plain {cfg.MODEL.META_ARCHITECTURE} of {weights}, for Detectron2.\n"
     sentence = ""
@@ -53,7 +54,7 @@ def describe_plain_config(cfg: CfgNode, weights: str) -> tuple[str, str]:
 
 
 def _other_projects(cfg: CfgNode) -> dict[str, str]:
-    """Parts of the model that other packages than Detectron2 register: name -> package."""
+    """Return parts of the model that other packages than Detectron2 register: name -> package."""
     found = {}
     for key, registry in REGISTRIES.items():
         node: Any = cfg

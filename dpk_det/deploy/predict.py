@@ -1,4 +1,4 @@
-"""What a model finds in images and videos: drawn, and as one JSON file in COCO's format."""
+"""Runs a model on images and videos: draws what it finds, and writes it to one COCO JSON file."""
 
 import argparse
 import os
@@ -36,30 +36,31 @@ def predict(
     drawings: bool = True,
     beside: str = "",
 ) -> str:
-    """Detect objects in images and videos, or classify these, with the plain model of a config.
+    """Detect objects in images and videos, or classify them, with the plain model of a config.
 
-    Writes ``predictions.json``, which is described at :class:`Findings`, and draws all below
-    ``drawings`` under the inputs' names, videos as .mp4. Every file is complete or absent. Files
-    that cannot be read, looked at (such as an image of 1 x 20000 pixels) or drawn are passed over.
+    It writes ``predictions.json`` (see :class:`Findings`), and drawings below ``drawings`` under
+    the inputs' names, videos as .mp4. Every file is complete or absent. Files that cannot be read,
+    drawn or given to the model (such as an image of 1 x 20000 pixels) are skipped.
 
     Args:
-        cfg: of the training or the plain model; images are resized as its evaluation does, class
-            names and category ids are those of the first dataset in ``DATASETS.TEST``.
-        weights: checkpoint, which must fit the plain model whole.
-        files: from :func:`find_inputs`. output: folder to write to.
-        threshold: score from which a detection or class counts, 0 to 1, None: 0.5 and 0; the
-            config's own limits hold as well, and alone for segments.
-        drawings: whether to draw. beside: another checkpoint of the same model, whose findings are
-            drawn to the right of the first's; the JSON file has those of the first alone.
+        cfg: config of the training or the plain model. Images are resized as in its evaluation.
+            Class names and category ids are those of the first dataset in ``DATASETS.TEST``.
+        weights: checkpoint, which must fit the plain model completely.
+        files: from :func:`find_inputs`.
+        output: folder to write to.
+        threshold: least score, 0 to 1; None: 0.5 for detections, 0 for classes. The config's own
+            limits hold as well; only these apply to segments.
+        drawings: whether to draw.
+        beside: another checkpoint of the same model, whose findings are only drawn, to the right.
 
     Returns:
         A line that says what was written.
 
     Raises:
-        UserError: when config, weights, threshold or output will not do, the model takes no
-            colours, or the drawings would replace inputs; after all others, for files that failed.
+        UserError: if an argument is unsuitable, the model takes no colours, or the drawings would
+            replace inputs; at the end, if files failed.
     """
-    if threshold is not None and not 0 <= threshold <= 1:  # nor NaN
+    if threshold is not None and not 0 <= threshold <= 1:  # nor is NaN
         raise UserError(f"The threshold {threshold} is no score: give --threshold one of 0 to 1.")
     if beside and not drawings:
         raise UserError("--beside is for drawings: give it without --no-drawings.")
@@ -80,7 +81,7 @@ def predict(
                 _find_in_file(finders, found, file, target)
             except FileError as e:
                 found.add_failure(file, e)
-    finally:  # what is found is kept, whatever stops the rest
+    finally:  # keeps what was found, whatever stops the rest
         annotations, images = found.write(path)
     drawn = f", drawn below {output / DRAWINGS}" if drawings else ""
     line = f"Wrote {path}: {annotations} {what} in {images} images{drawn}."
@@ -97,7 +98,7 @@ def _finders(
             "RGB: evaluate such a model by tools/train_net.py --eval-only."
         )
     make = Classifying if classifies(cfg) else Detecting
-    return [make(cfg.clone(), path, names, threshold) for path in weights]  # which changes cfg
+    return [make(cfg.clone(), path, names, threshold) for path in weights]  # make changes cfg
 
 
 def _find_in_file(
@@ -111,13 +112,13 @@ def _find_in_file(
             try:
                 if target:
                     drawing.write(_attempt("drawn", _draw, painters, image, outputs))
-            finally:  # after the drawing, for it shifts keypoints to pixels' corners in place
+            finally:  # after drawing, because annotations() shifts keypoints by -0.5 in place
                 extra = {"frame": frame} if video else {}
                 found.add(file, image, finders[0].annotations(outputs[0]), **extra)
 
 
 def _draw(painters: Sequence[Painter], image: np.ndarray, outputs: Sequence[Any]) -> np.ndarray:
-    """(H, W, 3) BGR, of several models side by side."""
+    """Return one image (H, W, 3) BGR with the drawings of several models side by side."""
     drawn = [paint(image, found) for paint, found in zip(painters, outputs, strict=True)]
     return np.ascontiguousarray(np.hstack(drawn))
 
@@ -125,19 +126,19 @@ def _draw(painters: Sequence[Painter], image: np.ndarray, outputs: Sequence[Any]
 def _attempt(what: str, do: Callable[..., Any], *args: Any) -> Any:
     try:
         return do(*args)
-    except UserError:  # holds for all files
+    except UserError:  # concerns all files
         raise
-    except Exception as e:  # such as no pixel left of the shorter side after resizing
+    except Exception as e:  # such as a shorter side of 0 pixels after resizing
         reason = (str(e).splitlines() or [""])[0]
         raise FileError(f"cannot be {what}: {type(e).__name__}: {reason}") from e
 
 
 def _make_writable(output: Path) -> None:
-    # found out before hours of looking at images
+    # checked before hours of predictions
     try:
         output.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=output).close()
-    except (OSError, ValueError) as e:  # the latter of NUL in it
+    except (OSError, ValueError) as e:  # ValueError: it contains NUL
         raise UserError(
             f"The output {str(output)!r} is no folder that can be written to "
             f"({getattr(e, 'strerror', None) or e}): choose another --output."
@@ -145,7 +146,7 @@ def _make_writable(output: Path) -> None:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; ``sys.argv`` when none is given."""
+    """Read the command line, or ``argv`` if it is given."""
     parser = argparse.ArgumentParser(
         description="Detect objects in images and videos, or classify these, with a trained "
         "student or teacher.",

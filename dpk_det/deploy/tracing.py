@@ -1,4 +1,4 @@
-"""Networks as TorchScript or ONNX: traced on an example, and described in JSON."""
+"""Exports networks to TorchScript or ONNX: traces an example, and describes them in JSON."""
 
 import importlib.util
 import io
@@ -24,7 +24,7 @@ from dpk_det.architectures import classifies
 from dpk_det.data import categories, register_image_datasets, register_json_datasets
 from dpk_det.errors import UserError
 
-# n detections; a field of Detectron2's instances -> name of the output, what it holds
+# field of Detectron2's instances -> name of the output, and its content for n detections
 _OUTPUTS = {
     "pred_boxes": ("boxes", "(n, 4): x0, y0, x1, y1 in pixels of the image that was given"),
     "pred_classes": ("classes", "(n,): places in the list of classes"),
@@ -36,30 +36,32 @@ _OUTPUTS = {
 _OPSET = 16  # the first whose RoiAlign has the half-pixel shift that Detectron2's heads use
 
 Axes = Mapping[str, Mapping[int, str]]
-"""Names of the axes that vary, of the input, which is first, and of the outputs in their order."""
+"""Name of the input, then of each output in order -> names of its axes of variable size."""
 
 
 Written = tuple[dict[Path, bytes], str]
-"""What to write: contents by path; and a sentence on what it needs, or none."""
+"""Path -> content of each file to write, and a sentence on what the files need, or an empty one."""
 
 
 def torchscript(model: nn.Module, cfg: CfgNode, output: str) -> Written:
-    """The network as TorchScript for the CPU, which needs torch and torchvision, and its JSON.
+    """Export the network as TorchScript for the CPU, and its JSON; needs torch and torchvision.
 
     Args:
-        model: the plain model of ``cfg``; good for tracing alone afterwards. output: the file's.
+        model: the plain model of ``cfg``. Afterwards it can only be used for tracing.
+        cfg: config of the plain model.
+        output: path of the file.
 
     Raises:
-        UserError: when it cannot be had in that form.
+        UserError: if the model cannot be exported in this format.
     """
     return _traced(model, cfg, output, "TorchScript", _write_torchscript)
 
 
 def onnx(model: nn.Module, cfg: CfgNode, output: str) -> Written:
-    """The network as ONNX, and its JSON: else as :func:`torchscript`."""
+    """Export the network as ONNX, and its JSON; otherwise like :func:`torchscript`."""
     if not importlib.util.find_spec("onnx"):
         raise UserError(f"Writing {output} takes the package onnx: pip install onnx.")
-    if cfg.MODEL.KEYPOINT_ON:  # else torch would fail at it, and print its whole graph
+    if cfg.MODEL.KEYPOINT_ON:  # torch would fail and print its whole graph
         raise UserError(
             "ONNX cannot hold how Detectron2 places keypoints, a loop over the detections: export "
             "to TorchScript (.ts), which can."
@@ -68,13 +70,13 @@ def onnx(model: nn.Module, cfg: CfgNode, output: str) -> Written:
 
 
 def _write_torchscript(adapter: TracingAdapter, axes: Axes, buffer: io.BytesIO) -> None:
-    # traced once; what a second trace would be compared with is what the tests compare
+    # no second trace to compare with: the tests compare the outputs
     traced = torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False)
-    torch.jit.save(traced, buffer)  # given a path, it aborts the process where the disk is full
+    torch.jit.save(traced, buffer)  # given a path, it aborts the process if the disk is full
 
 
 def _write_onnx(adapter: TracingAdapter, axes: Axes, buffer: io.BytesIO) -> None:
-    # not the newer exporter, which does not follow what depends on the number of detections
+    # dynamo=False: the newer exporter cannot follow sizes that depend on the detections
     torch.onnx.export(
         adapter,
         adapter.flattened_inputs,
@@ -100,11 +102,11 @@ def _traced(
     buffer = io.BytesIO()
     try:
         with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # of tracing as such
+            warnings.simplefilter("ignore")  # about tracing itself
             adapter(*adapter.flattened_inputs)
             names = adapter.outputs_schema.keys
             write(adapter, {name: task.axes[name] for name in (task.input, *names)}, buffer)
-    except Exception as e:  # they are of every kind
+    except Exception as e:  # exporters raise errors of every kind
         reason = (str(e).splitlines() or [repr(e)])[0].partition("[Caused by")[0].strip(" .")
         raise UserError(
             f"A {cfg.MODEL.META_ARCHITECTURE} like this cannot be written as {form} ({reason}): "
@@ -121,12 +123,16 @@ def _traced(
 
 
 class _Task(NamedTuple):
-    """What a network of some kind is given and gives.
+    """Inputs and outputs of one kind of network.
 
     Attributes:
-        input, size: what the input is called, and its shape. example: of what the model takes.
-        run: the model and that to outputs by name. outputs: what each of them may hold.
-        axes: of input and outputs that vary. resizing: numbers by which images are resized.
+        input: name of the input.
+        size: shape of the input.
+        example: an input of the model.
+        run: maps the model and an input to outputs by name.
+        outputs: name of each possible output -> its content.
+        axes: axes of variable size, of input and outputs.
+        resizing: numbers by which images are resized.
     """
 
     input: str
@@ -177,13 +183,13 @@ def _classification(cfg: CfgNode) -> _Task:
 
 
 def _detect(model: nn.Module, inputs: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The detections of one image, by name of the output, before anything is scaled or pasted."""
+    """Return the outputs of one image by name, before boxes are scaled and masks pasted."""
     if isinstance(model, GeneralizedRCNN):
         found = model.inference(inputs, do_postprocess=False)
     else:
         found = [x["instances"] for x in model(inputs)]
     fields: dict[str, Any] = {}
-    if isinstance(found, tuple):  # of a PanopticFPN
+    if isinstance(found, tuple):  # from a PanopticFPN
         found, fields["sem_seg"] = found
     fields |= found[0].get_fields()
     fields["pred_boxes"] = fields["pred_boxes"].tensor
@@ -191,9 +197,9 @@ def _detect(model: nn.Module, inputs: list[dict[str, Tensor]]) -> dict[str, Tens
 
 
 def _make_traceable(model: nn.Module) -> None:
-    """Replace methods of this one model that a trace cannot hold, or ONNX has no word for."""
+    """Replace methods of this model that a trace cannot hold, or that ONNX has no operator for."""
     if isinstance(model, DenseDetector):
-        # Detectron2 0.6 compares limit and number in Python: the trace would keep one of the two
+        # Detectron2 0.6 compares limit and number in Python, so a trace would always keep the same
         decode = model._decode_per_level_predictions
         limit, model.test_topk_candidates = model.test_topk_candidates, sys.maxsize
         model._decode_per_level_predictions = lambda *args: decode(*args)[:limit]
@@ -207,7 +213,7 @@ def _make_traceable(model: nn.Module) -> None:
 def _run_cascade_stage(
     heads: CascadeROIHeads, features: list[Tensor], proposals: list[Instances], stage: int
 ) -> Any:
-    # Detectron2's, without the scaling of gradients, which is no operator
+    # Detectron2's method without its scaling of gradients, for which there is no operator
     pooled = heads.box_pooler(features, [x.proposal_boxes for x in proposals])
     return heads.box_predictor[stage](heads.box_head[stage](pooled))
 
@@ -223,6 +229,6 @@ def _class_names(cfg: CfgNode) -> list[str] | None:
     register_image_datasets(cfg)
     try:
         return list(categories(cfg).values())
-    except UserError as e:  # an export needs no dataset, so it may be gone
+    except UserError as e:  # an export does not need the dataset, so it may be absent
         logging.getLogger(__name__).warning("The classes stay without names: %s", e)
         return None

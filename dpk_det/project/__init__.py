@@ -1,1 +1,1 @@
-"""``dpk-det init``: from photos and a teacher to the files of a comparison."""
+"""``dpk-det init``: makes the files of a comparison from photos and a teacher."""

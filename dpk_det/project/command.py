@@ -20,7 +20,7 @@ from dpk_det.project.sources import FORMS, Split, read_sources
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; ``sys.argv`` when none is given."""
+    """Read the command line, or ``argv`` if it is given."""
     methods = "; ".join(f"{name}: {preset.reason}" for name, preset in PRESETS.items())
     parser = argparse.ArgumentParser(
         description="Write data.yaml, teacher.yaml, plain.yaml, distilled.yaml and suite.yaml.",
@@ -64,14 +64,14 @@ def run(argv: Sequence[str] | None = None) -> None:
 
 
 def init(args: argparse.Namespace) -> str:
-    """Do what the command line asks for.
+    """Make the files that the command line asks for.
 
     Returns:
-        What to print.
+        The text to print.
 
     Raises:
-        UserError: something that was named does not exist or does not suit, or a file of the
-            folder would be overwritten.
+        UserError: if something that the command line names does not exist or does not suit, or a
+            file of the folder would be overwritten.
     """
     preset = find(PRESETS, args.method, "method")
     for option in ("train", "val"):
@@ -146,7 +146,7 @@ def _check_photos(name: str, part: Split) -> None:
 
 
 def _empty(part: Split) -> str:
-    """What is said of photos without an object, whose annotations may be absent by mistake."""
+    """Return a sentence on photos without an object, whose annotations may be missing."""
     seen = {x["image_id"] for x in part.content.get("annotations", [])}
     count = sum(x["id"] not in seen for x in part.content["images"])
     return f" {count:,} of the photos to train on have no object." if count else ""

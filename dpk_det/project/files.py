@@ -1,4 +1,4 @@
-"""The files that ``init`` writes: short, and commented with the reason of each choice."""
+"""The files that ``init`` writes: short, with a comment on the reason for each choice."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +16,17 @@ from dpk_det.project.presets import EVIDENCE, Preset
 
 @dataclass(frozen=True)
 class Project:
-    """All that the files say.
+    """Everything that the files contain.
 
     Attributes:
-        folder: of the files. data, choices: of the photos. splits: "train" and "val" to paths of
-            annotations and photos.
-        teacher, student: the networks; of the student the name and the keys that make it.
-        preset: how it learns. seeds: of the comparison.
+        folder: where the files are.
+        data: measures of the photos.
+        choices: sizes and schedule for the photos.
+        splits: "train" and "val" -> paths of annotations and photos.
+        teacher: the teacher's network.
+        student: name of the student's network, and the keys that build it.
+        preset: how the student learns.
+        seeds: number of seeds of the comparison.
     """
 
     folder: Path
@@ -36,12 +40,12 @@ class Project:
 
     @property
     def name(self) -> str:
-        """Of the folder; names of datasets and outputs begin with it."""
+        """Name of the folder. Names of datasets and output folders contain it."""
         return self.folder.resolve().name
 
     @property
     def teacher_config(self) -> str:
-        """What ``DISTILL.TEACHER.CONFIG_FILE`` says."""
+        """The value of ``DISTILL.TEACHER.CONFIG_FILE``."""
         return self.teacher.base if self.teacher.teaches else str(self.folder / "teacher.yaml")
 
 
@@ -65,7 +69,7 @@ def _data(project: Project) -> str:
         for split, paths in project.splits.items()
     )
     anchors = ""
-    if choices.small_anchors and project.teacher.keys:  # one with a config knows its anchors
+    if choices.small_anchors and project.teacher.keys:  # a teacher with a config has its own
         sizes = [[round(x / 2, 3) for x in level] for level in cfg.MODEL.ANCHOR_GENERATOR.SIZES]
         anchors = f"  ANCHOR_GENERATOR:\n    SIZES: {_flow(sizes)} # {why['anchors']}\n"
     masks = ""
@@ -195,7 +199,7 @@ def _flow(value: Any) -> str:
 
 
 def _quoted(value: Any) -> bool:
-    """Whether it consists of texts, which are put in quotes."""
+    """Whether it is a string or a list of strings, which are put in quotes."""
     return isinstance(value, str) or (isinstance(value, list) and _quoted(next(iter(value), 0)))
 
 

@@ -1,4 +1,4 @@
-"""What is to be known of photos and objects before sizes and schedules are chosen."""
+"""Measures photos and objects, from which sizes and schedules are chosen."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,14 +10,17 @@ from dpk_det.errors import UserError
 
 @dataclass(frozen=True)
 class Measures:
-    """Of photos to train on.
+    """Measures of the training photos.
 
     Attributes:
-        classes: names by ascending id. num_images, num_objects: crowds are not counted.
-        short, aspect: median shorter side in pixels, and what 95 % of the photos have at most as
-            longer side over shorter.
-        sizes: roots of the boxes' areas in pixels that 5, 25 and 50 % of the objects fall below.
-        crowded: objects that 99 % of the photos have at most. masks: whether all objects have one.
+        classes: names by ascending id.
+        num_images: number of photos.
+        num_objects: number of objects; crowds are not counted.
+        short: median shorter side in pixels.
+        aspect: 95 % quantile of longer side over shorter side.
+        sizes: 5, 25 and 50 % quantiles of the roots of the boxes' areas, in pixels.
+        crowded: 99 % quantile of the number of objects, over photos with objects.
+        masks: whether all objects have a mask.
     """
 
     classes: list[str]
@@ -34,7 +37,7 @@ def measure(content: dict[str, Any]) -> Measures:
     """Measure the content of a COCO JSON file.
 
     Raises:
-        UserError: it has no object.
+        UserError: if it has no object or no photo.
     """
     objects = [x for x in content.get("annotations", []) if not x.get("iscrowd", 0)]
     if not objects or not content["images"]:

@@ -1,4 +1,4 @@
-"""Methods by name, with the keys that belong together."""
+"""Methods by name, with the keys that each needs."""
 
 from dataclasses import dataclass
 
@@ -8,9 +8,10 @@ class Preset:
     """A way to distil.
 
     Attributes:
-        title: of the student. inherits: whether the student starts with the teacher's neck and
-            heads. keys: lines of YAML below ``DISTILL``, where ``{fifth}`` stands for a fifth of
-            the steps. reason: why one would take it.
+        title: title of the student.
+        inherits: whether the student starts with the teacher's neck and heads.
+        keys: YAML lines below ``DISTILL``; ``{fifth}`` stands for a fifth of the steps.
+        reason: why one would choose it.
     """
 
     title: str
@@ -99,8 +100,8 @@ CWD:
         "with DPK",
     ),
 }
-"""Name -> preset. The weights are those of the evidence."""
+"""Name -> preset. The weights are those of :data:`EVIDENCE`."""
 
 DEFAULT = "dpk-inherit"
 EVIDENCE = "docs/results.md#few"
-"""Where the evidence stands."""
+"""Page with the measurements of the presets."""

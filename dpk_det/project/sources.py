@@ -1,4 +1,4 @@
-"""The user's data, in one of three forms, as files in COCO's JSON format."""
+"""Reads the user's data, in the form of COCO, VOC or YOLO, into COCO's JSON format."""
 
 import json
 import random
@@ -16,7 +16,7 @@ FORMS = (
     "a COCO JSON file and its folder of photos, a folder of VOC's XML files and one of photos, a "
     "VOC folder with Annotations and JPEGImages, or a YOLO data.yaml"
 )
-"""What :func:`read_sources` takes, for help and errors."""
+"""The forms that :func:`read_sources` accepts, for help and errors."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,9 @@ class Split:
     """Annotated photos.
 
     Attributes:
-        content: images, annotations and categories, as COCO's JSON has them.
-        images: folder of the photos. file: of the JSON, where there is one that holds just this.
+        content: images, annotations and categories, as in COCO's JSON.
+        images: folder of the photos.
+        file: the JSON file that holds exactly this content, if there is one.
     """
 
     content: dict[str, Any]
@@ -37,12 +38,13 @@ def read_sources(train: Sequence[str], val: Sequence[str], share: float) -> tupl
     """Read photos to train on and photos to evaluate on.
 
     Args:
-        train, val: one or two paths each, see :data:`FORMS`; val may be empty.
-        share: of the training photos that are kept for the evaluation, drawn at random but always
-            the same. It counts where neither ``val`` nor the source of ``train`` has others.
+        train: one or two paths, see :data:`FORMS`.
+        val: the same, or empty.
+        share: share of the training photos to keep for evaluation, drawn at random but always the
+            same. It is used only if ``val`` is empty and the source of ``train`` has no others.
 
     Raises:
-        UserError: a path is not of these forms, a file cannot be read, the two differ in their
+        UserError: if a path is not of these forms, a file cannot be read, the two differ in their
             classes, or there is nothing to evaluate on.
     """
     first, second = _read(train, "train")
@@ -66,14 +68,14 @@ def read_sources(train: Sequence[str], val: Sequence[str], share: float) -> tupl
 def _read(
     paths: Sequence[str], split: str, classes: Sequence[str] = ()
 ) -> tuple[Split, Split | None]:
-    """A source, and what it has besides to evaluate on."""
+    """Read a source, and its own photos to evaluate on, if it has any."""
     path = Path(paths[0]).expanduser()
     if path.suffix in (".yaml", ".yml") and len(paths) == 1:
         return _read_yolo(path, split)
     if path.suffix == ".json" and len(paths) == 2:
         if not path.is_file():
             raise UserError(f"--{split} names {path}, which is no file: correct the path.")
-        read_coco(str(path))  # which says what is wrong with it
+        read_coco(str(path))  # reports what is wrong with it
         return Split(json.loads(path.read_bytes()), paths[1], str(path)), None
     if path.is_dir() and len(paths) == 2:
         return Split(voc_to_coco(voc_files(path), classes), paths[1]), None
@@ -89,7 +91,7 @@ def _read_voc(root: Path, split: str, classes: Sequence[str]) -> tuple[Split, Sp
         own = lists[split] if lists[split].is_file() else None
         return Split(voc_to_coco(voc_files(annotations, own), classes), images), None
     files = {name: voc_files(annotations, path) for name, path in lists.items()}
-    both = voc_to_coco([*files["train"], *files["val"]], classes)  # for classes that all have
+    both = voc_to_coco([*files["train"], *files["val"]], classes)  # for the classes of both
     names = [x["name"] for x in both["categories"]]
     train, val = (Split(voc_to_coco(x, names), images) for x in files.values())
     return train, val

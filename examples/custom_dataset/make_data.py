@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw a small dataset in Pascal VOC's form: photos of shapes in three classes.
+"""Draw a small dataset in Pascal VOC's format: images of shapes in three classes.
 
 python examples/custom_dataset/make_data.py output/custom/voc
 """
@@ -24,7 +24,7 @@ SIZE = 96
 
 
 def annotation(file_name: str, objects: list[dict]) -> ElementTree.ElementTree:
-    """The XML file of an image; corners count pixels from 1, the last one included."""
+    """Return the XML of an image. Corners count pixels from 1 and include the last pixel."""
     root = ElementTree.Element("annotation")
     ElementTree.SubElement(root, "filename").text = file_name
     size = ElementTree.SubElement(root, "size")

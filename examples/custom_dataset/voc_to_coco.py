@@ -3,9 +3,9 @@
 
 python voc_to_coco.py VOC/Annotations train.json --classes cat dog --split VOC/train.txt
 
-`dpk-det init` does the same for a project of its own. An object that is marked difficult becomes a
-crowd (iscrowd: 1): training leaves it out and the evaluation neither wants nor punishes it, as
-VOC's own does; --keep-difficult makes it an object like any other.
+`dpk-det init` does the same for a new project. An object that is marked difficult becomes a crowd
+(iscrowd: 1): training leaves it out, and the evaluation neither requires nor punishes it, like
+VOC's own evaluation. --keep-difficult makes it an object like any other.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""LazyConfig of the same student that learns from a teacher: all that distillation adds."""
+"""LazyConfig of the same student with a teacher: it shows all that distillation adds."""
 
 from detectron2.config import LazyCall as L
 
@@ -11,7 +11,7 @@ model = L(distil)(
     model=student,
     teacher=L(load_teacher)(
         config_file="configs/shapes/teacher.yaml",
-        weights="output/demo/runs/teacher/model_final.pth",  # `make demo` leaves it
+        weights="output/demo/runs/teacher/model_final.pth",  # `make demo` writes it
     ),
     methods={"dpk": {"weight": 48.0, "token_stride": 16, "dim": 64, "heads": 4}},
     max_iter="${train.max_iter}",

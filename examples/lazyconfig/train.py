@@ -1,4 +1,4 @@
-"""Trains what a LazyConfig describes. Nothing here knows of distillation."""
+"""Trains the model of a LazyConfig. Nothing in this file is specific to distillation."""
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyConfig, instantiate

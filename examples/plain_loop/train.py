@@ -1,4 +1,4 @@
-"""A project with a training loop of its own; what distillation adds is marked."""
+"""A project with its own training loop; what distillation adds is marked."""
 
 import logging
 from pathlib import Path
@@ -59,7 +59,7 @@ def train(cfg, model, teacher, resume):
 
 def evaluate(cfg, model):
     for name in cfg.DATASETS.TEST:
-        loader = build_detection_test_loader(cfg, name)  # first: it draws the images
+        loader = build_detection_test_loader(cfg, name)  # first: it draws the dataset
         evaluator = COCOEvaluator(name, output_dir=cfg.OUTPUT_DIR)
         results = inference_on_dataset(model, loader, evaluator)
         if comm.is_main_process():
