@@ -50,7 +50,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--method", default=DEFAULT, help=f"default: {DEFAULT}")
     parser.add_argument("--gpus", type=int, help="for a training (default: one, if there is one)")
     parser.add_argument(
-        "--seeds", type=int, help="trainings of each student (default: 3; 1 without a GPU)"
+        "--seeds", type=int, help="trainings of each student (default: 4; 1 without a GPU)"
     )
     parser.add_argument("--print", action="store_true", help="show the files, and write nothing")
     return parser.parse_args(argv)
@@ -78,7 +78,7 @@ def init(args: argparse.Namespace) -> str:
         if len(getattr(args, option)) > 2:
             raise UserError(f"--{option} takes one or two paths: {FORMS}.")
     gpus = min(torch.cuda.device_count(), 1) if args.gpus is None else args.gpus
-    seeds = (3 if gpus else 1) if args.seeds is None else args.seeds
+    seeds = (4 if gpus else 1) if args.seeds is None else args.seeds
     if seeds < 1 or (args.gpus is not None and args.gpus < 0):
         raise UserError("--seeds must be 1 or more, and --gpus 0 or more: correct them.")
     for weights in (args.teacher_weights, args.student_weights):

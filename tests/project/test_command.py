@@ -232,7 +232,7 @@ def test_the_student_finds_the_teacher_that_the_suite_trains(init):
     assert "dpk-det check my/plain.yaml" in out
 
 
-@pytest.mark.parametrize(("gpus", "seeds"), [("0", (1,)), ("1", (1, 2, 3))])
+@pytest.mark.parametrize(("gpus", "seeds"), [("0", (1,)), ("1", (1, 2, 3, 4))])
 def test_without_a_gpu_a_student_is_trained_once(init, gpus, seeds):
     init("--gpus", gpus)
     assert read_suite(Path("my/suite.yaml")).seeds == seeds
