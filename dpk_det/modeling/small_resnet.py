@@ -50,7 +50,8 @@ def small_resnet(
         widths: channels of each stage. The stem is as wide as the first stage.
         blocks: number of blocks in each stage.
         out_features: the maps to return, from "res2", "res3", ...
-        norm: Detectron2's name. Here "GN" has groups of four channels, but at most 32 groups.
+        norm: Detectron2's name. Here "GN" has groups of at least four channels, and at most 32
+            groups.
         in_channels: channels of the image.
 
     Raises:
@@ -80,6 +81,9 @@ def small_resnet(
 
 def _norm(name: str) -> str | Callable[[int], nn.Module]:
     # Detectron2's "GN" always has 32 groups, more than a narrow network has channels
-    return (
-        (lambda channels: nn.GroupNorm(min(32, channels // 4), channels)) if name == "GN" else name
-    )
+    return _group_norm if name == "GN" else name
+
+
+def _group_norm(channels: int) -> nn.Module:
+    most = max(min(32, channels // 4), 1)
+    return nn.GroupNorm(next(n for n in range(most, 0, -1) if channels % n == 0), channels)

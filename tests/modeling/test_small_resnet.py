@@ -72,8 +72,10 @@ def test_the_maps_have_the_announced_names_sizes_and_channels(in_features, width
         assert maps[name].shape == (1, 16, 128 // spec.stride, 64 // spec.stride)
 
 
-@pytest.mark.parametrize(("channels", "groups"), [(4, 1), (16, 4), (128, 32), (256, 32)])
-def test_groupnorm_has_groups_of_four_channels_32_at_most(channels, groups):
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(2, 1), (4, 1), (16, 4), (128, 32), (130, 26), (256, 32)]
+)
+def test_groupnorm_has_groups_of_four_channels_or_more_32_at_most(channels, groups):
     backbone = small(
         ["res2"],
         *("MODEL.SMALL_RESNET.WIDTHS", str([channels])),
