@@ -122,6 +122,15 @@ def test_weights_to_export_run_no_code(tiny, tmp_path, refused, weights):
     assert "posix.mkdir" in refused(tiny.plain, weights, run=exporting(tmp_path))
 
 
+@pytest.mark.parametrize("which", ["TRAIN", "TEST"])
+def test_proposals_run_no_code(tiny, tmp_path, refused, made, which):
+    (tmp_path / "proposals.pkl").write_bytes(pickle.dumps({"ids": Evil(made)}))
+    opts = ("MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals", "MODEL.LOAD_PROPOSALS", True)
+    opts += (f"DATASETS.PROPOSAL_FILES_{which}", f"('{tmp_path}/proposals.pkl',)")
+    for check in ((), ("--check",), ("--eval-only",)):
+        assert "posix.mkdir" in refused("--config-file", tiny.plain, *check, *opts)
+
+
 def test_timms_weights_run_no_code(tiny, refused, weights):
     opts = ("MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.TIMM.NAME", "test_resnet")
     argv = ("--config-file", tiny.plain, "--check", *opts, "MODEL.TIMM.WEIGHTS", weights)

@@ -13,6 +13,7 @@ from dpk_det.data.detection_check import check_detection, check_keypoints, is_co
 from dpk_det.data.image_files import check_image_files
 from dpk_det.data.image_sets import is_image_set
 from dpk_det.data.model_classes import num_classes
+from dpk_det.data.proposals import check_proposals
 from dpk_det.data.resizing import fits
 from dpk_det.errors import UserError, nearest
 
@@ -38,6 +39,7 @@ def check_datasets(cfg: CfgNode, all_images: bool = False, decode: bool = False)
     names = _names(cfg)
     for name in names:
         _check_name(cfg, name)
+    check_proposals(cfg)
     files = {}
     for name in names:
         if classifies(cfg):
