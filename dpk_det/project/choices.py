@@ -57,7 +57,8 @@ def choose(data: Measures, gpus: int) -> Choices:
     long = max(round(short * LONG / SHORT), _whole(short * data.aspect))
     scale = short / data.short
     small = data.sizes[0] * scale < 16
-    images = min(_MOST_IMAGES, _IMAGES_OF_A_GPU * max(gpus, 1))
+    sharers = max(gpus, 1)
+    images = sharers * max(min(_MOST_IMAGES // sharers, _IMAGES_OF_A_GPU), 1)
     # a compromise between a constant number of epochs and a constant number of steps
     epochs = round(COCO_EPOCHS * max(1.0, COCO_IMAGES / data.num_images) ** 0.35)
     steps = round(epochs * data.num_images / images)
@@ -110,7 +111,7 @@ def _why_images(images: int, gpus: int) -> str:
     if not gpus:
         return "what a CPU can bear"
     if images < _IMAGES_OF_A_GPU * gpus:
-        return "as Detectron2's schedules have, whatever the number of GPUs"
+        return f"{images // gpus} for each GPU; Detectron2's schedules have {_MOST_IMAGES} in all"
     return f"{_IMAGES_OF_A_GPU} for each GPU"
 
 

@@ -64,8 +64,9 @@ def _data(project: Project) -> str:
     data, choices, cfg = project.data, project.choices, project.teacher.cfg
     why = choices.reasons
     rate = round(cfg.SOLVER.BASE_LR * choices.images / cfg.SOLVER.IMS_PER_BATCH, 6)
+    train, val = (f"{project.name}_{split}" for split in ("train", "val"))
     json = "".join(
-        f"    {project.name}_{split}: {_flow(list(paths))}\n"
+        f"    {_flow(f'{project.name}_{split}')}: {_flow(list(paths))}\n"
         for split, paths in project.splits.items()
     )
     anchors = ""
@@ -75,6 +76,9 @@ def _data(project: Project) -> str:
     masks = ""
     if cfg.MODEL.MASK_ON and not data.masks:
         masks = "  MASK_ON: False # not all objects have a mask\n"
+    codes = ""
+    if cfg.MODEL.MASK_ON and data.masks and data.run_lengths:
+        codes = '  MASK_FORMAT: "bitmask" # because masks are run-length codes\n'
     shown = ", ".join(data.classes[:6]) + ", ..." * (len(data.classes) > 6)
     crowded = ""
     if choices.detections > cfg.TEST.DETECTIONS_PER_IMAGE:
@@ -83,13 +87,13 @@ def _data(project: Project) -> str:
 # {data.num_images:,} photos with {data.num_objects:,} objects. Teacher and students read this file.
 DATASETS:
   JSON: # name: [annotations, folder of photos]; paths start at the working directory
-{json}  TRAIN: ["{project.name}_train"]
-  TEST: ["{project.name}_val"]
+{json}  TRAIN: {_flow([train])}
+  TEST: {_flow([val])}
 MODEL:
   {class_count_key(cfg)}:
-    NUM_CLASSES: {len(data.classes)} # {shown}
+    NUM_CLASSES: {len(data.classes)} # {_comment(shown)}
 {masks}{anchors}INPUT: # shorter and longer side of the resized photos in pixels
-  MIN_SIZE_TRAIN: {_flow(choices.shorts)}
+{codes}  MIN_SIZE_TRAIN: {_flow(choices.shorts)}
   MIN_SIZE_TEST: {choices.short} # {why["short"]}
   MAX_SIZE_TRAIN: {choices.long}
   MAX_SIZE_TEST: {choices.long}
@@ -117,7 +121,7 @@ def _teacher(project: Project) -> str:
     return f"""\
 # The teacher. It is trained first.
 {why}{_bases(project)}{_block(keys)}\
-OUTPUT_DIR: "output/{project.name}/runs/teacher" # where the suite trains it
+OUTPUT_DIR: {_flow(f"output/{project.name}/runs/teacher")} # where the suite trains it
 """
 
 
@@ -127,7 +131,7 @@ def _plain(project: Project) -> str:
     keys = {**keys, "MODEL": {"META_ARCHITECTURE": plain, **keys["MODEL"]}}
     return f"""\
 # The student alone: the teacher's detector, with {name} in place of its network.
-{_bases(project)}{_block(keys)}OUTPUT_DIR: "output/{project.name}/plain"
+{_bases(project)}{_block(keys)}OUTPUT_DIR: {_flow(f"output/{project.name}/plain")}
 """
 
 
@@ -135,7 +139,7 @@ def _distilled(project: Project) -> str:
     plain = project.teacher.cfg.MODEL.META_ARCHITECTURE
     distilling = next(name for name, of in distilling_names().items() if of == plain)
     weights = ""
-    if project.teacher.teaches and project.teacher.is_file:
+    if project.teacher.teaches and project.teacher.weights:
         weights = f"    WEIGHTS: {_flow(project.teacher.weights)}\n"
     inherit = "  INHERIT: True # start with the teacher's neck and heads\n"
     return f"""\
@@ -146,36 +150,36 @@ MODEL:
   META_ARCHITECTURE: "{distilling}"
 DISTILL:
   TEACHER:
-    CONFIG_FILE: "{project.teacher_config}"
+    CONFIG_FILE: {_flow(project.teacher_config)}
 {weights}{inherit * project.preset.inherits}\
 {_indent(project.preset.keys.format(fifth=project.choices.steps // 5))}\
-OUTPUT_DIR: "output/{project.name}/distilled"
+OUTPUT_DIR: {_flow(f"output/{project.name}/distilled")}
 """
 
 
 def _suite(project: Project) -> str:
-    folder, teacher = project.folder, project.teacher
-    given = ""
-    if teacher.teaches:
-        given = f", weights: {_flow(teacher.weights if teacher.is_file else '')}"
+    teacher = project.teacher
+    plain, distilled = (_flow(str(project.folder / f"{x}.yaml")) for x in ("plain", "distilled"))
+    given = f", weights: {_flow(teacher.weights)}" if teacher.teaches else ""
     inherit, baseline = "", ""
     if project.preset.inherits:
         baseline = ", baseline: inherit"
         inherit = (
-            f"""  inherit: {{title: "inherits the teacher's heads", config: {folder}/plain.yaml, """
+            f"""  inherit: {{title: "inherits the teacher's heads", config: {plain}, """
             "teacher: teacher, opts: {DISTILL.INHERIT: True}}\n"
         )
     return f"""\
-# Compare them with `dpk-det compare {folder}/suite.yaml`; it goes on where it was stopped.
-title: "{project.name}"
+# Compare them with `dpk-det compare {_comment(f"{project.folder}/suite.yaml")}`; it goes on where
+# it was stopped.
+title: {_flow(project.name)}
 seeds: {_flow(list(range(1, project.seeds + 1)))} # one alone says little
 equal_time: True # also train each student without a teacher for as long as the dearest method takes
 teachers:
-  teacher: {{config: {project.teacher_config}{given}}}
+  teacher: {{config: {_flow(project.teacher_config)}{given}}}
 baseline: plain
 methods:
-  plain: {{title: "plain student", config: {folder}/plain.yaml}}
-{inherit}  distilled: {{title: "{project.preset.title}", config: {folder}/distilled.yaml, \
+  plain: {{title: "plain student", config: {plain}}}
+{inherit}  distilled: {{title: "{project.preset.title}", config: {distilled}, \
 teacher: teacher{baseline}}}
 """
 
@@ -196,6 +200,11 @@ def _flow(value: Any) -> str:
         .removesuffix("...\n")
         .strip()
     )
+
+
+def _comment(text: str) -> str:
+    """Return a text of the user's files without line breaks, which would end a comment."""
+    return "".join(x if x.isprintable() else " " for x in text)
 
 
 def _quoted(value: Any) -> bool:

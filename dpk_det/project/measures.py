@@ -21,6 +21,7 @@ class Measures:
         sizes: 5, 25 and 50 % quantiles of the roots of the boxes' areas, in pixels.
         crowded: 99 % quantile of the number of objects, over photos with objects.
         masks: whether all objects have a mask.
+        run_lengths: whether the mask of an object is a run-length code, which is no polygon.
     """
 
     classes: list[str]
@@ -31,6 +32,7 @@ class Measures:
     sizes: tuple[float, float, float]
     crowded: int
     masks: bool
+    run_lengths: bool = False
 
 
 def measure(content: dict[str, Any]) -> Measures:
@@ -55,4 +57,5 @@ def measure(content: dict[str, Any]) -> Measures:
         sizes=tuple(np.quantile(sizes, (0.05, 0.25, 0.5)).tolist()),
         crowded=int(np.quantile(counts, 0.99)),
         masks=all(x.get("segmentation") for x in objects),
+        run_lengths=any(isinstance(x.get("segmentation"), dict) for x in objects),
     )

@@ -58,7 +58,7 @@ def choose_teacher(name: str, weights: str, classes: list[str]) -> TeacherChoice
 
     Raises:
         UserError: if there is no such teacher, its architecture does not distil, it has no FPN, or
-            it finds keypoints.
+            it finds keypoints or segments the background.
     """
     if not name.endswith((".yaml", ".yml", ".py")):
         cfg = load_config(BASE)
@@ -70,6 +70,7 @@ def choose_teacher(name: str, weights: str, classes: list[str]) -> TeacherChoice
             "examples/lazyconfig, or name a YAML config."
         )
     is_file = os.path.isfile(os.path.expanduser(name))
+    given = bool(weights)
     try:
         weights = find_teacher_weights(name, weights, cfg)
     except UserError:
@@ -81,6 +82,8 @@ def choose_teacher(name: str, weights: str, classes: list[str]) -> TeacherChoice
     cfg = plain_architecture(cfg)
     _check(name, cfg)
     base = os.path.expanduser(name) if is_file else name
+    if knows and not (given or is_file):
+        weights = ""  # those of the model zoo are found by the config's name
     return TeacherChoice(base, cfg, {}, weights, is_file, knows)
 
 
@@ -93,6 +96,8 @@ def _check(name: str, cfg: CfgNode) -> None:
         wrong = "has no FPN"
     elif cfg.MODEL.KEYPOINT_ON:
         wrong = "finds keypoints"
+    elif plain == "PanopticFPN":
+        wrong = "segments the background too"
     if wrong:
         raise UserError(
             f"The teacher {name} {wrong}, for which init writes no files: take a detector with an "

@@ -49,7 +49,9 @@ def test_a_few_photos_get_a_least_number_of_steps():
     assert found.reasons["steps"] == "at least 300, however few the photos"
 
 
-@pytest.mark.parametrize(("gpus", "images"), [(0, 4), (1, 4), (2, 8), (4, 16), (8, 16)])
+@pytest.mark.parametrize(
+    ("gpus", "images"), [(0, 4), (1, 4), (2, 8), (4, 16), (5, 15), (6, 12), (8, 16), (32, 32)]
+)
 def test_images_of_a_step_follow_the_gpus(gpus, images):
     found = choose(CARDS, gpus)
     assert found.images == images
@@ -70,6 +72,6 @@ def test_detections_are_as_many_as_objects():
 def test_reasons_are_true_of_coco_itself():
     reasons = choose(COCO, 8).reasons
     assert reasons["rate"] == "the usual rate is for 16 images"
-    assert reasons["images"] == "as Detectron2's schedules have, whatever the number of GPUs"
+    assert reasons["images"] == "2 for each GPU; Detectron2's schedules have 16 in all"
     assert reasons["steps"] == "12 epochs of 118,000 photos"
     assert choose(COCO, 2).reasons["images"] == "4 for each GPU"

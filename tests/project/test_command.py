@@ -47,6 +47,12 @@ def init(data, capsys):
     return call
 
 
+def take(data, content):
+    """Let --train and --val name a file in the working directory with this content."""
+    Path("own.json").write_text(json.dumps(content))
+    data[1] = data[4] = "own.json"
+
+
 def model(cfg):
     cfg = cfg.clone()
     cfg.MODEL.META_ARCHITECTURE = plain_name(cfg.MODEL.META_ARCHITECTURE)
@@ -137,6 +143,45 @@ def test_a_teachers_config_is_found_from_the_written_files(init, monkeypatch, tm
     assert load_config("my/teacher.yaml").MODEL.RESNETS.DEPTH == 50
 
 
+def test_given_weights_of_a_zoos_teacher_are_taken(init, data, tmp_path, monkeypatch):
+    (tmp_path / "mine.pth").touch()
+    monkeypatch.setattr("dpk_det.project.networks.teacher_classes", lambda cfg: None)
+    monkeypatch.setattr("dpk_det.project.networks.num_classes", lambda cfg: 2)  # as the data
+    init("--teacher", ZOO_EXAMPLE, "--teacher-weights", "mine.pth")
+    assert not Path("my/teacher.yaml").exists()
+    assert load_config("my/distilled.yaml").DISTILL.TEACHER.WEIGHTS == "mine.pth"
+    assert read_suite(Path("my/suite.yaml")).teachers["teacher"].weights == "mine.pth"
+
+
+@pytest.mark.parametrize("name", ["my #2", "a: b", 'q"x', "cats, dogs", "[1]", "it's"])
+def test_a_folder_may_have_any_name(init, name):
+    init(folder=name)
+    for file in ("plain", "distilled", "teacher"):
+        assert load_config(f"{name}/{file}.yaml").DATASETS.TRAIN == (f"{name}_train",)
+    suite = read_suite(Path(name, "suite.yaml"))
+    assert suite.title == name and suite.methods["plain"].config == f"{name}/plain.yaml"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\x85", "\u2028", "\x0b"])
+def test_names_of_classes_write_no_config(init, data, end):
+    content = json.loads(Path(data[1]).read_text())
+    content["categories"][0]["name"] = f"b{end}IMPORTS: [evil]{end}#"
+    take(data, content)
+    init()
+    assert list(load_config("my/plain.yaml").IMPORTS) == []
+
+
+def test_masks_that_are_codes_are_read_as_such(init, data):
+    content = json.loads(Path(data[1]).read_text())
+    for entry in content["annotations"]:
+        entry["segmentation"] = {"size": [1, 1], "counts": [0, 1]}
+    take(data, content)
+    init("--teacher", MASKS)
+    assert load_config("my/plain.yaml").INPUT.MASK_FORMAT == "bitmask"
+    init("--teacher", ZOO_EXAMPLE, folder="boxes")
+    assert "MASK_FORMAT" not in Path("boxes/data.yaml").read_text()
+
+
 def test_a_teacher_of_other_classes_starts_with_its_weights(init):
     init("--seeds", "2")
     teacher, plain = load_config("my/teacher.yaml"), load_config("my/plain.yaml")
@@ -182,6 +227,10 @@ def test_print_writes_nothing(init):
         (["--teacher", "COCO-Detection/faster_rcnn_R_101.yaml"], "is neither a file below"),
         (["--teacher", "COCO-Detection/faster_rcnn_R_50_C4_3x.yaml"], "has no FPN"),
         (["--teacher", "COCO-Keypoints/keypoint_rcnn_R_50_FPN_3x.yaml"], "finds keypoints"),
+        (
+            ["--teacher", "COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.yaml"],
+            "segments the background too",
+        ),
         (
             ["--teacher", "configs/classification/cifar10/plain_resnet8.yaml"],
             "is of the architecture ImageClassifier",
