@@ -45,12 +45,14 @@ def settled(*opts):
 
 def test_configs_of_one_meaning_are_comparable_whatever_form_they_have():
     written = ["SHORTCUT", "True", "TARGET", "standard", "GROUPED", "True", "CKA_EVERY", "4"]
+    written += ["ENCODER_DEPTH", "0"]
     written = [f"DISTILL.DPK.{x}" if i % 2 == 0 else x for i, x in enumerate(written)]
     assert settled() == settled(*written)
     paper = settled("DISTILL.DPK.FORM", "paper")
     differ = {key for key, value in settled().items() if paper[key] != value}
     assert differ == {
-        f"DISTILL.DPK.{x}" for x in ("FORM", "SHORTCUT", "TARGET", "GROUPED", "CKA_EVERY")
+        f"DISTILL.DPK.{x}"
+        for x in ("FORM", "SHORTCUT", "TARGET", "GROUPED", "CKA_EVERY", "ENCODER_DEPTH")
     }
 
 
@@ -58,5 +60,6 @@ def test_a_folder_of_an_earlier_version_is_comparable():
     content = yaml.safe_load(load_config("").dump())
     node = content["DISTILL"]["DPK"]
     node |= {"SHORTCUT": True, "TARGET": "standard", "GROUPED": True, "CKA_EVERY": 4}
+    node |= {"ENCODER_DEPTH": 0}
     del node["FORM"]
     assert comparable(content) | {"DISTILL.DPK.FORM": "shortcut"} == settled()

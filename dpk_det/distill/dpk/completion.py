@@ -31,7 +31,8 @@ class TransformerShape:
             grid of tokens.
         dim: Width D of the transformers, a multiple of 4 and of heads.
         heads: Attention heads.
-        encoder_depth: Transformer blocks of the student's and of the teacher's encoder.
+        encoder_depth: Transformer blocks of the student's and of the teacher's encoder. None: as
+            the form says, 0 or in the paper's form 1.
         decoder_depth: Transformer blocks of the decoder. A strong decoder can do the student's work
             for it.
 
@@ -42,7 +43,7 @@ class TransformerShape:
     token_stride: Width = 32
     dim: Width = 256
     heads: Width = 8
-    encoder_depth: Depth = 1
+    encoder_depth: Depth | None = None
     decoder_depth: Depth = 1
 
     def __post_init__(self) -> None:

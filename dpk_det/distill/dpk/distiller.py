@@ -6,7 +6,7 @@ the teacher's map. The share follows the feature gap, ``1 - CKA``. docs/method.m
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,8 +23,20 @@ from dpk_det.distill.regression import LOSSES, TARGETS
 from dpk_det.errors import UserError, find
 
 FORMS: dict[str, dict[str, Any]] = {
-    "shortcut": {"shortcut": True, "target": "standard", "grouped": True, "cka_every": 4},
-    "paper": {"shortcut": False, "target": "raw", "grouped": False, "cka_every": 1},
+    "shortcut": {
+        "shortcut": True,
+        "target": "standard",
+        "grouped": True,
+        "cka_every": 4,
+        "encoder_depth": 0,
+    },
+    "paper": {
+        "shortcut": False,
+        "target": "raw",
+        "grouped": False,
+        "cka_every": 1,
+        "encoder_depth": 1,
+    },
 }
 """What a form stands for, where an argument does not say otherwise."""
 
@@ -58,9 +70,9 @@ class DPK(Distiller):
         levels: What to distil.
         weight: Weight of loss_dpk in the total loss.
         level_weights: Factor of each level's error before the mean, finest level first; none: 1.
-        form: "shortcut": the student's map is added, targets are standardised, tokens are grouped
-            and CKA is measured every 4 steps; "paper": none of the four. Each can be chosen by its
-            own argument too.
+        form: "shortcut": the student's map is added, targets are standardised, tokens are grouped,
+            CKA is measured every 4 steps and the transformer has no encoders; "paper": none of the
+            five. Each can be chosen by its own argument too.
         shortcut: Add the student's map to what the transformer makes, as it is where both have the
             same channels and else through a 1 x 1 convolution. The transformer then learns what the
             student's map lacks, and the student is drawn to the teacher's very channels, which
@@ -118,8 +130,10 @@ class DPK(Distiller):
                 "target": target,
                 "grouped": grouped,
                 "cka_every": gap.cka_every,
+                "encoder_depth": transformer.encoder_depth,
             }
         )
+        transformer = replace(transformer, encoder_depth=chosen["encoder_depth"])
         self.weight = weight
         self.level_weights = _weights_of(levels, level_weights)
         self.schedule = find(RATIOS, ratio, "ratio schedule")

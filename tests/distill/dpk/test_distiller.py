@@ -23,7 +23,7 @@ P3 = Level("p3", "q3", STRIDE, CS, CT)
 def build(levels=(P3,), fresh=False, **kw):
     """A small DPK; unless fresh, with no weight left at 0 or 1, where mistakes would hide."""
     torch.manual_seed(0)
-    small = {"dim": 16, "heads": 2, "token_stride": 2 * STRIDE, "cka_every": 1}
+    small = {"dim": 16, "heads": 2, "token_stride": 2 * STRIDE, "encoder_depth": 1, "cka_every": 1}
     dpk = build_distiller(
         {"dpk": {**small, "weight": 1.0, "target": "relative", **kw}}, levels
     ).methods["dpk"]
@@ -197,6 +197,7 @@ OPTIONS = [
     ("raw", 0.4, True, CS, {"positions": "student"}),
     ("relative", 1.0, False, CT, {"positions": "student", "prior": False, "mask": "block"}),
     ("raw", 0.25, False, CS, {"positions": "student", "mask": "grid"}),
+    ("standard", 0.4, True, CS, {"encoder_depth": 0}),
 ]
 HARD = ["odd", "one token", "one cell, padded", "two tokens", "padded", "padded to one cell"]
 
@@ -941,19 +942,25 @@ def test_a_width_that_heads_cannot_share_is_an_error(wrong):
 
 
 def form_of(**arguments):
-    """What a DPK does in the four things that a form chooses."""
+    """What a DPK does in the five things that a form chooses."""
     dpk = build_distiller({"dpk": {"dim": 16, "heads": 2, **arguments}}, [P3]).methods["dpk"]
     completion = dpk.completions["p3"]
     target = next(name for name, target in TARGETS.items() if target is dpk.target)
     groups = completion.student_embed.groups > 1 or completion.expand.groups > 1
-    return completion.shortcut is not None, target, groups, dpk.cka.every
+    depth = len(completion.student_encoder.blocks)
+    assert depth == len(completion.teacher_encoder.blocks)
+    return completion.shortcut is not None, target, groups, dpk.cka.every, depth
 
 
-def test_a_form_chooses_four_things_and_each_can_be_chosen_besides():
-    assert form_of() == form_of(form="shortcut") == (True, "standard", False, 4)  # 3, 5: no groups
-    assert form_of(form="paper") == (False, "raw", False, 1)
-    assert form_of(form="paper", shortcut=True, cka_every=2) == (True, "raw", False, 2)
-    assert form_of(target="relative", cka_every=1) == (True, "relative", False, 1)
+def test_a_form_chooses_five_things_and_each_can_be_chosen_besides():
+    shortcut = (True, "standard", False, 4, 0)  # 3 and 5 channels make no groups
+    assert form_of() == form_of(form="shortcut") == shortcut
+    assert form_of(form="paper") == (False, "raw", False, 1, 1)
+    assert form_of(form="paper", shortcut=True, cka_every=2) == (True, "raw", False, 2, 1)
+    assert form_of(target="relative", cka_every=1, encoder_depth=2) == (
+        True, "relative", False, 1, 2
+    )  # fmt: skip
+    assert form_of(form="paper", encoder_depth=0)[-1] == 0
     with pytest.raises(UserError, match="no form of DPK named 'papr': did you mean 'paper'"):
         form_of(form="papr")
 
