@@ -139,6 +139,9 @@ class Cluster:
         self._options = {**DEFAULTS, **options}
         if not self._options["gpus_per_node"]:
             self._options["gpus_per_node"] = None  # a cluster without GPUs rejects this option
+        if cpus := self._options.get("cpus_per_task"):
+            # Since Slurm 22.05, srun does not take this number from its job.
+            self._options.setdefault("slurm_srun_args", [f"--cpus-per-task={cpus}"])
         try:
             self._executor = submitit.AutoExecutor(
                 folder, cluster="slurm", slurm_max_num_timeout=_MOST_TIMEOUTS

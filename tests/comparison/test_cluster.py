@@ -127,6 +127,9 @@ def test_a_comparison_on_slurm_is_the_one_on_this_machine(cluster, suite, tmp_pa
     waits = cluster.call("scontrol", "show", "job", number(runs / "dpk-seed1"))
     assert f"Dependency=afterok:{number(runs / 'big')}(" in waits
 
+    scripts = [path.read_text() for path in output.rglob("*submission.sh")]
+    assert scripts and all(re.search("srun .*--cpus-per-task=1 ", text) for text in scripts)
+
     preempted, cancelled = number(runs / "long-seed1"), number(runs / "long-seed2")
     wait_for(lambda: steps(runs / "long-seed1"))
     cluster.call("scancel", "--signal=USR1", preempted)
