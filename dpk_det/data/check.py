@@ -77,7 +77,7 @@ def categories(cfg: CfgNode) -> dict[int, str]:
     """Return category id -> name of the classes of ``cfg``'s model, in their order.
 
     They come from the first dataset in ``DATASETS.TEST``. A detector's images need not exist.
-    Without a dataset, and for classifiers, ids count from 0.
+    Without a dataset, and for classifiers, ids count from 0; those of LVIS count from 1.
 
     Raises:
         UserError: if the dataset is unknown, its annotations cannot be read or have another number
@@ -100,8 +100,10 @@ def categories(cfg: CfgNode) -> dict[int, str]:
         keep_classes(name, metadata, read_coco(metadata.json_file, Categories))
     check_class_count(cfg, name)
     names = class_names(name)
-    ids = metadata.get("thing_dataset_id_to_contiguous_id") or {i: i for i in range(len(names))}
-    return {id_: names[i] for id_, i in ids.items()}
+    first = 1 if metadata.get("evaluator_type") == "lvis" else 0  # as LVISEvaluator counts
+    ids = metadata.get("thing_dataset_id_to_contiguous_id")
+    ids = ids or {i + first: i for i in range(len(names))}
+    return {id_: names[i] for id_, i in sorted(ids.items(), key=lambda pair: pair[1])}
 
 
 def _names(cfg: CfgNode) -> list[str]:

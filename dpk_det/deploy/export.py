@@ -15,7 +15,7 @@ from torch import nn
 from dpk_det.architectures import build, plain_architecture
 from dpk_det.checkpoint.loading import load_weights_strictly
 from dpk_det.config.loading import load_config
-from dpk_det.deploy.plain_config import describe_plain_config
+from dpk_det.deploy.plain_config import describe_plain_config, is_plain_config
 from dpk_det.deploy.tracing import Written, onnx, torchscript
 from dpk_det.engine.ends import exit_on_user_error
 from dpk_det.engine.results import count_parameters
@@ -45,16 +45,16 @@ def export_student(config_file: str, weights: str, output: str, opts: Sequence[s
         A line that says what was written.
 
     Raises:
-        UserError: if the suffix is another, a source file is absent or would be replaced, the
-            output cannot be written, a weight of the student is missing, or the model cannot be
-            exported in this format.
+        UserError: if the suffix is another, a source file is absent or would be replaced, as would
+            a config that no export has written, the output cannot be written, a weight of the
+            student is missing, or the model cannot be exported in this format.
     """
     write = _WRITERS.get(Path(output).suffix)
     if not write:
         raise UserError(
             f"The suffix of {output} names no form to export to: end it in {', '.join(_WRITERS)}."
         )
-    _check_no_source_is_replaced(output, {"--config-file": config_file, "WEIGHTS": weights})
+    _check_targets(output, {"--config-file": config_file, "WEIGHTS": weights})
     cfg = plain_architecture(load_config(config_file, opts))
     device, cfg.MODEL.DEVICE = cfg.MODEL.DEVICE, "cpu"
     model = build(cfg).eval().requires_grad_(False)
@@ -69,14 +69,23 @@ def export_student(config_file: str, weights: str, output: str, opts: Sequence[s
     return f"{line} {needs}".strip()
 
 
-def _check_no_source_is_replaced(output: str, sources: Mapping[str, str]) -> None:
-    targets = {os.path.realpath(path) for path in (output, _config_beside(output))}
+def _check_targets(output: str, sources: Mapping[str, str]) -> None:
+    targets, config = [output], _config_beside(output)
+    if _WRITERS[Path(output).suffix] is _weights:
+        targets.append(str(config))
+    replaced = {os.path.realpath(path) for path in targets}
     for what, source in sources.items():
-        if os.path.realpath(Path(source).expanduser()) in targets:
+        if os.path.realpath(Path(source).expanduser()) in replaced:
             raise UserError(
                 f"The export to {output} would replace {source}, which {what} names: choose "
                 "another output."
             )
+    # nobody names this file, and it may be a _BASE_
+    if str(config) in targets and config.is_file() and not is_plain_config(config):
+        raise UserError(
+            f"The export to {output} would replace {config}, which no export has written: choose "
+            "another output, or move that file."
+        )
 
 
 def _config_beside(output: str) -> Path:

@@ -1,5 +1,6 @@
 """Writes the plain model's config as YAML, for Detectron2 without this project."""
 
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -8,14 +9,16 @@ from detectron2.config import CfgNode, get_cfg
 from dpk_det.architectures import REGISTRIES
 from dpk_det.config.keys import add_dpk_config
 
+_FIRST_LINE = "# The plain {} of {}, for Detectron2.\n"
+
 
 def describe_plain_config(cfg: CfgNode, weights: str) -> tuple[str, str]:
     """Return the values of a plain model's config that differ from Detectron2's defaults.
 
-    If all parts of the model are Detectron2's, the keys that dpk_det adds are left out. Then
-    ``get_cfg().merge_from_file`` reads the text, and ``build_model`` builds the model. Otherwise
-    the keys stay, except those of distillation and datasets. ``OUTPUT_DIR`` is left out, so that
-    nobody trains into that folder by mistake.
+    If all parts of the model are Detectron2's, the keys that dpk_det adds are left out, and the
+    datasets that they define. Then ``get_cfg().merge_from_file`` reads the text, and
+    ``build_model`` builds the model. Otherwise the keys stay, except those of distillation.
+    ``OUTPUT_DIR`` is left out, so that nobody trains into that folder by mistake.
 
     Args:
         cfg: config from :func:`dpk_det.architectures.plain_architecture`.
@@ -31,17 +34,17 @@ def describe_plain_config(cfg: CfgNode, weights: str) -> tuple[str, str]:
     cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR = weights, defaults.OUTPUT_DIR
     for key in ("DISTILL", "IMPORTS"):
         cfg.pop(key, None)
-    for key in ("JSON", "IMAGES"):
-        cfg.DATASETS.pop(key, None)
     needed = _other_projects(cfg)
     if needed:
         add_dpk_config(defaults)
+    else:
+        _forget_own_datasets(cfg.DATASETS)
     # dumping and reading makes lists of tuples
     content, common = yaml.safe_load(cfg.dump()), yaml.safe_load(defaults.dump())
     different = _difference(content, common, with_new=bool(needed))
     different["VERSION"] = cfg.VERSION  # otherwise Detectron2 guesses it
     different["MODEL"]["META_ARCHITECTURE"] = cfg.MODEL.META_ARCHITECTURE  # for the reader
-    text = f"# The plain {cfg.MODEL.META_ARCHITECTURE} of {weights}, for Detectron2.\n"
+    text = _FIRST_LINE.format(cfg.MODEL.META_ARCHITECTURE, weights)
     sentence = ""
     if needed:
         parts = ", ".join(f"{name} ({module})" for name, module in needed.items())
@@ -51,6 +54,20 @@ def describe_plain_config(cfg: CfgNode, weights: str) -> tuple[str, str]:
         )
         text += f"# {sentence}\n"
     return text + yaml.safe_dump(different, sort_keys=True), sentence
+
+
+def is_plain_config(path: Path) -> bool:
+    """Return whether a file is a text of :func:`describe_plain_config`."""
+    beginning, _, end = _FIRST_LINE.split("{}")
+    with path.open("rb") as file:
+        line = file.readline()
+    return line.startswith(beginning.encode()) and line.endswith(end.encode())
+
+
+def _forget_own_datasets(datasets: CfgNode) -> None:
+    own = {*datasets.get("JSON", {}), *datasets.get("IMAGES", {})}
+    for key in ("TRAIN", "TEST"):
+        datasets[key] = tuple(name for name in datasets[key] if name not in own)
 
 
 def _other_projects(cfg: CfgNode) -> dict[str, str]:

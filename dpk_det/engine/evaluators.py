@@ -103,6 +103,12 @@ def _evaluate_fast() -> None:
 
             def evaluation(truth: COCO, found: COCO, kind: str) -> COCOeval:
                 # For keypoints, COCOeval_faster needs a dataset class of its own package.
-                return (own if kind == "keypoints" else COCOeval_faster)(truth, found, kind)
+                slow = kind == "keypoints" or not _ids_fit_doubles(truth)
+                return (own if slow else COCOeval_faster)(truth, found, kind)
 
             coco_evaluation.COCOeval_opt = evaluation
+
+
+def _ids_fit_doubles(truth: COCO) -> bool:
+    # COCOeval_faster turns the ids of images and categories into doubles
+    return all(isinstance(x, int) and abs(x) <= 2**53 for x in (*truth.imgs, *truth.cats))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from dpk_det.data import (
@@ -177,6 +178,29 @@ def test_categories_of_other_datasets(cfg):
     cfg.DATASETS.TEST = ("coco_2017_val",)
     with pytest.raises(UserError, match="ImageClassifier has no use for dataset coco_2017_val"):
         categories(cfg)
+
+
+def test_categories_are_in_the_order_of_the_models_classes(cfg):
+    DatasetCatalog.register("unsorted", list)
+    MetadataCatalog.get("unsorted").set(
+        thing_classes=["a", "b"], thing_dataset_id_to_contiguous_id={7: 1, 3: 0}
+    )
+    cfg.DATASETS.TEST = ("unsorted",)
+    cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
+    cfg.MODEL.RETINANET.NUM_CLASSES = 2
+    assert list(categories(cfg).items()) == [(3, "a"), (7, "b")]
+
+
+def test_categories_of_lvis_count_from_1(cfg):
+    cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
+    cfg.DATASETS.TEST = ("lvis_v1_val",)
+    cfg.MODEL.RETINANET.NUM_CLASSES = len(LVIS_CATEGORIES)
+    found = categories(cfg)
+    assert found == {x["id"]: x["synonyms"][0] for x in LVIS_CATEGORIES}
+    assert list(found) == sorted(found)
+    cfg.DATASETS.TEST = ("lvis_v0.5_val_cocofied",)  # has COCO's ids
+    cfg.MODEL.RETINANET.NUM_CLASSES = 80
+    assert categories(cfg)[90] == "toothbrush"
 
 
 @pytest.mark.parametrize(

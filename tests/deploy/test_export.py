@@ -162,3 +162,28 @@ def test_what_an_export_is_made_of_is_not_replaced(tiny, trained, tmp_path):
     with pytest.raises(UserError, match="would replace .*plain.yaml, which --config-file names"):
         export_student(str(tiny.plain), str(checkpoint), str(tiny.plain.with_suffix(".pth")))
     assert "iteration" in torch.load(checkpoint)
+
+
+def test_a_config_that_no_export_has_written_is_not_replaced(tiny, trained, tmp_path):
+    checkpoint = str(trained / "model_final.pth")
+    base, student = tmp_path / "base.yaml", tmp_path / "student.yaml"
+    written = f"# The plain twin of student.yaml.\n{tiny.plain.read_text()}"
+    base.write_text(written)
+    student.write_text('_BASE_: "base.yaml"\n')
+    for suffix in (".pth", ".safetensors"):
+        with pytest.raises(UserError, match="would replace .*base.yaml, which no export has writ"):
+            export_student(str(student), checkpoint, str(base.with_suffix(suffix)))
+    assert base.read_text() == written
+    assert len(list(tmp_path.iterdir())) == 2
+    export_student(str(student), checkpoint, str(tmp_path / "new.pth"))
+    opts = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.25"]
+    export_student(str(student), checkpoint, str(tmp_path / "new.pth"), opts)
+    assert "SCORE_THRESH_TEST: 0.25" in (tmp_path / "new.yaml").read_text()
+
+
+def test_torchscript_may_stand_beside_the_config_that_it_is_made_of(tiny, trained, tmp_path):
+    config = tmp_path / "student.yaml"
+    config.write_text(tiny.plain.read_text())
+    output = tmp_path / "student.ts"
+    export_student(str(config), str(trained / "model_final.pth"), str(output))
+    assert output.exists() and config.read_text() == tiny.plain.read_text()

@@ -1,17 +1,21 @@
 """The plain config: what unmodified Detectron2 builds the exported student from."""
 
+import json
 import subprocess
 import sys
 
+import pytest
 import torch
 import yaml
 from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 
 import dpk_det
 from dpk_det.deploy.export import export_student
+from dpk_det.deploy.predict import run
 
 # Detectron2's own ResNet below its own FPN, as small as it gets
 RESNET = {
@@ -73,3 +77,35 @@ def test_the_plain_config_is_short_and_says_what_it_needs(tiny, trained, tmp_pat
     dpk_det.add_dpk_config(cfg)
     cfg.merge_from_file(str(tmp_path / "student.yaml"))
     build_model(cfg).load_state_dict(torch.load(output)["model"])
+
+
+@pytest.mark.parametrize(
+    ("parts", "classes"), [({}, ["square", "disc"]), (RESNET, ["0", "1"])], ids=["ours", "theirs"]
+)
+def test_predict_reads_the_plain_config(tiny, tmp_path, monkeypatch, parts, classes):
+    images = tiny.plain.parent / "images"
+    opts = [str(x) for pair in parts.items() for x in pair]
+    # a name that nothing has registered
+    opts += ["DATASETS.JSON.own", f"['{images}.json', '{images}']"]
+    opts += ["DATASETS.TRAIN", "('own',)", "DATASETS.TEST", "('own',)"]
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        monkeypatch.setattr(catalog, "data", dict(catalog.data))
+    model = dpk_det.plain_architecture(dpk_det.load_config(str(tiny.plain), opts))
+    torch.save({"model": build_model(model).state_dict()}, tmp_path / "model.pth")
+    output, found = tmp_path / "student.pth", tmp_path / "found"
+    export_student(str(tiny.plain), str(tmp_path / "model.pth"), str(output), opts)
+    argv = ["--config-file", output.with_suffix(".yaml"), "--weights", output]
+    argv += ["--no-drawings", "--output", found, "--input", images / "1.png"]
+    run([str(x) for x in argv])
+    content = json.loads((found / "predictions.json").read_text())
+    assert [x["name"] for x in content["categories"]] == classes
+
+
+def test_datasets_that_others_register_stay_in_detectron2s_config(tiny, tmp_path):
+    opts = [str(x) for pair in RESNET.items() for x in pair]
+    opts += ["DATASETS.TRAIN", "('tiny', 'coco_2017_train')", "DATASETS.TEST", "('tiny',)"]
+    torch.save({"model": tiny.build("plain", *opts).state_dict()}, tmp_path / "model.pth")
+    output = str(tmp_path / "student.pth")
+    export_student(str(tiny.plain), str(tmp_path / "model.pth"), output, opts)
+    content = yaml.safe_load((tmp_path / "student.yaml").read_text())
+    assert content["DATASETS"] == {"TRAIN": ["coco_2017_train"]}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
+from detectron2.data.datasets import load_coco_json, register_coco_instances
 from detectron2.evaluation import (
     COCOEvaluator,
     COCOPanopticEvaluator,
@@ -19,6 +19,7 @@ from detectron2.evaluation import (
     inference_on_dataset,
 )
 from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.structures import Boxes, Instances
 
 from dpk_det.data import check_datasets
 from dpk_det.engine import DistillTrainer, check, evaluators
@@ -177,3 +178,44 @@ def test_the_fast_evaluation_has_the_figures_of_pycocotools(tiny, rich, tmp_path
     assert {"bbox", "segm"} == set(fast) and fast["segm"]["AP"] > 0
     for kind, figures in expected.items():
         assert fast[kind] == pytest.approx(figures, abs=1e-12, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("image_id", "category_id"),
+    [("image {}".format, int), (lambda i: 2**62 + i, int), (int, lambda i: 2**62 + i)],
+    ids=["texts", "large", "large categories"],
+)
+def test_figures_are_the_same_whatever_the_ids(
+    tiny, tmp_path, catalogs, monkeypatch, image_id, category_id
+):
+    pytest.importorskip("faster_coco_eval")
+    cfg = tiny.cfg("plain", "OUTPUT_DIR", tmp_path)
+    annotations, images = cfg.DATASETS.JSON.tiny
+    content = json.loads(Path(annotations).read_text())
+    for x in content["images"]:
+        x["id"] = image_id(x["id"])
+    for x in content["categories"]:
+        x["id"] = category_id(x["id"])
+    for x in content["annotations"]:
+        x["image_id"], x["category_id"] = image_id(x["image_id"]), category_id(x["category_id"])
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    register_coco_instances("other", {}, str(tmp_path / "other.json"), images)
+    monkeypatch.setattr(coco_evaluation, "COCOeval_opt", coco_evaluation.COCOeval)
+    expected = evaluate_most(cfg, "tiny")["bbox"]
+    assert 0 < expected["AP"] < 100
+    assert evaluate_most(cfg, "other")["bbox"] == pytest.approx(expected, nan_ok=True)
+
+
+def evaluate_most(cfg, name):
+    """The figures of a model that finds all objects but the last of the first image."""
+    evaluator = evaluators.build_evaluator(cfg, name)
+    evaluator.reset()
+    for i, record in enumerate(DatasetCatalog.get(name)):
+        objects = record["annotations"][: -1 if i == 0 else None]
+        boxes = torch.tensor([x["bbox"] for x in objects], dtype=torch.float32)
+        boxes[:, 2:] += boxes[:, :2]
+        found = Instances((record["height"], record["width"]))
+        found.pred_boxes, found.scores = Boxes(boxes), torch.ones(len(objects))
+        found.pred_classes = torch.tensor([x["category_id"] for x in objects])
+        evaluator.process([record], [{"instances": found}])
+    return evaluator.evaluate()
