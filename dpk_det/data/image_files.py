@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.pool import ThreadPool
 from typing import IO, Any, NamedTuple
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from dpk_det.errors import UserError
@@ -148,6 +148,15 @@ def image_size(path: str) -> tuple[int, int]:
     with Image.open(path) as image:
         width, height = image.size
         return (height, width) if _orientation(image) in _TURNED else (width, height)
+
+
+def as_seen(image: Image.Image) -> Image.Image:
+    """Return an opened image in RGB, after EXIF rotation. Damaged EXIF is ignored."""
+    seen = image.convert("RGB")
+    orientation = _orientation(image)
+    seen.info.clear()  # PIL would copy other EXIF tags, and fail if these are damaged
+    seen.getexif()[_ORIENTATION] = orientation
+    return ImageOps.exif_transpose(seen)
 
 
 def _orientation(image: Image.Image) -> int | None:

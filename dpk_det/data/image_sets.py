@@ -35,7 +35,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_datas
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from dpk_det.checkpoint.arrays import load_arrays
-from dpk_det.data.image_files import ImageFile, find_problem
+from dpk_det.data.image_files import ImageFile, as_seen, find_problem
 from dpk_det.data.root import expand
 from dpk_det.errors import UserError
 
@@ -69,7 +69,7 @@ class ImageSet:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Return an image, (3, H, W) uint8 RGB, and its class."""
+        """Return an image, (3, H, W) uint8 RGB after EXIF rotation, and its class."""
         image = self.images[index]
         if isinstance(image, str):
             image = _decode(ImageFile(image, archive=self.archive))
@@ -85,7 +85,7 @@ class ImageSet:
 def _decode(file: ImageFile) -> Tensor:
     try:
         with file.open() as stream, Image.open(io.BytesIO(stream.read())) as image:
-            return pil_to_tensor(image.convert("RGB"))
+            return pil_to_tensor(as_seen(image))
     # PIL and zipfile raise errors of many kinds, depending on the damage
     except Exception as e:
         raise UserError(find_problem(file) or str(e)) from e
@@ -131,29 +131,35 @@ def _read_folder(path: str) -> ImageSet:
 
 def _read_zip(path: str) -> ImageSet:
     with zipfile.ZipFile(path) as file:
-        names = [
-            PurePosixPath(name)
-            for name in sorted(file.namelist())
-            if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith("__MACOSX")
+        entries = [
+            (PurePosixPath(x.filename), x.is_dir())
+            for x in file.infolist()
+            if not x.filename.startswith("__MACOSX")
         ]
-        folders = {PurePosixPath(x.filename) for x in file.infolist() if x.is_dir()}
-    classes = sorted({name.parent.name for name in names})
-    if not all(classes) or not names:
+    images = [x for x, is_dir in entries if x.name.lower().endswith(IMG_EXTENSIONS) and not is_dir]
+    top = _folder_of_classes(images)
+    depth = len(top.parts)
+    inside = [x for x in images if len(x.parts) > depth + 1]  # torchvision also ignores the others
+    found = sorted((x.parts[depth], str(x.parent), x.name) for x in inside)  # its order too
+    classes = sorted({class_ for class_, _, _ in found})
+    if not classes:
         raise UserError(f"{path} has no folder a class, with images in it: correct its path.")
-    beside = {name.parent.parent for name in names}
-    filled = {name.parent for name in names}
-    empty = sorted(
-        x.name
-        for x in folders
-        if x.parent in beside and x not in filled | beside and x.name != "__MACOSX"
-    )
+    folders = {x for x, is_dir in entries if is_dir and x != top and x.is_relative_to(top)}
+    empty = sorted({x.parts[depth] for x in folders}.difference(classes))
     if empty:  # torchvision refuses empty folders too
         raise UserError(
             f"{path} has no image of class {empty[0]}: add some, or take its folder out."
         )
     numbers = {name: i for i, name in enumerate(classes)}
-    labels = [numbers[x.parent.name] for x in names]
-    return ImageSet(classes, labels, [str(x) for x in names], path)
+    labels = [numbers[class_] for class_, _, _ in found]
+    return ImageSet(classes, labels, [f"{folder}/{name}" for _, folder, name in found], path)
+
+
+def _folder_of_classes(images: Sequence[PurePosixPath]) -> PurePosixPath:
+    """Return the folder in an archive that has one folder per class; "." if it is the archive."""
+    folders = {x.parent for x in images}
+    common = PurePosixPath(os.path.commonpath(folders or {""}))
+    return common.parent if folders == {common} else common  # one class alone
 
 
 def _read_cifar(files: dict[str, bytes], path: str, part: str) -> ImageSet:

@@ -7,6 +7,7 @@ The usual converters are not used here: globox 2.9 does not shift the corners, a
 nor supervision 0.31 reads the mark "difficult".
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ def voc_to_coco(
                     "it, or add it to the classes."
                 )
             box = _box(file, item, width, height)
-            difficult = (item.findtext("difficult") or "0").strip() not in ("0", "false")
+            mark = (item.findtext("difficult") or "0").strip().lower()
+            difficult = mark not in ("0", "false")
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -82,14 +84,23 @@ def voc_files(annotations: Path, split: Path | None = None) -> list[Path]:
         files = sorted(annotations.glob("*.xml"))
     else:
         try:
-            lines: Iterable[str] = split.read_text().splitlines()
+            lines: Iterable[str] = split.read_text("utf-8-sig").splitlines()
         except (OSError, ValueError) as e:
             raise UserError(f"The list {split} cannot be read ({e}): correct its path.") from e
-        # VOC's lists of one class have a second column
-        files = [annotations / f"{x.split()[0]}.xml" for x in lines if x.strip()]
+        files = [_listed(annotations, x.strip()) for x in lines if x.strip()]
     if not files:
         raise UserError(f"There are no XML files in {annotations}: name the folder that has them.")
     return files
+
+
+def _listed(annotations: Path, line: str) -> Path:
+    """Return the XML file that a line names. Names may have spaces."""
+    file = annotations / f"{line}.xml"
+    name, *mark = line.rsplit(maxsplit=1)
+    # VOC's lists of one class say in a second column whether an image has an object of it
+    if mark in (["-1"], ["0"], ["1"]) and not os.path.isfile(file):
+        return annotations / f"{name}.xml"
+    return file
 
 
 def _parse(file: Path) -> Element:

@@ -2,7 +2,8 @@
 
 A line is ``class x y width height``: the number of the class, and the box's centre and size as
 fractions of the image's width and height. A longer line, ``class x y x y ...``, is a polygon; its
-bounding box is used.
+bounding box is used. If the ``data.yaml`` has a ``kpt_shape``, a longer line is a box and its
+keypoints, which are left out.
 """
 
 import math
@@ -26,19 +27,22 @@ class Yolo(NamedTuple):
         root: folder where its paths start.
         classes: names, in the order of their numbers.
         splits: name of a split ("train", "val" or "test") -> its paths.
+        keypoints: numbers that a line has after its box; 0 if objects have no keypoints.
     """
 
     path: Path
     root: Path
     classes: list[str]
     splits: dict[str, list[str]]
+    keypoints: int
 
 
 def read_data_yaml(path: Path) -> Yolo:
     """Read a ``data.yaml``.
 
     Raises:
-        UserError: if it cannot be read, or names no classes or no training images.
+        UserError: if it cannot be read, names no classes or no training images, or has a malformed
+            ``kpt_shape``.
     """
     content = read_yaml(path, "data.yaml")
     names = content.get("names") if isinstance(content, dict) else None
@@ -60,7 +64,21 @@ def read_data_yaml(path: Path) -> Yolo:
     root = path.parent / os.path.expanduser(str(content.get("path") or ""))
     if not root.is_dir():  # older files use paths relative to the working directory
         root = Path(str(content.get("path")))
-    return Yolo(path, root, names, splits)
+    # absolute, as other paths of the file may be
+    return Yolo(path, root.absolute(), names, splits, _keypoints(path, content.get("kpt_shape")))
+
+
+def _keypoints(path: Path, shape: Any) -> int:
+    """Return how many numbers describe the keypoints of an object."""
+    if shape is None:
+        return 0
+    if isinstance(shape, list) and len(shape) == 2:
+        if all(type(x) is int and x > 0 for x in shape):
+            return math.prod(shape)
+    raise UserError(
+        f"{path} has {shape!r} as kpt_shape: write the number of keypoints and of the values of "
+        "each, such as [17, 3]."
+    )
 
 
 def yolo_to_coco(yolo: Yolo, split: str) -> tuple[dict[str, Any], Path]:
@@ -82,7 +100,7 @@ def yolo_to_coco(yolo: Yolo, split: str) -> tuple[dict[str, Any], Path]:
         width, height = image_size(str(file))
         name = str(file.relative_to(folder))
         images.append({"id": image_id, "file_name": name, "width": width, "height": height})
-        for class_, box in _boxes(_labels(file), len(yolo.classes)):
+        for class_, box in _boxes(_labels(file), len(yolo.classes), yolo.keypoints):
             x, y, w, h = _within(box, width, height)
             if w > 0 and h > 0:
                 annotations.append(
@@ -105,7 +123,7 @@ def _images(yolo: Yolo, split: str) -> Iterator[Path]:
         if not path.exists() and name.startswith("../"):  # one annotation service writes such paths
             path = yolo.root / name.removeprefix("../")
         if path.is_dir():
-            yield from sorted(x for x in path.rglob("*") if x.suffix.lower() in SUFFIXES)
+            yield from sorted(x for x in _files(path) if x.suffix.lower() in SUFFIXES)
         elif path.suffix == ".txt" and path.is_file():
             lines = _text(path).split("\n")
             yield from (yolo.root / line.strip() for line in lines if line.strip())
@@ -116,17 +134,31 @@ def _images(yolo: Yolo, split: str) -> Iterator[Path]:
             )
 
 
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield the files in a folder and its subfolders. These may be links, as YOLO allows."""
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [x for x in folders if not _leads_back(Path(parent, x))]
+        yield from (Path(parent, x) for x in names)
+
+
+def _leads_back(folder: Path) -> bool:
+    """Whether a folder is a link to one above it; the walk would go round in circles."""
+    return folder.is_symlink() and any(folder.samefile(x) for x in folder.parents)
+
+
 def _labels(image: Path) -> Path:
-    """Return an image's text file by YOLO's layout: ``images/a/b.jpg`` has ``labels/a/b.txt``."""
-    parts = list(image.parts)
+    """Return an image's text file: ``labels/a/b.txt`` for ``images/a/b.jpg``, or one beside it."""
+    beside = image.with_suffix(".txt")
+    parts = list(beside.parts)
     for i in reversed(range(len(parts) - 1)):
         if parts[i] == "images":
             parts[i] = "labels"
-            return Path(*parts).with_suffix(".txt")
-    return image.with_suffix(".txt")
+            # the folder may be any of that name, far above the data
+            return file if (file := Path(*parts)).is_file() else beside
+    return beside
 
 
-def _boxes(file: Path, num_classes: int) -> Iterator[tuple[int, Sequence[float]]]:
+def _boxes(file: Path, num_classes: int, keypoints: int) -> Iterator[tuple[int, Sequence[float]]]:
     """Yield each line's class and corners x0, y0, x1, y1, as fractions of the image."""
     if not file.is_file():  # an image without an object
         return
@@ -137,18 +169,23 @@ def _boxes(file: Path, num_classes: int) -> Iterator[tuple[int, Sequence[float]]
             class_, *values = (float(x) for x in line.split())
         except ValueError:
             class_, values = -1, []
-        polygon = len(values) >= 6 and len(values) % 2 == 0
-        complete = (len(values) == 4 or polygon) and all(map(math.isfinite, values))
-        if class_ not in range(num_classes) or not complete:
+        polygon = not keypoints and len(values) >= 6 and len(values) % 2 == 0
+        complete = len(values) in (4, 4 + keypoints) or polygon
+        if class_ not in range(num_classes) or not complete or not all(map(math.isfinite, values)):
+            longer = (
+                f"these and the {keypoints} values that kpt_shape asks for"
+                if keypoints
+                else "the points of a polygon"
+            )
             raise UserError(
                 f"{file}, line {number}, is {line[:80]!r}: write a class from 0 to "
-                f"{num_classes - 1}, then x, y, width and height, or the points of a polygon."
+                f"{num_classes - 1}, then x, y, width and height, or {longer}."
             )
         if polygon:
             xs, ys = values[::2], values[1::2]
             yield int(class_), (min(xs), min(ys), max(xs), max(ys))
         else:
-            x, y, w, h = values
+            x, y, w, h = values[:4]
             yield int(class_), (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
 
 

@@ -103,8 +103,14 @@ def _read_yolo(path: Path, split: str) -> tuple[Split, Split | None]:
         raise UserError(f"{path} names no images under 'val': write a folder or a list of files.")
     splits = [split, "val"] if split == "train" and "val" in yolo.splits else [split]
     found = [yolo_to_coco(yolo, name) for name in splits]
-    first, *rest = (Split(content, str(folder)) for content, folder in found)
+    first, *rest = (Split(content, _from_here(folder)) for content, folder in found)
     return first, rest[0] if rest else None
+
+
+def _from_here(folder: Path) -> str:
+    # A relative path is still right if the project's folder moves.
+    here = Path.cwd()
+    return str(folder.relative_to(here)) if folder.is_relative_to(here) else str(folder)
 
 
 def _names(split: Split) -> list[str]:

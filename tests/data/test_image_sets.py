@@ -4,12 +4,14 @@ import io
 import pickle
 import tarfile
 import zipfile
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
 from PIL import Image
 
 from dpk_det.config.loading import load_config
@@ -79,6 +81,64 @@ def test_folder_and_zip_hold_the_same(tiny_images):
         assert torch.equal(folder[i][0], zipped[i][0]) and folder[i][1] == zipped[i][1]
     bgr = cv2.imread(str(images / "square" / "9.png"))
     assert np.array_equal(folder[29][0], bgr[..., ::-1].transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("around", ["", "pets/", "data/pets/"])
+@pytest.mark.parametrize("with_folders", [False, True])
+def test_folder_and_zip_have_the_same_classes(tmp_path, around, with_folders):
+    images = tmp_path / around / "images"
+    for name in ("cat/2021/1", "cat/0", "cat/2020/2", "cat-x/2021/3", "dog/a/2021/4", "stray"):
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(f"{images / name}.png", np.zeros((4, 4), np.uint8))
+    root = str(tmp_path / "images" if not around else tmp_path / around.split("/")[0])
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        archive.writestr("__MACOSX/images/cat/._0.png", b"")
+        for path in sorted(Path(root).rglob("*")):
+            if with_folders or path.is_file():
+                archive.write(path, path.relative_to(tmp_path))
+    folder = read_images(str(images), "")
+    zipped = read_images(str(tmp_path / "images.zip"), "")
+    assert zipped.classes == folder.classes == ["cat", "cat-x", "dog"]
+    assert zipped.labels == folder.labels == [0, 0, 0, 1, 2]
+    names = [[Path(x.path).name for x in each.image_files()] for each in (folder, zipped)]
+    assert names[0] == names[1] == ["0.png", "2.png", "1.png", "3.png", "4.png"]
+
+
+def test_a_zip_of_one_class(tmp_path):
+    with zipfile.ZipFile(tmp_path / "one.zip", "w") as archive:
+        archive.writestr("pets/", b"")
+        archive.writestr("pets/cat/0.png", b"")
+    assert read_images(str(tmp_path / "one.zip"), "").classes == ["cat"]
+
+
+@pytest.mark.parametrize("name", ["0.jpg", "0.png", "0.webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_is_turned_as_predict_turns_it(tmp_path, name, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    save_image(tmp_path / "a" / name, exif)
+    assert_read_as_detectron2_reads(tmp_path, name)
+
+
+@pytest.mark.parametrize("damage", ["nonsense", "text in place of a width"])
+def test_damaged_exif_is_tolerated(tmp_path, damage):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "Maker"  # Pillow fails when it writes this text as a width
+    data = b"Exif\0\0nonsense" if damage == "nonsense" else exif.tobytes()
+    save_image(tmp_path / "a" / "0.jpg", data.replace(b"\x01\x0f", b"\x01\x00"))
+    assert_read_as_detectron2_reads(tmp_path, "0.jpg")
+
+
+def save_image(path, exif):
+    path.parent.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path, exif=exif)
+
+
+def assert_read_as_detectron2_reads(folder, name):
+    expected = read_image(str(folder / "a" / name), "RGB").transpose(2, 0, 1)
+    image, _ = read_images(str(folder), "")[0]
+    assert np.array_equal(image, expected)
 
 
 def test_a_grey_image_has_three_channels_and_a_broken_one_is_named(tmp_path):

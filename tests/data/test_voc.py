@@ -44,7 +44,9 @@ def test_corners_count_pixels_from_one(xml, corners, box):
     [
         ("", False, 0),
         ("<difficult>0</difficult><truncated>1</truncated>", False, 0),
+        ("<difficult>False</difficult>", False, 0),
         ("<difficult>1</difficult>", False, 1),
+        ("<difficult>True</difficult>", False, 1),
         ("<difficult>1</difficult>", True, 0),
     ],
 )
@@ -86,6 +88,24 @@ def test_an_empty_folder_and_a_list_that_is_absent_are_told(tmp_path):
         voc_files(tmp_path, tmp_path / "gone.txt")
 
 
-def test_a_list_names_files_in_its_first_column(tmp_path):
-    (tmp_path / "list.txt").write_text("b 1\n\na -1\n")
-    assert voc_files(tmp_path, tmp_path / "list.txt") == [tmp_path / "b.xml", tmp_path / "a.xml"]
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("a -1", "a"),  # a list of one class
+        ("a  1", "a"),
+        ("a\t0", "a"),
+        ("photo 1", "photo 1"),
+        ("  photo 1\r", "photo 1"),
+        ("photo 1 -1", "photo 1"),
+        ("photo (1)", "photo (1)"),
+        ("photo 2", "photo 2"),  # there is none, and photo is another
+        ("\ufeffa", "a"),  # as Windows writes it
+        ("für", "für"),
+    ],
+)
+def test_a_list_names_files(tmp_path, line, name):
+    for there in ("a", "photo", "photo 1"):
+        (tmp_path / f"{there}.xml").touch()
+    (tmp_path / "list.txt").write_text(f"{line}\n\nb\n", "utf-8")
+    found = voc_files(tmp_path, tmp_path / "list.txt")
+    assert found == [tmp_path / f"{name}.xml", tmp_path / "b.xml"]

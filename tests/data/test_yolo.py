@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -70,6 +72,64 @@ def test_paths_are_found_in_every_way(yolo, tmp_path, yaml):
     (tmp_path / "list.txt").write_text("./images/a.jpg\n")
     content, _ = yolo_to_coco(yolo("1 0.5 0.5 1 1", yaml=yaml), "train")
     assert [x["category_id"] for x in content["annotations"]] == [2]
+
+
+POSE = "train: images\nnames: [ant, cat]\nkpt_shape: {}\n"
+
+
+@pytest.mark.parametrize(
+    ("shape", "keypoints"),
+    [("[3, 2]", " 0.1 0.2 0.6 0.2 0.6 0.9"), ("[2, 3]", " 0.1 0.2 2 0.6 0.2 1"), ("[3, 2]", "")],
+)
+def test_keypoints_are_left_out(yolo, shape, keypoints):
+    given = yolo(f"1 0.25 0.5 0.5 0.2{keypoints}", yaml=POSE.format(shape))
+    (found,) = yolo_to_coco(given, "train")[0]["annotations"]
+    assert found["bbox"] == pytest.approx([0, 12, 20, 6])
+
+
+def test_keypoints_that_do_not_fit_are_told(yolo):
+    given = yolo("0 0.1 0.2 0.6 0.2 0.6 0.9", yaml=POSE.format("[3, 2]"))
+    with pytest.raises(UserError, match=r"a\.txt, line 1, .* or these and the 6 values that kpt_"):
+        yolo_to_coco(given, "train")
+
+
+@pytest.mark.parametrize("shape", ["3", "[3]", "[3, two]", "[0, 2]", "{a: 1}"])
+def test_a_shape_of_keypoints_that_is_none_is_told(yolo, shape):
+    with pytest.raises(UserError, match=r"data\.yaml has .* as kpt_shape: write"):
+        yolo(yaml=POSE.format(shape))
+
+
+def test_relative_and_absolute_paths_mix(yolo, tmp_path, monkeypatch):
+    yolo("0 0.5 0.5 1 1")
+    (tmp_path / "images/a.jpg").rename(tmp_path / "b.jpg")
+    yaml = f"train: [images, {tmp_path / 'list.txt'}]\nnames: [ant]\n"
+    (tmp_path / "list.txt").write_text(str(tmp_path / "b.jpg"))
+    yolo("0 0.5 0.5 1 1", yaml=yaml)
+    monkeypatch.chdir(tmp_path)
+    content, folder = yolo_to_coco(read_data_yaml(Path("data.yaml")), "train")
+    assert [x["file_name"] for x in content["images"]] == ["images/a.jpg", "b.jpg"]
+    assert folder == tmp_path
+
+
+def test_labels_lie_beside_their_photos_in_a_folder_of_images(tmp_path):
+    """The folder of that name is none of YOLO's."""
+    folder = tmp_path / "images" / "project"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (40, 30)).save(folder / "a.jpg")
+    (folder / "a.txt").write_text("0 0.5 0.5 1 1")
+    (folder / "data.yaml").write_text("train: .\nnames: [ant]\n")
+    content, _ = yolo_to_coco(read_data_yaml(folder / "data.yaml"), "train")
+    assert len(content["annotations"]) == 1
+
+
+def test_folders_that_are_links_are_followed(yolo, tmp_path):
+    given = yolo("0 0.5 0.5 1 1", name="deep/b")
+    (tmp_path / "images/deep").rename(tmp_path / "elsewhere")
+    (tmp_path / "images/deep").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path)  # has no end
+    content, _ = yolo_to_coco(given, "train")
+    assert [x["file_name"] for x in content["images"]] == ["b.jpg"]
+    assert len(content["annotations"]) == 1
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,13 @@ def test_voc_as_two_folders(tmp_path):
     assert found(train) == found(val) == BOXES
 
 
+def test_photos_below_the_working_directory_have_a_relative_path(tmp_path, monkeypatch):
+    yolo(tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    train, _ = read_sources(["mine/data.yaml"], [], 0.5)
+    assert train.images == "mine/train/images"
+
+
 @pytest.mark.parametrize("form", [voc, yolo])
 def test_a_source_that_has_a_val_split_needs_no_other(form, tmp_path):
     train, val = read_sources(form(tmp_path, {"train": ["a"], "val": ["b"]}), [], 0)
