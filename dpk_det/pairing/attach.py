@@ -112,9 +112,10 @@ class Distillation:
             self._seen.keep_maps(backbone, inputs, maps)
             self._images = inputs[0] if self._alike and inputs else None
 
-    def _see_module(self, name: str, *of_the_hook: Any) -> None:
+    def _see_module(self, name: str, *of_the_hook: Any) -> Tensor | None:
         if self._learns():
-            self._seen.keep(name, *of_the_hook)
+            return self._seen.keep(name, self._layouts[name], *of_the_hook)
+        return None
 
     def _learns(self) -> bool:
         # without gradients a model in training mode does not learn, for example in PreciseBN

@@ -125,6 +125,7 @@ class ComparedHeads:
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module, names: Collection[str]) -> None:
+        self._student = student
         self._hooks: list[Any] = []
         self._seen: dict[str, Any] = {}
         self.dense, self.box, self.image = (
@@ -175,9 +176,10 @@ class ComparedHeads:
             Head name to logits of the student, and the same for the teacher.
 
         Raises:
-            UserError: when dense heads have different numbers of classes.
+            UserError: when dense heads differ in classes, or a head of the student has not run.
         """
         seen, self._seen = self._seen, {}  # the graph must not outlive the step
+        self._check_seen(seen)
         student, teacher = {}, {}
         if self.dense:
             own, other = self.dense
@@ -207,6 +209,20 @@ class ComparedHeads:
             teacher["image"] = Logits(answers, True)
         return student, teacher
 
+    def _check_seen(self, seen: Mapping[str, Any]) -> None:
+        of_box = dict.fromkeys(("boxes", "logits", "regions"), self.box)
+        for key, pair in {"dense": self.dense, "image": self.image, **of_box}.items():
+            if pair and key not in seen:
+                raise UserError(
+                    f"The student's {pair[0].name} head has not run with gradients in this step, "
+                    "so its logits cannot be compared: choose a method that learns features."
+                )
+        if self.box and not all(x.has("gt_classes") for x in seen["regions"][0]):
+            raise UserError(
+                "The student's roi_heads are in evaluation mode and sample no regions whose logits "
+                "could be compared: call roi_heads.train(), and eval() only on parts of it."
+            )
+
     def forget(self) -> None:
         """Drop the recorded outputs."""
         self._seen = {}
@@ -224,12 +240,16 @@ class ComparedHeads:
         self._hooks.append(module.register_forward_hook(partial(self._see, name)))
 
     def _see(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        if module.training and torch.is_grad_enabled():
+        if self._learns():
             self._seen[name] = output
 
     def _see_boxes(self, pooler: nn.Module, inputs: Any) -> None:
-        if pooler.training and torch.is_grad_enabled():
+        if self._learns():
             self._seen.setdefault("boxes", inputs[1])  # a cascade pools in each stage
+
+    def _learns(self) -> bool:
+        # of the whole student, because a frozen head may be in evaluation mode
+        return self._student.training and torch.is_grad_enabled()
 
 
 def _shared(own: Any, other: Any, names: Collection[str]) -> tuple[Any, Any] | None:

@@ -120,6 +120,7 @@ class DistillHook(HookBase):
                 "This DistillHook has let its model go after a first train(): build a new trainer "
                 "and register a new hook."
             )
+        self._check_resumed()
         if self.inherit and self.trainer.start_iter == 0:
             inherit_weights(model, self.teacher.model)
 
@@ -133,6 +134,16 @@ class DistillHook(HookBase):
         # Wrapping needs all processes. After an exception the others may be elsewhere.
         finished = trainer.iter >= trainer.max_iter
         trainer.model = rewrap(trainer.model) if finished else model
+
+    def _check_resumed(self) -> None:
+        trainer, groups = self.trainer, self.trainer.optimizer.param_groups
+        # the scheduler is loaded from the checkpoint and has one rate per group
+        if len(getattr(trainer.scheduler, "base_lrs", groups)) != len(groups):
+            raise UserError(
+                f"The training resumed at iteration {trainer.start_iter} did not distil by the "
+                "same methods: name its checkpoint in MODEL.WEIGHTS and train without resuming, "
+                "in another OUTPUT_DIR."
+            )
 
     def _optimise(self, distiller: nn.Module) -> None:
         trainer, optimizer = self.trainer, self.trainer.optimizer

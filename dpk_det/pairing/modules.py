@@ -6,12 +6,13 @@ with slashes, because a distiller names layers after maps and torch allows no do
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 from detectron2.layers import ShapeSpec
+from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from dpk_det import random_state
@@ -43,11 +44,13 @@ class Layout:
         axes: "bchw"; "bhwc", as in Detectron2's ViT; or tokens, row by row: "bnc", "nbc".
         stride: pixels per cell.
         channels: C.
+        overwritten: whether the network later changes the module's output in place.
     """
 
     axes: str
     stride: int
     channels: int
+    overwritten: bool = False
 
     def read(self, output: Any, name: str, size: tuple[int, int]) -> Tensor:
         """Convert the output of the module to a map.
@@ -89,16 +92,20 @@ class Seen:
 
     Attributes:
         outputs: outputs of modules, by the names of their maps.
+        versions: how often each output had been changed in place when its module returned it.
         maps: maps of the backbone.
         size: (height, width) of the padded images.
     """
 
     outputs: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, int] = field(default_factory=dict)
     maps: Any = None
     size: tuple[int, int] = (0, 0)
 
-    def keep(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+    def keep(self, name: str, layout: Layout | None, *of_the_hook: Any) -> Tensor | None:
         """Keep a module's output, as a forward hook.
+
+        A network that would change the output in place is given a copy to go on with.
 
         Raises:
             UserError: when the module runs a second time.
@@ -108,7 +115,14 @@ class Seen:
                 f"{module_path(name)} runs several times in a step, so it has no one map: name a "
                 "module in LEVELS that runs once."
             )
-        self.outputs[name] = output
+        self.outputs[name] = output = of_the_hook[-1]
+        self.versions[name] = getattr(output, "_version", 0)
+        # The copy is not kept, because the gradient of the model's own losses is measured here.
+        return output.clone() if layout and layout.overwritten else None
+
+    def is_overwritten(self, name: str) -> bool:
+        """Whether an output was changed in place after its module returned it."""
+        return getattr(self.outputs[name], "_version", 0) != self.versions[name]
 
     def keep_maps(self, backbone: nn.Module, inputs: tuple[Tensor], maps: Any) -> None:
         """Keep the backbone's maps, as a forward hook."""
@@ -123,6 +137,11 @@ class Seen:
                 raise UserError(
                     f"{module_path(name)} has not run in this step: name a module in LEVELS that "
                     "runs in each."
+                )
+            if self.is_overwritten(name):
+                raise UserError(
+                    f"The network changes in place what {module_path(name)} returns: name a module "
+                    "in LEVELS that contains it or follows it."
                 )
         maps = {
             name: layout.read(self.outputs[name], name, self.size)
@@ -163,18 +182,18 @@ def look(
 
 
 @contextmanager
-def watched(model: nn.Module, names: Iterable[str]) -> Iterator[Seen]:
+def watched(model: nn.Module, layouts: Mapping[str, Layout | None]) -> Iterator[Seen]:
     """Keep the outputs of modules inside the context.
 
     Args:
         model: the model of the modules.
-        names: names of the modules' maps.
+        layouts: layouts of the modules, by the names of their maps; None: not known yet.
     """
     seen = Seen()
-    hooks = [model.backbone.register_forward_hook(seen.keep_maps)] if names else []
-    for name in names:
+    hooks = [model.backbone.register_forward_hook(seen.keep_maps)] if layouts else []
+    for name, layout in layouts.items():
         module = model.get_submodule(module_path(name))
-        hooks.append(module.register_forward_hook(partial(seen.keep, name)))
+        hooks.append(module.register_forward_hook(partial(seen.keep, name, layout)))
     try:
         yield seen
     finally:
@@ -209,7 +228,7 @@ def find_layouts(model: nn.Module, paths: Sequence[str]) -> dict[str, Layout]:
     if not paths:
         return {}
     training = [(module, module.training) for module in model.modules()]
-    names = [map_name(path) for path in paths]
+    names = dict.fromkeys(map_name(path) for path in paths)
     try:
         with random_state.kept(), torch.no_grad(), watched(model.eval(), names) as seen:
             _run(model)
@@ -231,7 +250,11 @@ def _run(model: nn.Module) -> None:
             {"images": images.to(device), "labels": torch.zeros(2, dtype=torch.long, device=device)}
         )
     else:
-        model([{"image": image, "height": height, "width": width} for image in images])
+        boxes = Boxes([[0, 0, width, height]])
+        given = {"height": height, "width": width}
+        # Fast R-CNN asks for proposals, and other models do not look at them
+        given["proposals"] = Instances((height, width), proposal_boxes=boxes)
+        model([{"image": image, **given} for image in images])
 
 
 def _layout(seen: Seen, name: str) -> Layout:
@@ -252,7 +275,7 @@ def _layout(seen: Seen, name: str) -> Layout:
             f"{seen.size[1]} pixels, which {what}: name a module in LEVELS that returns "
             "(B, C, H, W), (B, H, W, C) or tokens."
         )
-    return found[0]
+    return replace(found[0], overwritten=seen.is_overwritten(name))
 
 
 def _readings(shape: tuple[int, ...], height: int, width: int, batch: int = 2) -> Iterator[Layout]:

@@ -25,7 +25,8 @@ class Schedule:
         grad_share_every: steps from one measurement of that share to the next; 0: never.
 
     Raises:
-        UserError: when ``stop_at`` is not in [0, 1], or ``grad_share`` is negative.
+        UserError: when ``stop_at`` is not in [0, 1], or ``grad_share`` is negative or never
+            measured.
     """
 
     max_iter: int | None = None
@@ -39,6 +40,11 @@ class Schedule:
             raise UserError(f"stop_at is {self.stop_at}: write a share of the training, 0 to 1.")
         if not self.grad_share >= 0:
             raise UserError(f"grad_share is {self.grad_share}: write 0 or more.")
+        if self.grad_share and not self.grad_share_every:
+            raise UserError(
+                f"grad_share is {self.grad_share} but grad_share_every is 0: write 1 or more, "
+                "because only what is measured can be steered."
+            )
 
     def progress(self, storage: EventStorage | None) -> float | None:
         """The share of the training that is done; None where the caller sets it."""

@@ -65,7 +65,8 @@ class Teacher:
         self.layouts: dict[str, Layout] = {}
         self.flip_channels = image_format != student_format
         self._dtype = find(PRECISIONS, precision, "precision (DISTILL.TEACHER.PRECISION)")
-        self._layout = torch.channels_last if channels_last else torch.preserve_format
+        # not a torch.memory_format, which torch.save() cannot pickle
+        self._channels_last = channels_last
         if channels_last:
             model.backbone.to(memory_format=torch.channels_last)
         self._compiled = compiled
@@ -117,7 +118,8 @@ class Teacher:
             batch = flip_channels(batch)
         if images is None:
             images = preprocess(self.model, batch).tensor
-        images = images.to(memory_format=self._layout)
+        if self._channels_last:
+            images = images.to(memory_format=torch.channels_last)
         if self._dtype is None:
             return look(self.model, batch, self.layouts, images, self._look)
         with torch.autocast(images.device.type, self._dtype):

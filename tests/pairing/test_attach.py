@@ -1,6 +1,7 @@
 """Making a built model distil, and letting it go again."""
 
 import copy
+import io
 import json
 import pickle
 
@@ -387,11 +388,24 @@ def assert_equal_steps(one, other, batch):
     assert all(torch.equal(losses[name], others[name]) for name in losses)
 
 
+def saved_and_loaded(model):
+    torch.save(model, file := io.BytesIO())
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
 @pytest.mark.parametrize(
-    "duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"]
+    ("duplicate", "opts"),
+    [
+        (copy.deepcopy, ()),
+        (lambda x: pickle.loads(pickle.dumps(x)), ()),
+        (saved_and_loaded, ()),
+        (saved_and_loaded, ("DISTILL.TEACHER.CHANNELS_LAST", True)),
+    ],
+    ids=["copy", "pickle", "file", "channels_last"],
 )
-def test_a_copy_distils_by_itself(tiny, batch, duplicate):
-    model = attach_from_config(tiny.build("plain"), tiny.cfg("dpk", *LOGITS))
+def test_a_copy_distils_by_itself(tiny, batch, duplicate, opts):
+    model = attach_from_config(tiny.build("plain"), tiny.cfg("dpk", *LOGITS, *opts))
     train_step(model, batch)  # so that there are curves and a running CKA to copy
     bond, twin = model.distillation, duplicate(model)
     assert twin.distillation.model is twin and twin.distillation.distiller is twin.distiller

@@ -396,6 +396,46 @@ def test_a_step_that_was_broken_off_leaves_nothing_to_the_next(attach, batch, mo
     assert len(student.logits["roi"].values) == len(teacher.logits["roi"].values)
 
 
+@pytest.mark.parametrize(
+    ("opts", "frozen"),
+    [
+        ((), ["roi_heads.box_predictor"]),
+        ((), ["roi_heads.box_head", "roi_heads.box_pooler", "roi_heads.box_predictor"]),
+        ((), ["proposal_generator.rpn_head"]),
+        (RETINANET, ["head"]),
+    ],
+)
+def test_a_head_that_is_frozen_in_evaluation_mode_is_compared_all_the_same(
+    attach, batch, opts, frozen
+):
+    model, _, spy = attach(opts, opts)
+    model.train()
+    for path in frozen:
+        model.get_submodule(path).eval().requires_grad_(False)
+    torch.manual_seed(0)
+    with EventStorage():
+        model(batch)
+    assert list(spy.seen[0].logits) == (["dense"] if opts else ["rpn", "roi"])
+    assert all(x.values.requires_grad for x in spy.seen[0].logits.values())
+
+
+def test_regions_that_are_not_sampled_are_an_error(attach, batch):
+    model, *_ = attach()
+    model.train().roi_heads.eval()
+    with (
+        EventStorage(),
+        pytest.raises(UserError, match=r"roi_heads .* no regions.*roi_heads.train"),
+    ):
+        model(batch)
+
+
+@pytest.mark.parametrize(("opts", "name"), [((), "rpn"), ((), "roi"), (RETINANET, "dense")])
+def test_a_head_that_has_not_run_is_an_error(tiny, opts, name):
+    heads = ComparedHeads(tiny.build("plain", *opts), tiny.build("teacher", *opts), {name})
+    with pytest.raises(UserError, match=f"The student's {name} head has not run with gradients"):
+        heads.compare({}, SIZES)
+
+
 def test_dense_heads_of_other_classes_are_an_error_when_attached(attach):
     other = [*RETINANET, "MODEL.RETINANET.NUM_CLASSES", 3]
     with pytest.raises(UserError, match="student knows 2 classes and its teacher 3, so their"):

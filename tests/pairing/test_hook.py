@@ -347,6 +347,18 @@ def test_without_a_checkpoint_resuming_starts_and_inherits(tiny, config):
 # ------------------------------------------------------------------ mistakes
 
 
+def test_resuming_a_training_that_did_not_distil_is_an_error(config):
+    cfg = config(*PLAIN, "SOLVER.CHECKPOINT_PERIOD", 2)
+    reference(cfg).train()
+    with open(f"{cfg.OUTPUT_DIR}/last_checkpoint", "w") as f:
+        f.write("model_0000001.pth")
+    trainer = hooked(cfg)
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == 2
+    with pytest.raises(UserError, match=r"iteration 2 did not distil.*MODEL.WEIGHTS"):
+        trainer.train()
+
+
 def test_registering_after_resuming_is_an_error(config):
     cfg = config(*PLAIN, "SOLVER.CHECKPOINT_PERIOD", 1)
     reference(cfg).train()

@@ -14,6 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import nn
 from torch.nn import functional as F
 
+from dpk_det.data import made_up_batch
 from dpk_det.distill import Distiller, Level
 from dpk_det.errors import UserError
 from dpk_det.pairing.attach import attach_distiller
@@ -338,6 +339,57 @@ def test_modules_of_a_resnet_are_levels_of_a_config(tiny, batch):
     learnt = {name for name, p in model.named_parameters() if p.grad is not None}
     assert "backbone.bottom_up.res3.0.conv1.weight" in learnt
     assert not [name for name in learnt if "res4" in name or "fpn" in name]
+
+
+class Keeper(Distiller):
+    """Keeps the maps that it is given."""
+
+    def forward(self, student, teacher, targets=None):
+        self.maps = {"student": student.maps, "teacher": teacher.maps}
+        return {"loss_keeper": 0 * sum(x.sum() for x in student.maps.values())}
+
+
+def test_a_map_that_the_network_changes_in_place_learns_as_it_was_returned(tiny, batch):
+    path = "backbone.bottom_up.res3.0.conv1"  # its block applies relu_ to what it returns
+    plain, model, teacher = (tiny.build(x) for x in ("plain", "plain", "teacher"))
+    returned = {}
+    for who, net in (("student", model), ("teacher", teacher)):
+        net.get_submodule(path).register_forward_hook(
+            lambda *hook, who=who: returned.update({who: hook[-1].detach().clone()})
+        )
+    name = path.replace(".", "/")
+    keeper = Keeper([Level(name, name, 8, 8, 12)])
+    attach_distiller(model, Teacher(teacher, "BGR", "BGR"), keeper)
+    losses, expected = step(model.train(), batch), step(plain.train(), batch)
+    for who, maps in keeper.maps.items():
+        assert torch.equal(maps[name], returned[who]) and maps[name].min() < 0
+    assert all(torch.equal(losses[x], loss) for x, loss in expected.items())
+    # the model's own losses depend on the same tensor, so their share of its gradient is measured
+    own = sum(losses[x] for x in expected)
+    assert torch.autograd.grad(own, keeper.maps["student"][name], retain_graph=True)[0].any()
+    own.backward()
+    sum(expected.values()).backward()
+    gradients = {x: p.grad for x, p in model.named_parameters()}
+    assert all(torch.equal(p.grad, gradients[x]) for x, p in plain.named_parameters())
+
+
+def test_a_map_that_only_training_changes_in_place_is_an_error(batch):
+    def double(decoder, inputs):
+        if decoder.training:
+            inputs[1].mul_(2)
+
+    model = detr(8, 1)
+    model.decoder.register_forward_pre_hook(double)
+    distil(model, Teacher(detr(12, 2), "BGR", "BGR"), {"pkd": {}}, ["encoder"])
+    with pytest.raises(UserError, match="changes in place what encoder returns: name a module in"):
+        step(model, batch)
+
+
+def test_a_detector_of_given_proposals_learns_from_its_modules(tiny):
+    given = ["MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals", "MODEL.LOAD_PROPOSALS", True]
+    cfg = tiny.cfg("dpk", *given, "DISTILL.LEVELS", ["backbone.bottom_up.res4"])
+    model = attach_from_config(tiny.build("plain", *given), cfg).train()
+    assert step(model, made_up_batch(cfg, 2))["loss_dpk"] > 0
 
 
 @both

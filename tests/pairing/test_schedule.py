@@ -65,7 +65,11 @@ def test_the_caller_of_a_loop_without_storage_says_how_far_it_is():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"stop_at": 1.5}, "stop_at is 1.5: write"), ({"grad_share": float("nan")}, "grad_share is")],
+    [
+        ({"stop_at": 1.5}, "stop_at is 1.5: write"),
+        ({"grad_share": float("nan")}, "grad_share is"),
+        ({"grad_share": 0.5, "grad_share_every": 0}, "grad_share is 0.5 but .*_every is 0: write"),
+    ],
 )
 def test_shares_that_cannot_be_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
