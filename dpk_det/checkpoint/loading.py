@@ -56,7 +56,9 @@ class Checkpointer(DetectionCheckpointer):
         else:
             loaded = _read(filename) if filename.endswith(".pkl") else super()._load_file(filename)
         check_finite(loaded["model"], filename)
-        state = loaded["model"]
+        # A distiller belongs to one training: another one has another teacher, or begins anew.
+        state = {k: v for k, v in loaded["model"].items() if not k.startswith("distiller.")}
+        loaded["model"] = state
         for prefix in self.prefixes:
             part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             if part:

@@ -34,7 +34,7 @@ Measure = Callable[[Mapping[str, Run], Mapping[str, str]], dict[str, list[float]
 T = TypeVar("T")
 
 LEAST = 1.02
-"""Ratio of step times below which a baseline gets no control."""
+"""Ratio of training times below which a baseline gets no control."""
 
 
 def with_controls(
@@ -47,9 +47,9 @@ def with_controls(
     """Add the controls that ``equal_time`` asks for to a suite.
 
     A control is a baseline with a longer schedule: it trains for the same time as the suite's
-    slowest method that distils (``equal_time: each``: one control for each method that is measured
-    against the baseline). The step times are measured side by side, before any training, and kept
-    in ``step_times.json``. They are measured again only if a config has changed.
+    longest training that distils (``equal_time: each``: one control for each method that is
+    measured against the baseline). The step times are measured side by side, before any training,
+    and kept in ``step_times.json``. They are measured again only if a config has changed.
 
     Args:
         suite: suite as read from its file.
@@ -194,9 +194,11 @@ def _controls(
     others = [name for name in others if distils(configs[name])] or others
     found = {}
     for base, group in learners.items():
-        dearest = max(others, key=lambda name: ratios[name][base])
+        costs = {name: ratio[base] for name, ratio in ratios.items()}
+        times = {name: training_time(suite, configs, name, costs) for name in configs}
+        dearest = max(others, key=lambda name: times[name])
         for of in group if suite.equal_time == "each" else [dearest]:
-            ratio = ratios[of][base]
+            ratio = times[of] / times[base]
             if ratio < LEAST:
                 continue
             method = suite.methods[base]
@@ -212,6 +214,35 @@ def _controls(
                 ),
             )
     return found
+
+
+def training_time(
+    suite: Suite,
+    configs: Mapping[str, CfgNode],
+    name: str,
+    seconds: Mapping[str, float | None],
+    steps: int | None = None,
+) -> float:
+    """Return the time of a training. Steps after ``DISTILL.STOP_AT`` take a plain student's time.
+
+    Args:
+        suite: its baselines say which plain student that is.
+        configs: method to config.
+        name: name of the method.
+        seconds: method to time of a step, while it distils; the method itself must have one.
+        steps: number of steps that were made; None: all.
+    """
+    steps, plain = configs[name].SOLVER.MAX_ITER if steps is None else steps, name
+    while plain in configs and distils(configs[plain]):
+        plain = suite.methods[plain].baseline
+    distilling = distilling_steps(configs[name], steps)
+    after = seconds.get(plain) or seconds[name]
+    return distilling * seconds[name] + (steps - distilling) * after
+
+
+def distilling_steps(cfg: CfgNode, steps: int) -> float:
+    """Return how many of the first steps of a training distil, or all if it never does."""
+    return min(steps, cfg.DISTILL.STOP_AT * cfg.SOLVER.MAX_ITER) if distils(cfg) else steps
 
 
 def longer(cfg: CfgNode, ratio: float) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from dpk_det.comparison.photos import THRESHOLD, Photos, compare_photos
 from dpk_det.comparison.pictures import embedded
 from dpk_det.comparison.plan import Plan
 from dpk_det.comparison.report import method_cells, metric_name, notes, p_value, spread, times
+from dpk_det.comparison.run_notes import how_control_trained
 from dpk_det.files import write_whole
 
 PAGE = "report.html"
@@ -137,12 +138,10 @@ def headline(
         f'The best student that distils is "{best["title"]}": {spread(best["mean"], best["sd"])} '
         f"{metric}."
     ]
-    for key, than, how in (
-        ("gain", "baseline", ""),
-        ("gain_at_equal_time", "control", ", which trained at least as long without distilling"),
-    ):
+    for key, than in (("gain", "baseline"), ("gain_at_equal_time", "control")):
         gain = best[key]
         if gain:
+            how = f", which {how_control_trained(methods, pair[1])}" if than == "control" else ""
             sentences.append(
                 f"That is {spread(gain['mean'], gain['sd'], signed=True)} against "
                 f'"{methods[best[than]]["title"]}"{how}{_sure(gain)}.'

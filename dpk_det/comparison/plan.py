@@ -1,6 +1,7 @@
 """The trainings that a suite asks for."""
 
-from collections.abc import Collection, Sequence
+import os
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from dpk_det.comparison.suite import (
     check_folders,
     check_seeds,
 )
+from dpk_det.config.loading import load_config
+from dpk_det.config.shipped import find_config
 from dpk_det.engine.teacher_accuracy import TEACHER_RESULTS
-from dpk_det.errors import find
+from dpk_det.errors import UserError, find
 
 
 @dataclass(frozen=True)
@@ -93,13 +96,17 @@ def plan(suite: Suite, folder: Path, seeds: Sequence[int] = (), only: Collection
     needed = {suite.start, *(method.teacher for method in chosen.values())} if only else None
     teachers = {
         name: Run(
-            name, teacher.config, folder / name, overrides({**teacher.opts, "SEED": teacher.seed})
+            name,
+            teacher.config,
+            folder / name,
+            overrides({**teacher.opts, "SEED": teacher.seed}),
+            averages=_averages(teacher),
         )
         for name, teacher in suite.teachers.items()
         if teacher.weights is None and (needed is None or name in needed)
     }
     methods = {
-        name: {seed: _student(suite, method, seed, folder) for seed in seeds}
+        name: {seed: _student(suite, method, seed, folder, teachers) for seed in seeds}
         for name, method in chosen.items()
     }
     todo = Plan(suite, seeds, teachers, methods)
@@ -116,10 +123,20 @@ def plan(suite: Suite, folder: Path, seeds: Sequence[int] = (), only: Collection
     return todo
 
 
-def _student(suite: Suite, method: Method, seed: int, folder: Path) -> Run:
+def _averages(teacher: Teacher) -> bool:
+    if not os.path.isfile(find_config(teacher.config)):  # accepts any text, even a too long one
+        return False
+    try:
+        return load_config(teacher.config, overrides(teacher.opts)).SOLVER.EMA_DECAY > 0
+    except UserError:  # load_configs() reports the mistake
+        return False
+
+
+def _student(
+    suite: Suite, method: Method, seed: int, folder: Path, trained: Mapping[str, Run]
+) -> Run:
     def weights(teacher: Teacher) -> str:
-        trained = Run(teacher.name, teacher.config, folder / teacher.name).weights
-        return str(trained) if teacher.weights is None else teacher.weights
+        return str(trained[teacher.name].weights) if teacher.weights is None else teacher.weights
 
     start, teacher = (suite.teachers.get(name) for name in (suite.start, method.teacher))
     opts = dict(method.opts)

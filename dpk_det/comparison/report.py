@@ -6,6 +6,13 @@ from typing import Any
 
 from tabulate import tabulate
 
+from dpk_det.comparison.run_notes import (
+    early_notes,
+    how_control_trained,
+    inexact,
+    resumed_notes,
+)
+
 # task -> prefix of its metrics in a table, and in a sentence
 _TASKS = {"bbox": ("", "box "), "segm": ("mask ", "mask "), "keypoints": ("keypoint ",) * 2}
 # dataset, if there are several; task; figure
@@ -86,16 +93,7 @@ def _is_given(row: Mapping[str, Any]) -> bool:
 def _value(row: Mapping[str, Any], seed: int | str) -> str:
     if seed not in row["values"]:
         return "-"
-    return f"{row['values'][seed]:.1f}{'†' if _inexact(row, seed) else ''}"
-
-
-def _inexact(row: Mapping[str, Any], seed: int | str) -> list[str]:
-    resumed = row["runs"].get(seed, {}).get("resumed", [])
-    return [
-        f"step {x['step']}{f' ({why})' if (why := x.get('why')) else ''}"
-        for x in resumed
-        if not x["exact"]
-    ]
+    return f"{row['values'][seed]:.1f}{'†' if inexact(row, seed) else ''}"
 
 
 def spread(mean: float | None, sd: float | None, signed: bool = False) -> str:
@@ -160,11 +158,7 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
             "the seeds that both have."
         )
     honest = [row["gain_at_equal_time"] for row in methods.values() if row["gain_at_equal_time"]]
-    if honest:
-        said.append(
-            "gain at equal time: over the same baseline, trained without a teacher for as many "
-            f"more steps as take the same time: {_controls(methods)}."
-        )
+    said += _control_notes(methods)
     if any(gain["interval"] for gain in gains + honest):
         said.append("95 %: interval of confidence of the mean gain in the column before it.")
     for kind, found in (("gain", gains), ("gain at equal time", honest)):
@@ -195,7 +189,7 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
     said.append(
         f"Seeds: {', '.join(map(str, summary['seeds']))}; a seed is the same for all methods."
     )
-    said += _resumed_notes(methods | teachers)
+    said += early_notes(methods | teachers) + resumed_notes(methods | teachers)
     said.append(f"Parameters: {_parameters(methods | teachers)}.")
     said += [f"Machine: {_machine(machine)}." for machine in summary["machines"]]
     return said
@@ -210,13 +204,17 @@ def _blank_notes(rows: Mapping[str, Any], metric: str) -> list[str]:
     ]
 
 
-def _controls(methods: Mapping[str, Any]) -> str:
-    said = {
-        row["title"]: f"'{methods[row['control']]['title']}', {_steps(methods[row['control']])}"
-        for row in methods.values()
-        if row["gain_at_equal_time"]
-    }
-    return _grouped(said)
+def _control_notes(methods: Mapping[str, Any]) -> list[str]:
+    found: dict[str, dict[str, str]] = {}
+    for name, row in methods.items():
+        if row["gain_at_equal_time"]:
+            how = how_control_trained(methods, name)
+            found.setdefault(row["control"], {})[row["title"]] = how
+    return [
+        f"gain at equal time: over '{methods[control]['title']}', {_steps(methods[control])}: "
+        f"{_grouped(said)}."
+        for control, said in found.items()
+    ]
 
 
 def _metric_note(metric: str) -> str:
@@ -243,21 +241,6 @@ def _teacher_note(row: Mapping[str, Any]) -> str:
 
 def _weights(weights: str) -> str:
     return weights or "of the model zoo"
-
-
-def _resumed_notes(rows: Mapping[str, Any]) -> list[str]:
-    said = [
-        f"'{row['title']}' with seed {seed} after {' and '.join(steps)}"
-        for row in rows.values()
-        for seed in row["runs"]
-        if (steps := _inexact(row, seed))
-    ]
-    if not said:
-        return []
-    return [
-        f"†: resumed, but not as if it had never been interrupted: {'; '.join(said)}. From there "
-        "on it is another run than its seed gives."
-    ]
 
 
 def _steps(row: Mapping[str, Any]) -> str:

@@ -9,7 +9,9 @@ from typing import Any
 import msgspec
 from detectron2.evaluation.testing import flatten_results_dict
 
+from dpk_det.engine.average import AVERAGE
 from dpk_det.engine.lock import training_lock
+from dpk_det.engine.resume.checkpoints import FINAL
 from dpk_det.engine.trainer import RESULTS
 from dpk_det.errors import BusyError, UserError
 
@@ -26,6 +28,7 @@ class Run:
         after: names of the runs that must be done before.
         mode: argument of the training command.
         results_file: name of the file that the run writes at its end.
+        averages: whether its figures are those of averaged weights (SOLVER.EMA_DECAY).
     """
 
     name: str
@@ -35,6 +38,7 @@ class Run:
     after: tuple[str, ...] = ()
     mode: str = "--resume"  # an interrupted training goes on
     results_file: str = RESULTS
+    averages: bool = False
 
     @property
     def trains(self) -> bool:
@@ -86,8 +90,8 @@ class Run:
 
     @property
     def weights(self) -> Path:
-        """The file of a finished training's weights, which other runs load."""
-        return self.folder / "model_final.pth"
+        """The file of a finished training's weights, which other runs load: those evaluated."""
+        return self.folder / f"{AVERAGE if self.averages else FINAL}.pth"
 
     @property
     def log(self) -> Path:

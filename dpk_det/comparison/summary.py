@@ -9,12 +9,14 @@ from scipy.stats import ttest_rel
 
 from dpk_det.architectures import distils
 from dpk_det.comparison.doubts import doubts
+from dpk_det.comparison.equal_time import distilling_steps, training_time
 from dpk_det.comparison.plan import Plan
 from dpk_det.comparison.run import Run
 from dpk_det.comparison.statistics import holm, mean_interval
 from dpk_det.engine.metric_names import metric_names
 from dpk_det.engine.trainer import RESULTS
 from dpk_det.errors import find
+from dpk_det.pairing.scaling import scale_to_processes
 
 
 def summarise(
@@ -32,15 +34,15 @@ def summarise(
         A dict that JSON can hold. ``teachers`` and ``methods`` have a row per name, see
         :func:`_row`. A teacher also has ``weights`` (None if it is trained here). A method also has
         ``gain`` over its ``baseline`` and ``gain_at_equal_time`` over its ``control`` (see
-        :func:`paired_gain`; None without common seeds), ``training_seconds``, and
+        :func:`paired_gain`; None without common seeds), ``training_seconds`` (None if unknown), and
         ``relative_seconds`` and ``relative_memory``: medians over the seeds (or seconds measured
-        side by side), divided by those of the suite's baseline. ``doubts`` are sentences of
-        :func:`~dpk_det.comparison.doubts.doubts`.
+        side by side), divided by the baseline's. ``doubts``: see :func:`~.doubts.doubts`.
 
     Raises:
         UserError: when no finished student has the suite's metric, or its secondary metric.
     """
     suite = plan.suite
+    configs = {name: scale_to_processes(cfg) for name, cfg in configs.items()}
     done = {
         name: {seed: run for seed, run in runs.items() if run.results is not None}
         for name, runs in plan.rows.items()
@@ -87,13 +89,10 @@ def _methods(
         name: _row(plan, suite.methods[name], done[name], configs[name]) for name in plan.methods
     }
     reference = rows.get(suite.baseline, {})
+    seconds = {name: row["seconds_per_step"] for name, row in rows.items()} | suite.step_seconds
     for name, row in rows.items():
         method = suite.methods[name]
         baseline, control = rows.get(method.baseline), rows.get(method.control)
-        seconds = suite.step_seconds.get(name, row["seconds_per_step"])
-        reference_seconds = suite.step_seconds.get(
-            suite.baseline, reference.get("seconds_per_step")
-        )
         row |= {
             "learns_by": list(configs[name].DISTILL.METHODS) if distils(configs[name]) else [],
             "teacher": method.teacher,
@@ -101,8 +100,8 @@ def _methods(
             "control": method.control,
             "gain": baseline and paired_gain(row["values"], baseline["values"]),
             "gain_at_equal_time": control and paired_gain(row["values"], control["values"]),
-            "training_seconds": seconds and seconds * row["iterations"],
-            "relative_seconds": _ratio(seconds, reference_seconds),
+            "training_seconds": _training_seconds(plan, configs, name, seconds, row["iterations"]),
+            "relative_seconds": _ratio(seconds[name], seconds.get(suite.baseline)),
             "relative_memory": _ratio(row["peak_memory_mb"], reference.get("peak_memory_mb")),
         }
     for kind in ("gain", "gain_at_equal_time"):
@@ -112,11 +111,26 @@ def _methods(
     return rows
 
 
+def _training_seconds(
+    plan: Plan,
+    configs: Mapping[str, CfgNode],
+    name: str,
+    seconds: Mapping[str, float | None],
+    steps: int,
+) -> float | None:
+    if not seconds[name]:
+        return None
+    if name not in plan.suite.step_seconds and 2 * distilling_steps(configs[name], steps) < steps:
+        return None  # the training's median is the time of a step after DISTILL.STOP_AT
+    return training_time(plan.suite, configs, name, seconds, steps)
+
+
 def _row(
     plan: Plan, entry: Any, done: Mapping[int | str, Run], cfg: CfgNode | None
 ) -> dict[str, Any]:
     # cfg is None for a teacher that is not trained here.
     results = {seed: run.results for seed, run in done.items()}
+    made = [r["iterations"] for r in results.values() if r.get("iterations")]
 
     def measured(metric: str | None) -> dict[int | str, float]:
         figures = {seed: run.figures.get(metric) for seed, run in done.items()}
@@ -128,7 +142,7 @@ def _row(
         "title": entry.title,
         "config": entry.config,
         "opts": entry.opts,
-        "iterations": cfg and cfg.SOLVER.MAX_ITER,
+        "iterations": round(mean(made)) if made else cfg and cfg.SOLVER.MAX_ITER,
         "images_per_step": cfg and cfg.SOLVER.IMS_PER_BATCH,
         "parameters": next((r.get("parameters") for r in results.values()), None),
         "values": values,

@@ -195,7 +195,8 @@ KEYS: dict[str, tuple[Any, str]] = {
     "DISTILL.TEACHER.WEIGHTS": (
         "",
         "The teacher's weights: a path or URL. \"\": the zoo's own; for a path the model_final.pth "
-        "that training with that config has left in its OUTPUT_DIR (train.output_dir).",
+        "(model_ema.pth with SOLVER.EMA_DECAY) that training with that config has left in its "
+        "OUTPUT_DIR (train.output_dir).",
     ),
     "DISTILL.TEACHER.OPTS": (
         [],

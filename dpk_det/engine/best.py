@@ -35,6 +35,7 @@ class BestHook(BestCheckpointer):
         super().__init__(period, self, metric, file_prefix=BEST)
         self.metric, self.patience = metric, patience
         self.waited = 0
+        self._compared = -1
 
     def save(self, name: str, iteration: int) -> None:
         """Save the weights. The base class calls this, because this hook is its checkpointer."""
@@ -53,7 +54,9 @@ class BestHook(BestCheckpointer):
             NoMoreGain: on all ranks, when ``patience`` evaluations brought no new best.
         """
         trainer, number = self.trainer, self.trainer.iter + 1
-        super().after_step()
+        if trainer.iter != self._compared:  # the evaluation of a resumed step is repeated
+            super().after_step()
+            self._compared = trainer.iter
         if not self.patience or number % self._period or number == trainer.max_iter:
             return
         if comm.all_gather(self.waited)[0] >= self.patience:
@@ -70,12 +73,17 @@ class BestHook(BestCheckpointer):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state to save in a checkpoint."""
-        return {"value": self.best_metric, "iter": self.best_iter, "waited": self.waited}
+        return {
+            "value": self.best_metric,
+            "iter": self.best_iter,
+            "waited": self.waited,
+            "compared": self._compared,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state from a checkpoint."""
         self.best_metric, self.best_iter = state["value"], state["iter"]
-        self.waited = state["waited"]
+        self.waited, self._compared = state["waited"], state.get("compared", -1)
 
 
 def check_best(cfg: CfgNode) -> None:

@@ -29,7 +29,7 @@ from dpk_det.engine.folder import LOGGERS, lenient_logs, set_up
 from dpk_det.engine.launch import first_rank_does, launch, use_device
 from dpk_det.engine.lock import training_lock
 from dpk_det.engine.resume.checkpoints import last_checkpoint
-from dpk_det.engine.resume.continuity import find_start, is_finished
+from dpk_det.engine.resume.continuity import find_start, what_continues
 from dpk_det.engine.signals import watched
 from dpk_det.engine.start import has_teacher, teacher_weights
 from dpk_det.engine.teacher_accuracy import evaluate_teacher
@@ -154,11 +154,11 @@ def _train(args: argparse.Namespace) -> Any:
         stack.enter_context(no_room_ends(cfg.OUTPUT_DIR))
         first_rank_does(lambda: stack.enter_context(training_lock(cfg.OUTPUT_DIR)))
         start = find_start(cfg, args.resume)  # before anything in OUTPUT_DIR is overwritten
-        if start and is_finished(cfg, start):
+        if start and (change := what_continues(cfg, start)):
             if comm.is_main_process():
                 print(
-                    f"{cfg.OUTPUT_DIR} is trained to its end, {start.step} steps: raise "
-                    "SOLVER.MAX_ITER to go on."
+                    f"{cfg.OUTPUT_DIR} is trained to its end, {start.step} steps: {change} to go "
+                    "on."
                 )
             return None
         set_up(cfg, args)

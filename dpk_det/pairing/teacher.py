@@ -182,6 +182,8 @@ def _model_zoo() -> ModuleType:
 def find_teacher_weights(config_file: str, weights: str, teacher_cfg: CfgNode | DictConfig) -> str:
     """Find the weights to load: those given, or the model zoo's, or those that training has left.
 
+    A training with ``SOLVER.EMA_DECAY`` leaves the average that was evaluated.
+
     Raises:
         UserError: when none are given and none can be found.
     """
@@ -196,14 +198,17 @@ def find_teacher_weights(config_file: str, weights: str, teacher_cfg: CfgNode | 
                 "in DISTILL.TEACHER.WEIGHTS."
             ) from e
     if isinstance(teacher_cfg, DictConfig):
-        folder = OmegaConf.select(teacher_cfg, "train.output_dir", default=".")
+        folder, averages = OmegaConf.select(teacher_cfg, "train.output_dir", default="."), False
     else:
-        folder = teacher_cfg.OUTPUT_DIR
-    trained = Path(folder) / "model_final.pth"
-    if trained.is_file():
-        return str(trained)
+        folder, averages = teacher_cfg.OUTPUT_DIR, teacher_cfg.SOLVER.EMA_DECAY > 0
+    # Other trainers average nothing, whatever the config says.
+    names = ["model_ema.pth", "model_final.pth"] if averages else ["model_final.pth"]
+    trained = [Path(folder) / name for name in names]
+    for path in trained:
+        if path.is_file():
+            return str(path)
     raise UserError(
-        f"The teacher {config_file} has no weights: train it (that leaves {trained}) or name "
+        f"The teacher {config_file} has no weights: train it (that leaves {trained[0]}) or name "
         "them in DISTILL.TEACHER.WEIGHTS."
     )
 

@@ -14,25 +14,31 @@ teachers: {{big: {{title: the teacher, config: "{tiny.teacher}"}}}}
 baseline: plain
 methods:
   plain: {{title: plain student, config: "{tiny.plain}"}}
-  dpk: {{title: DPK, config: "{tiny.dpk}", teacher: big, opts: {{}}}}
+  long: {{title: trained longer, config: "{tiny.plain}", baseline: plain}}
+  dpk: {{title: DPK, config: "{tiny.dpk}", teacher: big, control: {control}, opts: {{}}}}
 """
 
 
 @pytest.fixture
 def report(tiny, tmp_path, finish):
-    """``report(teacher, plain, shares)`` finishes three runs and returns report.md."""
+    """``report(teacher, plain, shares)`` finishes three runs and returns the doubts."""
 
-    def make(teacher, plain, shares=()):
-        (tmp_path / "suite.yaml").write_text(SUITE.format(tiny=tiny))
+    def make(teacher, plain, shares=(), control="null", dpk=0.1, long=None, ended_early=False):
+        (tmp_path / "suite.yaml").write_text(SUITE.format(tiny=tiny, control=control))
         todo = plan_of(tmp_path)
-        for name, ap in {"big": teacher, "plain": plain, "dpk": 20.0}.items():
+        seconds = {"big": 0.1, "plain": 0.1, "dpk": dpk, "long": long}
+        aps = {"big": teacher, "plain": plain, "dpk": 20.0}
+        aps |= {"long": 15.0} if control != "null" else {}
+        for name, ap in aps.items():
             if ap is not None:
                 (run,) = todo.rows[name].values()
-                finish(run, ap)
+                early = ended_early and name == "long"
+                finish(run, ap, seconds_per_step=seconds[name], ended_early=early)
         lines = [{"iteration": i, "dpk/grad_share": x} for i, x in enumerate(shares)]
         folder = next(iter(todo.rows["dpk"].values())).folder
         (folder / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
         configs = {"big": tiny.cfg("teacher"), "plain": tiny.cfg("plain"), "dpk": tiny.cfg("dpk")}
+        configs["long"] = configs["plain"]
         write_report(todo, configs, tmp_path / "out", "a command", [])
         page = html.unescape((tmp_path / "out" / "report.html").read_text())
         doubts = json.loads((tmp_path / "out" / "results.json").read_text())["doubts"]
@@ -59,6 +65,28 @@ def test_a_teacher_that_knows_no_more_than_a_plain_student(report, teacher):
         f"'the teacher' has {teacher} AP, no more than 'plain student' (10.0), so students have "
         "nothing to learn from it: train it for longer or on more images."
     )
+
+
+def short_control(report, **times):
+    return report(30.0, 10.0, control="long", **times)
+
+
+def test_a_control_of_its_own_that_is_short_of_time(report):
+    (doubt,) = short_control(report, dpk=0.3, long=0.2)
+    assert doubt == (
+        "'trained longer' trained for 67 % of the time of 'DPK', whose control it is, so that gain "
+        "at equal time is too high: raise SOLVER.MAX_ITER of 'trained longer', unless other load "
+        "made the difference."
+    )
+
+
+@pytest.mark.parametrize("seconds", [0.295, 0.5, None])
+def test_a_control_that_has_the_time_or_an_unknown_one_is_no_doubt(report, seconds):
+    assert short_control(report, dpk=0.3, long=seconds) == []
+
+
+def test_a_control_that_ended_by_itself_needs_no_more_steps(report):
+    assert short_control(report, dpk=0.3, long=0.2, ended_early=True) == []
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 
+import msgspec
 import pytest
 import yaml
 
@@ -102,6 +103,63 @@ def test_each_method_may_have_a_control_of_its_own(write, tmp_path):
     assert steps == {"plain-as-long-as-pkd": 30, "inherit-as-long-as-dpk": 40}
     assert suite.methods["pkd"].control == "plain-as-long-as-pkd"
     assert suite.methods["inherit"].control is None
+
+
+def steps_of_control(write, tmp_path, equal_time=True, seconds=None, **opts):
+    """The steps of each control, where methods have these opts of their own."""
+    suite = read_suite(write(equal_time=equal_time))
+    for name, own in opts.items():
+        suite.methods[name].opts.update(own)
+    suite = with_controls(suite, tmp_path, SLOT, measure=Clock(**seconds or {}))
+    return {
+        name: method.opts["SOLVER.MAX_ITER"]
+        for name, method in suite.methods.items()
+        if "as-long-as" in name
+    }
+
+
+def test_a_method_with_more_steps_gives_its_control_more(write, tmp_path):
+    longer = {"SOLVER.MAX_ITER": 60}
+    steps = steps_of_control(write, tmp_path, dpk=longer)
+    assert steps == {
+        "plain-as-long-as-dpk": 120,
+        "inherit-as-long-as-dpk": round(60 * 0.2 / 0.101),
+    }
+
+
+def test_the_dearest_method_is_the_one_whose_training_takes_longest(write, tmp_path):
+    steps = steps_of_control(write, tmp_path, pkd={"SOLVER.MAX_ITER": 80})
+    assert steps["plain-as-long-as-pkd"] == 120  # a step of DPK is dearer, but it has 20 of them
+    assert "plain-as-long-as-dpk" not in steps
+
+
+def test_a_method_that_takes_no_longer_than_its_baseline_has_no_control(write, tmp_path):
+    few = {"SOLVER.MAX_ITER": 10}
+    steps = steps_of_control(write, tmp_path, "each", dpk=few, pkd=few)
+    assert steps == {}
+
+
+def test_steps_after_the_end_of_distillation_cost_as_much_as_plain_ones(write, tmp_path):
+    steps = steps_of_control(
+        write, tmp_path, "each", pkd={"DISTILL.STOP_AT": 0.5}, dpk={"DISTILL.STOP_AT": 0.0}
+    )
+    assert steps == {"plain-as-long-as-pkd": 25}
+
+
+def test_a_control_that_stops_distilling_itself_trains_for_the_same_time(write, tmp_path):
+    suite = read_suite(write(equal_time="each"))
+    pkd = suite.methods["pkd"]
+    pkd.opts["DISTILL.STOP_AT"] = 0.5  # 20 steps cost 25 plain ones
+    dear = msgspec.structs.replace(pkd, name="dear", title="dear", baseline="pkd")
+    dear = msgspec.structs.replace(dear, opts=pkd.opts | {"DISTILL.STOP_AT": 1.0})
+    suite.methods["dear"] = dear  # 20 steps cost 50 plain ones
+    suite = with_controls(suite, tmp_path, SLOT, measure=Clock(dear=0.25))
+    assert suite.methods["pkd-as-long-as-dear"].opts["SOLVER.MAX_ITER"] == 40
+    todo = plan(suite, tmp_path / "runs")
+    rows = summarise(todo, load_configs(todo, trains=False), "command")["methods"]
+    seconds = {name: row["training_seconds"] for name, row in rows.items()}
+    assert seconds["pkd"] == pytest.approx(2.5)
+    assert seconds["dear"] == pytest.approx(5) == seconds["pkd-as-long-as-dear"]
 
 
 def test_what_was_measured_and_what_follows_can_be_read(write, tmp_path):
@@ -203,7 +261,8 @@ def test_a_gain_that_time_explains_is_gone_at_equal_time(write, tmp_path, finish
     }
     for name, values in figures.items():
         for seed, value in enumerate(values, 1):
-            finish(todo.methods[name][seed], value)
+            steps = 40 if "as-long-as" in name else 20
+            finish(todo.methods[name][seed], value, iterations=steps)
     summary = summarise(todo, load_configs(todo, trains=False), "command")
     for name in ("dpk", "pkd"):
         row = summary["methods"][name]

@@ -81,14 +81,14 @@ def detections(tiny):
 def page(tiny, tmp_path, finish):
     """``page(dpk={1: 30.0, 2: 31.0}, ...)`` finishes these runs and gives the page."""
 
-    def make(failed=(), detections=None, suite=SUITE, **aps):
+    def make(failed=(), detections=None, suite=SUITE, made=None, **aps):
         (tmp_path / "suite.yaml").write_text(suite.format(tiny=tiny))
         todo = plan(read_suite(tmp_path / "suite.yaml"), tmp_path / "out" / "runs")
         for name, values in aps.items():
             for seed, ap in values.items():
                 run = todo.rows[name][seed]
                 box = {"AP": ap, "AP50": ap + 20, "AP-square": ap - 1, "AP-disc": ap + seed}
-                finish(run, ap, results={"bbox": box})
+                finish(run, ap, results={"bbox": box}, **(made or {}).get(name, {}))
                 if detections and name in ("plain", "dpk"):
                     path = run.folder / "inference" / "coco_instances_results.json"
                     path.parent.mkdir()
@@ -188,6 +188,30 @@ def test_it_says_who_is_better_by_how_much_and_at_what_cost(page):
     assert "Best of all" not in text
     assert "There is nothing to show: the detections" in text
     assert 'Cats & "dogs" <b>' in text and "a command" in text
+
+
+def test_a_control_that_trained_for_less_time_is_not_said_to_have_trained_as_long(page):
+    text = page(**FINISHED, made={"dpk": {"seconds_per_step": 0.15}}).text
+    assert (
+        'That is +9.0 ± 0.0 against "trained longer", which trained for 67 % of the time without '
+        "distilling." in text
+    )
+
+
+def test_a_control_may_be_two_percent_short(page):
+    text = page(**FINISHED, made={"dpk": {"seconds_per_step": 0.102}}).text
+    assert "which trained at least as long without distilling" in text
+
+
+def test_a_control_that_distils_is_not_said_not_to(page):
+    text = page(**FINISHED, suite=SUITE.replace("control: long", "control: worse")).text
+    assert 'against "another", which trained at least as long' in text
+    assert "at least as long without" not in text
+
+
+def test_of_a_control_of_unknown_time_nothing_is_said_of_it(page):
+    text = page(**FINISHED, made={"long": {"seconds_per_step": None}}).text
+    assert 'against "trained longer", which trained for an unknown time without ' in text
 
 
 def test_rows_are_sorted_and_those_that_learn_are_marked(page):

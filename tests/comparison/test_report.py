@@ -33,6 +33,7 @@ def row(title, values, **other):
 
 def method(title, values, baseline, gain=None, **other):
     rest = {"relative_seconds": None, "relative_memory": None, "gain_at_equal_time": None}
+    rest |= {"training_seconds": 30.0, "learns_by": []}
     return row(title, values, baseline=baseline, gain=gain, **rest | other)
 
 
@@ -124,8 +125,13 @@ def test_a_gain_at_equal_time_has_columns_and_notes_of_its_own(summary):
     assert header[4:11] == ["gain", "over", "95 %", "p", "gain at equal time", "95 %", "p"]
     assert rows[2][8:11] == ["+0.2 ± 1.0", "-9.0 to +9.4", "0.800"]
     text = report_text(summary, {})
-    assert "- gain at equal time: over the same baseline, trained without a teacher" in text
-    assert "'plain student, as long as KD', 45 steps of 4 images ('KD')" in text
+    assert (
+        "- gain at equal time: over 'plain student, as long as KD', 45 steps of 4 images: trained "
+        "at least as long without distilling ('KD').\n" in text
+    )
+    longer |= {"training_seconds": 24.0, "learns_by": ["pkd"]}
+    text = report_text(summary, {})
+    assert "45 steps of 4 images: trained for 80 % of the time ('KD')" in text
     assert "- 95 %: interval of confidence of the mean gain" in text
     assert "- p behind the gain: of a two-sided paired t-test over those seeds, corrected" in text
     assert "- p behind the gain at equal time: " in text
@@ -204,6 +210,19 @@ def test_what_was_not_resumed_exactly_is_marked(summary):
     assert "seed 2 after step 10 and step 25 (2 processes became 1). " in text
     kd["runs"].pop(2)
     assert "†" not in report_text(summary, {})
+
+
+def test_trainings_that_ended_early_are_named_with_their_steps(summary):
+    assert "ended early" not in report_text(summary, {})
+    kd = summary["methods"]["kd"] | {"iterations": 25}
+    summary["methods"]["kd"] = kd
+    kd["runs"] = {
+        1: {"iterations": 20, "ended_early": True},
+        2: {"iterations": 30, "ended_early": False},
+    }
+    text = report_text(summary, {})
+    assert "\n- ended early (TEST.PATIENCE): 'KD' with seed 1 after 20 steps. " in text
+    assert "25 steps of 4 images ('KD')" in text
 
 
 def test_a_title_breaks_neither_table_nor_list(summary):

@@ -102,6 +102,28 @@ def test_a_student_has_what_is_common_then_its_own_and_its_teacher(write, at_roo
     assert todo.methods["dpk"][2].folder == tmp_path / "dpk-seed2"
 
 
+@pytest.mark.parametrize("where", ["config", "opts"])
+def test_students_learn_from_the_average_if_the_teachers_figures_are_of_it(write, tmp_path, where):
+    config, opts = ROOT / "configs/shapes/teacher.yaml", {}
+    if where == "opts":
+        opts["SOLVER.EMA_DECAY"] = 0.9
+    else:
+        own = tmp_path / "teacher.yaml"
+        own.write_text(f"_BASE_: {config}\nSOLVER: {{EMA_DECAY: 0.9}}\n")
+        config = own
+    methods = {
+        name: {"config": str(ROOT / f"configs/shapes/{name}.yaml")} for name in ("plain", "dpk")
+    }
+    methods["dpk"]["teacher"] = "big"
+    teachers = {"big": {"config": str(config), "opts": opts}}
+    todo = plan(read_suite(write(teachers=teachers, methods=methods, start="big")), tmp_path)
+    average = tmp_path / "big" / "model_ema.pth"
+    assert todo.teachers["big"].weights == average
+    dpk, plain = (cfg_of(todo.methods[name][1]) for name in ("dpk", "plain"))
+    assert dpk.DISTILL.TEACHER.WEIGHTS == str(average)
+    assert plain.MODEL.BACKBONE_WEIGHTS == dpk.MODEL.BACKBONE_WEIGHTS == str(average)
+
+
 def test_the_teacher_is_trained_and_built_with_its_opts_but_not_with_the_common_ones(
     write, at_root, tmp_path
 ):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from detectron2.config import get_cfg
 
+from dpk_det import add_dpk_config
 from dpk_det.comparison.plan import plan
 from dpk_det.comparison.suite import read_suite
 from dpk_det.comparison.summary import paired_gain, summarise
@@ -130,6 +131,47 @@ def test_a_method_has_figures_over_its_finished_seeds(todo, finish):
     assert "given" not in summary["teachers"] and summary["given_teachers"] == {"given": ""}
     assert (summary["trainings"], summary["finished"], summary["failed"]) == (10, 6, ["dpk-seed1"])
     assert len(summary["machines"]) == 1  # all the same
+
+
+def test_the_steps_of_a_row_are_those_that_were_made(todo, finish):
+    rows = summary_of(todo)["methods"]
+    assert rows["plain"]["iterations"] == 30 and rows["plain"]["training_seconds"] is None
+    for seed, steps in ((1, 12), (2, 17)):
+        finish(todo.methods["plain"][seed], 30.0, iterations=steps, ended_early=True)
+    plain = summary_of(todo)["methods"]["plain"]
+    assert plain["iterations"] == 14 and plain["training_seconds"] == pytest.approx(14 * 0.1)
+
+
+def test_steps_are_counted_for_the_processes_that_train(todo, finish):
+    cfg = get_cfg()
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE = 30, 4, 2
+    add_dpk_config(cfg)
+    finish(todo.methods["plain"][1], 30.0, iterations=60)
+    rows = summarise(todo, dict.fromkeys(todo.rows, cfg), "command")["methods"]
+    for name in ("plain", "kd"):  # of kd no training is done
+        assert (rows[name]["iterations"], rows[name]["images_per_step"]) == (60, 2)
+
+
+@pytest.mark.parametrize(
+    ("stop", "made", "seconds"),
+    # the student alone takes 0.1 seconds a step
+    [(1.0, 30, 9.0), (0.5, 30, 15 * 0.3 + 15 * 0.1), (0.5, 20, 15 * 0.3 + 5 * 0.1), (0.5, 9, 2.7)],
+)
+def test_steps_after_the_end_of_distillation_take_a_plain_students_time(
+    todo, finish, tiny, stop, made, seconds
+):
+    configs = dict.fromkeys(todo.rows, tiny.cfg("plain", "SOLVER.MAX_ITER", 30))
+    configs["kd"] = tiny.cfg("dpk", "SOLVER.MAX_ITER", 30, "DISTILL.STOP_AT", stop)
+    finish(todo.methods["plain"][1], 20.0)
+    finish(todo.methods["kd"][1], 30.0, seconds_per_step=0.3, iterations=made)
+    kd = summarise(todo, configs, "command")["methods"]["kd"]
+    assert kd["training_seconds"] == pytest.approx(seconds)
+
+
+def test_a_median_of_plain_steps_does_not_tell_how_long_distilling_took(todo, finish, tiny):
+    configs = dict.fromkeys(todo.rows, tiny.cfg("dpk", "DISTILL.STOP_AT", 0.4))
+    finish(todo.methods["kd"][1], 30.0)
+    assert summarise(todo, configs, "command")["methods"]["kd"]["training_seconds"] is None
 
 
 def test_what_could_not_be_measured_is_left_out_of_the_mean(todo, finish):

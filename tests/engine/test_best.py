@@ -76,6 +76,66 @@ def test_it_ends_after_evaluations_without_gain(tiny, tmp_path, command, aps, ca
     assert len(aps.seen) == 4 and results(tmp_path) == found
 
 
+NO_GAIN = [5.0, 4.0, 4.0, 6.0, 3.0, 3.0, 3.0]
+
+
+def end_early(tiny, folder, command, aps):
+    """A training that ends after three of seven steps, and how to go on with it."""
+    aps += NO_GAIN
+    argv = ["--config-file", tiny.plain, "OUTPUT_DIR", folder, *EVERY]
+    command(*argv, "TEST.PATIENCE", 2)
+    assert results(folder)["iterations"] == 3
+    del aps.seen[2:]  # the evaluation after the third step is repeated
+    return lambda *opts: command("--resume", *argv, *opts)
+
+
+@pytest.mark.parametrize("opts", [["TEST.PATIENCE", 2], ["TEST.PATIENCE", 1]])
+def test_what_ended_early_is_finished_and_told_what_to_change(
+    tiny, tmp_path, command, aps, capsys, opts
+):
+    resume, found = end_early(tiny, tmp_path, command, aps), results(tmp_path)
+    capsys.readouterr()
+    for more in ([], ["SOLVER.MAX_ITER", 9]):
+        resume(*opts, *more)
+        line = f"{tmp_path} is trained to its end, 3 steps: raise TEST.PATIENCE, or set it to 0, to"
+        assert line in capsys.readouterr().out
+    assert len(aps.seen) == 2 and results(tmp_path) == found
+
+
+@pytest.mark.parametrize(
+    ("patience", "steps"),
+    [(0, 7), (3, 7)],  # one more evaluation without a gain, and the fourth has one
+)
+def test_with_more_patience_it_goes_on_as_if_it_had_had_it(
+    tiny, tmp_path, command, aps, patience, steps
+):
+    end_early(tiny, tmp_path / "a", command, aps)("TEST.PATIENCE", patience)
+    again = results(tmp_path / "a")
+    assert again["iterations"] == steps and again["best"]["step"] == 4
+    assert again["resumed"] == [{"step": 3, "exact": True}]
+    aps.seen.clear()
+    whole = tmp_path / "b"
+    command(*("--config-file", tiny.plain, "OUTPUT_DIR", whole, *EVERY), "TEST.PATIENCE", patience)
+    assert same(saved(tmp_path / "a", "model_final"), saved(whole, "model_final"))
+    for key in ("iterations", "ended_early", "best"):
+        assert again[key] == results(whole)[key], key
+
+
+def test_an_evaluation_is_not_waited_for_twice(tiny, tmp_path, command, aps):
+    aps[:] = [5.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0]
+    argv = ["--config-file", tiny.plain, "OUTPUT_DIR", tmp_path, *EVERY, "TEST.PATIENCE"]
+    command(*argv, 2)
+    del aps.seen[2:]
+    command("--resume", *argv, 4)
+    assert results(tmp_path)["iterations"] == 5  # four evaluations after the best
+
+
+def test_without_a_best_metric_it_goes_on_to_the_last_step(tiny, tmp_path, command, aps):
+    resume = end_early(tiny, tmp_path, command, aps)
+    resume("TEST.BEST_METRIC", "", "TEST.EVAL_PERIOD", 0)
+    assert results(tmp_path)["iterations"] == 7
+
+
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_a_resumed_training_remembers_what_was_best(tiny, tmp_path, command, aps, stop):
     aps += [3.0, 2.0, 1.0, 3.0, 3.0, 3.0, 3.0]

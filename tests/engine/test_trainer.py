@@ -255,6 +255,19 @@ def test_weights_are_loaded_before_inheriting(tiny, tmp_path, command):
     assert torch.equal(state[head], teacher[head])
 
 
+def test_the_distiller_of_an_earlier_training_is_left_behind(tiny, trained, trainer):
+    weights = trained / "model_final.pth"
+    saved = torch.load(weights)["model"]
+    before = {name: x.clone() for name, x in trainer.model.state_dict().items()}
+    trainer.cfg.defrost()
+    trainer.cfg.MODEL.WEIGHTS = str(weights)
+    trainer.resume_or_load(resume=False)
+    assert TERMS in saved
+    for name, x in trainer.model.state_dict().items():
+        expected = before if name.startswith("distiller.") else saved
+        assert torch.equal(x, expected[name]), name
+
+
 def test_absent_weights_are_an_error_before_any_step(tiny, tmp_path, command):
     cfg = tiny.cfg("plain", "MODEL.WEIGHTS", tmp_path / "none.pth")
     trainer = DistillTrainer(with_output(cfg, tmp_path))

@@ -293,6 +293,19 @@ def test_a_configs_weights_are_what_its_training_has_left(tiny, tmp_path):
     assert find_teacher_weights(str(tiny.teacher), "mine.pth", cfg) == "mine.pth"
 
 
+def test_a_teacher_that_was_evaluated_as_an_average_is_that_average(tiny, tmp_path):
+    cfg = tiny.cfg("teacher", "OUTPUT_DIR", tmp_path, "SOLVER.EMA_DECAY", 0.9)
+    final, average = tmp_path / "model_final.pth", tmp_path / "model_ema.pth"
+    with pytest.raises(UserError, match=rf"has no weights: train it \(that leaves {average}\)"):
+        find_teacher_weights(str(tiny.teacher), "", cfg)
+    final.touch()  # trained by something that averages nothing
+    assert find_teacher_weights(str(tiny.teacher), "", cfg) == str(final)
+    average.touch()
+    assert find_teacher_weights(str(tiny.teacher), "", cfg) == str(average)
+    cfg.SOLVER.EMA_DECAY = 0.0  # the average is an older training's
+    assert find_teacher_weights(str(tiny.teacher), "", cfg) == str(final)
+
+
 def test_absent_weights_are_an_error_that_names_the_key(tiny, tmp_path):
     cfg = tiny.cfg("dpk", "DISTILL.TEACHER.WEIGHTS", tmp_path / "none.pth")
     with pytest.raises(UserError, match=r"none\.pth: give DISTILL\.TEACHER\.WEIGHTS"):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import EvalHook, PeriodicWriter, PreciseBN
@@ -80,17 +81,26 @@ def _look(folder: str, resume: bool) -> Checkpoint | None:
     return None
 
 
-def is_finished(cfg: CfgNode, checkpoint: Checkpoint) -> bool:
-    """Whether a training and its evaluation are complete."""
-    last = scale_to_processes(cfg).SOLVER.MAX_ITER
+def what_continues(cfg: CfgNode, checkpoint: Checkpoint) -> str | None:
+    """Return what to change so that a finished training goes on; None if it is not finished.
+
+    A training and its evaluation are complete after the last step, or after as many evaluations
+    without a new best as ``TEST.PATIENCE`` allowed and allows.
+    """
     if checkpoint.path.stem != FINAL:
-        return False
+        return None
     try:
         results = json.loads((Path(cfg.OUTPUT_DIR) / RESULTS).read_text())
-        ended = checkpoint.step == last or results.get("ended_early", False)
-        return ended and results["iterations"] == checkpoint.step
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        if results["iterations"] != checkpoint.step:
+            return None
+        if checkpoint.step == scale_to_processes(cfg).SOLVER.MAX_ITER:
+            return "raise SOLVER.MAX_ITER"
+        patience = yaml.safe_load(checkpoint.config)["TEST"]["PATIENCE"]
+        if results.get("ended_early", False) and 0 < cfg.TEST.PATIENCE <= patience:
+            return "raise TEST.PATIENCE, or set it to 0,"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return None
 
 
 # ------------------------------------------------------------------ what a checkpoint keeps
