@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dpk_det.distill.padding import valid_cells, valid_mask
+from dpk_det.distill.padding import crop, valid_cells, valid_mask
 
 
 @dataclass
@@ -153,7 +153,5 @@ class Distiller(nn.Module):
         for level in self.levels:
             s, t = student.maps[level.student], teacher.maps[level.teacher].detach()
             size = min(s.shape[2], t.shape[2]), min(s.shape[3], t.shape[3])
-            s, t = (x[..., : size[0], : size[1]] for x in (s, t))
-            yield PairedMaps(
-                level, s, t, valid_cells(student.image_sizes, level.stride, len(s), size)
-            )
+            extents = valid_cells(student.image_sizes, level.stride, len(s), size)
+            yield PairedMaps(level, crop(s, size), crop(t, size), extents)

@@ -1,4 +1,4 @@
-"""Tells which cells of a map belong to the image and which are padding.
+"""Tells which cells of a map belong to the image and which are padding, and cuts maps.
 
 Shapes: B images, H x W cells.
 """
@@ -7,6 +7,13 @@ import math
 
 import torch
 from torch import Tensor
+
+
+def crop(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Cut a (B, C, H, W) map at the right and bottom to a size (height, width)."""
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x  # a slice would copy the whole gradient
+    return x[..., : size[0], : size[1]]
 
 
 def valid_cells(

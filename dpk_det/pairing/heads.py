@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dpk_det.distill import Logits
-from dpk_det.distill.padding import valid_cells, valid_mask
+from dpk_det.distill.padding import crop, valid_cells, valid_mask
 from dpk_det.errors import UserError
 from dpk_det.pairing.preparing import feature_strides
 
@@ -293,7 +293,7 @@ def _valid_rows(
             f"{other.shape[1]}: choose a teacher of the same classes."
         )
     size = min(own.shape[2], other.shape[2]), min(own.shape[3], other.shape[3])
-    own, other = (x[..., : size[0], : size[1]].permute(0, 2, 3, 1) for x in (own, other))
+    own, other = (crop(x, size).permute(0, 2, 3, 1) for x in (own, other))
     cells = valid_mask(valid_cells(list(image_sizes), stride, len(own), size), size, own.device)
     if cells is None:
         return own.flatten(0, 2), other.flatten(0, 2)

@@ -14,6 +14,7 @@ from dpk_det.distill.contract import Level
 from dpk_det.distill.dpk.mask import MASKS, prior_count, prior_first
 from dpk_det.distill.dpk.tokens import PatchEmbed, PatchExpand, sincos_positions, token_grid
 from dpk_det.distill.dpk.transformer import Transformer
+from dpk_det.distill.padding import crop
 from dpk_det.distill.regression import channel_adapter, standardise
 from dpk_det.errors import UserError, find
 
@@ -142,7 +143,7 @@ class HybridCompletion(nn.Module):
         completed = self.decoder(mixed + positions, flat)
         expanded = self.expand(completed, (h * self.patch, w * self.patch))
         given = torch.zeros_like(layout.flatten(1)).scatter_(1, prior, True).unflatten(1, (h, w))
-        return expanded[..., : size[0], : size[1]].float() + added, given
+        return crop(expanded, size).float() + added, given
 
     def _mix(
         self,

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dpk_det.distill.padding import crop
+
 
 def token_grid(height: int, width: int, k: int) -> tuple[int, int]:
     """The (h, w) grid of tokens that covers a map of height x width cells."""
@@ -21,6 +23,8 @@ def pad_to_tokens(x: Tensor, k: int) -> Tensor:
     """Pad a (B, C, H, W) map with zeros at the right and bottom to whole tokens of k x k cells."""
     height, width = x.shape[-2:]
     h, w = token_grid(height, width, k)
+    if (h * k, w * k) == (height, width):
+        return x  # torch would copy it
     return F.pad(x, (0, w * k - width, 0, h * k - height))
 
 
@@ -56,8 +60,7 @@ class PatchExpand(nn.ConvTranspose2d):
     def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
         """Expand tokens to a map of size (H, W), and crop the padding."""
         h, w = token_grid(*size, self.stride[0])
-        x = super().forward(tokens.transpose(1, 2).unflatten(2, (h, w)))
-        return x[..., : size[0], : size[1]]
+        return crop(super().forward(tokens.transpose(1, 2).unflatten(2, (h, w))), size)
 
 
 @lru_cache(maxsize=64)
