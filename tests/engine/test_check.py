@@ -293,8 +293,8 @@ def test_weights_of_another_backbone(tiny, fails, tmp_path):
 
 
 def test_a_model_that_cannot_be_built(tiny, fails):
-    line = fails(tiny.plain, "MODEL.SMALL_RESNET.WIDTHS", "[6, 10, 14]")
-    assert "like this cannot be built (num_channels (14) must be divisible" in line
+    line = fails(tiny.plain, "MODEL.FPN.NORM", "GN")  # with 32 groups
+    assert "like this cannot be built (num_channels (16) must be divisible" in line
 
 
 def test_inheriting_nothing(tiny, fails):
