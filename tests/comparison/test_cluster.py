@@ -268,6 +268,22 @@ def test_an_absent_slurm_and_odd_parameters_are_told(tmp_path, monkeypatch):
         Cluster(tmp_path, {"slurm_nonsense": 1}, {})
 
 
+def test_a_line_of_the_queue_that_is_none_is_passed_over(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.setattr("submitit.SlurmExecutor.affinity", classmethod(lambda cls: 2))
+    squeue = tmp_path / "bin" / "squeue"
+    squeue.parent.mkdir()
+    squeue.write_text("#!/bin/sh\necho 'slurm is slow today'\necho\necho '7 R'\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{squeue.parent}:{os.environ['PATH']}")
+    run = Run("one", "", tmp_path / "one")
+    run.folder.mkdir()
+    (run.folder / "cluster_job").write_text("7")
+    assert Cluster(tmp_path, {}, {}).find(run).status() is None  # it trains
+    (run.folder / "cluster_job").write_text("8")
+    assert Cluster(tmp_path, {}, {}).find(run) is None
+
+
 def test_a_folder_that_was_made_on_a_gpu_is_known_again_without_one(tiny, tmp_path, monkeypatch):
     run = Run("one", str(tiny.plain), tmp_path / "one", ("SOLVER.MAX_ITER", "1"))
     train_all([run], jobs.Slots([{}]), lambda line: None)
