@@ -129,25 +129,25 @@ class Search:
     # -------------------------------------------------------------- one worker
 
     def _work(self, objective: Objective) -> None:
-        try:
-            while not self._ends and self._step(objective):
-                pass
-        except BaseException:
-            self._ends = True
-            raise
+        while not self._ends and self._step(objective):
+            pass
 
     def _step(self, objective: Objective) -> bool:
         """Make a trial, or wait for others' trials; return whether the search goes on."""
-        self.check()
         with contextlib.ExitStack() as stack:
-            with locked(self.folder / "claims.lock"):
-                trial = self._claim(stack)
-                if trial is None and all(t.state.is_finished() for t in self.made):
-                    return self._widen()
-            if trial is None:
-                time.sleep(_SECONDS_BETWEEN_LOOKS)
-            else:
-                self._try(trial, objective)
+            try:
+                self.check()
+                with locked(self.folder / "claims.lock"):
+                    trial = self._claim(stack)
+                    if trial is None and all(t.state.is_finished() for t in self.made):
+                        return self._widen()
+                if trial is None:
+                    time.sleep(_SECONDS_BETWEEN_LOOKS)
+                else:
+                    self._try(trial, objective)
+            except BaseException:
+                self._ends = True  # while the trial's lock is held, or a worker makes it again
+                raise
         return True
 
     def _claim(self, stack: contextlib.ExitStack) -> optuna.Trial | None:
@@ -170,6 +170,8 @@ class Search:
     def _take_back(self, trial: FrozenTrial) -> None:
         with contextlib.suppress(portalocker.LockException):
             with locked(self._lock_of(trial.number), wait=False):  # its process is gone
+                if self._ends:  # or it has just failed here
+                    return
                 failed = {"state": TrialState.FAIL, "skip_if_finished": True}
                 if self.study.tell(trial.number, **failed).state == TrialState.FAIL:
                     self.study.enqueue_trial(trial.params)

@@ -1,5 +1,6 @@
 """Tuning: the search on made-up problems, mistakes in the node, and trainings of tiny detectors."""
 
+import contextlib
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from dpk_det.comparison.plan import plan
 from dpk_det.comparison.run import Run
 from dpk_det.comparison.suite import read_suite
 from dpk_det.comparison.suite_configs import load_configs
+from dpk_det.comparison.tuning import search as search_module
 from dpk_det.comparison.tuning.command import run, tune
 from dpk_det.comparison.tuning.search import Search
 from dpk_det.comparison.tuning.space import Choices, Range
@@ -187,6 +189,35 @@ def test_a_trial_that_failed_is_made_again_with_the_same_values(search):
     assert asked[before] == failed and asked.count(failed) == 2
     assert len(asked) == 13 and len({*asked}) == 12
     assert sorted(trial.params["W"] for trial in found.made) == sorted({*asked})
+
+
+def test_a_failed_trial_is_not_made_again_by_another_worker_of_the_run(search, monkeypatch):
+    lock, asked, one_by_one = search_module.locked, [], threading.Lock()
+
+    @contextlib.contextmanager
+    def slow_after_errors(path, **wait):
+        try:
+            with lock(path, **wait):
+                yield
+        except UserError:
+            time.sleep(0.5)  # the thread stands still just after it let the lock go
+            raise
+
+    def objective(params, report):
+        with one_by_one:
+            asked.append(params["W"])
+            first = len(asked) == 1
+        if first:
+            while len(asked) < 2:
+                time.sleep(0.01)
+            raise UserError("The disk is full.")
+        return peak(30)(params, report)
+
+    monkeypatch.setattr(search_module, "locked", slow_after_errors)
+    found = search({"W": Range(1.0, 1000.0, log=True)}, trials=4)
+    with pytest.raises(UserError, match="The disk is full"):
+        found.run(objective, workers=2)
+    assert asked.count(asked[0]) == 1
 
 
 # ------------------------------------------------------------------ the node
