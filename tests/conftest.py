@@ -383,3 +383,17 @@ def two_processes(tiny, tmp_path) -> Callable[..., list[dict[str, Any]]]:
         return [json.loads(Path(tmp_path, f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
     return run
+
+
+@pytest.fixture
+def is_running():
+    """``is_running(pid)``: whether a process still works; one that only waits to be reaped not."""
+
+    def is_running(pid):
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                return file.read().rpartition(")")[2].split()[0] != "Z"
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+
+    return is_running

@@ -39,6 +39,11 @@ def note(*what):
     with open("diary", "a") as diary:
         print(name, *what, file=diary)
 
+def until(event):
+    end = time.monotonic() + 60
+    while event not in open("diary").read() and time.monotonic() < end:
+        time.sleep(0.02)
+
 def finish(**other):
     results = {RESULTS!r} | other
     open(folder + "/model_final.pth", "w").close()

@@ -39,7 +39,7 @@ def finished_before(run):
 def test_a_run_waits_for_those_it_comes_after(stand_in):
     todo = [
         stand_in.run("student", after=("teacher",)),
-        stand_in.run("teacher", DWELL),
+        stand_in.run("teacher", f"until('plain starts'); {DWELL}"),
         stand_in.run("plain", DWELL),
     ]
     said = []
@@ -185,7 +185,7 @@ def test_a_failed_run_stops_only_those_that_need_it_and_names_its_log(stand_in, 
     bad = stand_in.run("bad", script)
     later = stand_in.run("later", after=("bad",))
     latest = stand_in.run("latest", after=("later",))
-    good = stand_in.run("good", DWELL)
+    good = stand_in.run("good", f"until('bad starts'); {DWELL}")
     next_one = stand_in.run("next", after=("good",))
     ended = []
     with pytest.raises(UserError) as error:

@@ -33,14 +33,6 @@ def batches():
     batches.close()
 
 
-def is_running(pid):
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def test_a_worker_goes_on_after_signals_that_are_for_the_training(batches):
     (pid,) = next(batches)
     assert pid != os.getpid()
@@ -52,15 +44,16 @@ def test_a_worker_goes_on_after_signals_that_are_for_the_training(batches):
 
 def test_those_of_an_evaluation_go_on_too(tiny):
     cfg = tiny.cfg("plain", "DATALOADER.NUM_WORKERS", 1)
+    before = {*multiprocessing.active_children()}  # of earlier tests
     images = iter(DistillTrainer.build_test_loader(cfg, "tiny"))
     next(images)
-    (worker,) = multiprocessing.active_children()
+    (worker,) = {*multiprocessing.active_children()} - before
     subprocess.run(["kill", "-USR1", str(worker.pid)], check=True)
     time.sleep(0.3)
     assert len(list(images)) == 7
 
 
-def test_a_worker_ends_when_its_parent_ends_it(batches):
+def test_a_worker_ends_when_its_parent_ends_it(batches, is_running):
     (pid,) = next(batches)
     os.kill(pid, signal.SIGTERM)  # as multiprocessing does at the end of a process
     until = time.monotonic() + 10

@@ -79,12 +79,12 @@ def test_a_mistake_of_one_rank_is_said_once_with_the_rank(torchrun, tmp_path):
     assert out.count("Traceback (most recent call last)") == 1  # torchrun's own
 
 
-def test_processes_whose_torchrun_is_killed_save_and_end(torchrun, tmp_path):
+def test_processes_whose_torchrun_is_killed_save_and_end(torchrun, tmp_path, is_running):
     agent = torchrun()
     pids = [tmp_path / "pid0", tmp_path / "pid1"]
     wait_for(lambda: all(path.exists() and path.read_text() for path in pids))
     agent.send_signal(signal.SIGKILL)
-    wait_for(lambda: not any(os.path.exists(f"/proc/{path.read_text()}") for path in pids), 60)
+    wait_for(lambda: not any(is_running(path.read_text()) for path in pids), 60)
     out = (tmp_path / "out").read_text()
     assert out.count("Stopped by SIGTERM after step ") == 1
     assert "Traceback (most recent call last)" not in out

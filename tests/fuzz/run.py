@@ -116,7 +116,7 @@ def _work(connection: Connection, cases: Sequence[Case], seconds: float) -> None
             except EOFError:
                 return
             diary.truncate(0)
-            faulthandler.dump_traceback_later(0.9 * seconds, file=diary)
+            faulthandler.dump_traceback_later(0.5 * seconds, file=diary)
             outcome = judge(cases[number])
             faulthandler.cancel_dump_traceback_later()
             connection.send(outcome)
