@@ -231,7 +231,7 @@ def write(tiny, tmp_path):
         node = {"seed": 11, "trials": 2, "keys": {"dpk": {"DISTILL.DPK.WEIGHT": [1.0, 9.0, 81.0]}}}
         content = {
             "seeds": [1, 2],
-            "common": {"SOLVER.MAX_ITER": steps, "SOLVER.CHECKPOINT_PERIOD": 5},
+            "common": {"SOLVER.MAX_ITER": steps},
             "baseline": "dpk",
             "methods": {"dpk": {"config": str(tiny.dpk), "opts": {"DISTILL.DPK.MASK": "grid"}}},
             "tune": {k: v for k, v in (node | changed).items() if v is not None},
@@ -485,8 +485,7 @@ def test_a_tool_that_is_killed_goes_on_and_leaves_a_suite_that_can_be_compared(
     trials, folders = trials_of(output), [*output.glob("trials/dpk-*")]
     weights = [trial["params"]["DISTILL.DPK.WEIGHT"] for trial in trials]
     assert [trial["state"] for trial in trials] == ["complete"] * 2 and len({*weights}) == 2
-    for trial in trials:  # figures are written every 20 steps, and the last may not be seen
-        assert {"15"} <= {*trial["on_the_way"]} <= {"15", "30", "45"}
+    assert all(list(trial["on_the_way"]) == ["15", "30", "45"] for trial in trials)
     results = {folder: json.loads((folder / RESULTS).read_text()) for folder in folders}
     assert len(folders) == 2  # of which one was gone on with, not trained anew
     assert {x: len(results[x]["resumed"]) for x in folders} == {x: x == killed for x in folders}
