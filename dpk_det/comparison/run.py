@@ -10,6 +10,7 @@ import msgspec
 from detectron2.evaluation.testing import flatten_results_dict
 
 from dpk_det.engine.average import AVERAGE
+from dpk_det.engine.finite import DIVERGED
 from dpk_det.engine.lock import training_lock
 from dpk_det.engine.resume.checkpoints import FINAL
 from dpk_det.engine.trainer import RESULTS
@@ -160,6 +161,12 @@ def _metrics_lines(folder: Path) -> Iterator[dict[str, float]]:
             continue
         if isinstance(line, dict) and type(line.get("iteration")) is int:
             yield {key: value for key, value in line.items() if isinstance(value, int | float)}
+
+
+def diverged(run: Run, written: int = 0) -> bool:
+    """Return whether a run's log says that it diverged, after its first ``written`` bytes."""
+    log = run.log.read_bytes() if run.log.is_file() else b""
+    return f"\nerror: {DIVERGED}".encode() in b"\n" + log[written:]
 
 
 def describe(run: Run) -> str:

@@ -19,10 +19,10 @@ from dpk_det.comparison.equal_time import apart, longer
 from dpk_det.comparison.interrupts import Interrupts
 from dpk_det.comparison.jobs import Slots, make_slots
 from dpk_det.comparison.plan import plan
+from dpk_det.comparison.run import diverged
 from dpk_det.comparison.runs import train_all
 from dpk_det.comparison.suite import Suite, read_suite, suite_name
 from dpk_det.comparison.suite_configs import check_evaluations, load_configs
-from dpk_det.comparison.tuning.trials import diverged
 from dpk_det.engine.ends import exit_on_user_error
 from dpk_det.engine.start_gap import start_gap
 from dpk_det.engine.step_time import step_times

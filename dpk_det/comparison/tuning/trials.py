@@ -1,5 +1,6 @@
 """The trials of a tuning: trainings, each with its own process and folder."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -7,13 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import optuna
+
 from dpk_det.comparison.interrupts import Interrupts
 from dpk_det.comparison.jobs import Slots
 from dpk_det.comparison.made_with import check_age
 from dpk_det.comparison.opts import overrides
-from dpk_det.comparison.run import Run, read_metrics
+from dpk_det.comparison.run import Run, diverged, read_metrics
 from dpk_det.comparison.runs import train_all
-from dpk_det.engine.finite import DIVERGED
 from dpk_det.engine.signals import Stopped
 from dpk_det.errors import UserError
 
@@ -64,7 +66,7 @@ class Trainings:
             steps: steps of the training.
             params: config key to value.
             report: gets step and metric of each evaluation except the last. Its exceptions end the
-                training, which saves first.
+                training, which saves first; after the end, ``optuna.TrialPruned`` is ignored.
 
         Returns:
             The metric at the end; None if the training diverged or the metric was not measurable.
@@ -84,6 +86,9 @@ class Trainings:
         try:
             watch = _Watch(self.interrupts, run, self.metric, steps, report)
             train_all([run], Slots([slot]), self.say, interrupts=watch)
+            # The last evaluations may be unreported; what is over need not be ended early.
+            with contextlib.suppress(optuna.TrialPruned):
+                watch.look()
         except UserError:
             if not diverged(run, written):
                 raise
@@ -101,12 +106,6 @@ def evaluation_period(steps: int) -> int:
 
 def _log_size(run: Run) -> int:
     return run.log.stat().st_size if run.log.is_file() else 0
-
-
-def diverged(run: Run, written: int = 0) -> bool:
-    """Return whether a run's log says that it diverged, after its first ``written`` bytes."""
-    log = run.log.read_bytes() if run.log.is_file() else b""
-    return f"\nerror: {DIVERGED}".encode() in b"\n" + log[written:]
 
 
 class _Watch(Interrupts):
@@ -127,10 +126,11 @@ class _Watch(Interrupts):
     @property
     def asked(self) -> int:
         """Number of the signal that was noted; 0 if none came."""
-        self._look()  # may raise, which ends the training as a signal does
+        self.look()  # may raise, which ends the training as a signal does
         return self._everyone.asked
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Report the metrics that are new."""
         path = self._folder / "metrics.json"
         size = path.stat().st_size if path.is_file() else 0
         if size == self._size:

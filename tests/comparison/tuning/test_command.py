@@ -231,7 +231,7 @@ def write(tiny, tmp_path):
         node = {"seed": 11, "trials": 2, "keys": {"dpk": {"DISTILL.DPK.WEIGHT": [1.0, 9.0, 81.0]}}}
         content = {
             "seeds": [1, 2],
-            "common": {"SOLVER.MAX_ITER": steps},
+            "common": {"SOLVER.MAX_ITER": steps, "SOLVER.CHECKPOINT_PERIOD": 15},
             "baseline": "dpk",
             "methods": {"dpk": {"config": str(tiny.dpk), "opts": {"DISTILL.DPK.MASK": "grid"}}},
             "tune": {k: v for k, v in (node | changed).items() if v is not None},
@@ -395,7 +395,14 @@ def train(tmp_path, stand_in):
 def test_a_trial_reports_on_its_way_and_gives_its_metric(train, tmp_path):
     assert train(3) == 3.5 and train(4) == 4.5
     assert [path.name[:6] for path in (tmp_path / "trials").iterdir()] == ["dpk-x-"] * 2
-    assert {*train.reported} <= {(50, 3), (50, 4)}
+    assert train.reported == [(50, 3), (50, 4)]
+
+
+def test_a_trial_that_is_over_reports_and_keeps_its_metric_even_if_hopeless(train, tmp_path):
+    assert train(3) == 3.5
+    (metrics,) = tmp_path.glob("trials/*/metrics.json")
+    metrics.write_text(metrics.read_text().replace("3.0", "1.0"))
+    assert train(3) == 3.5 and train.reported == [(50, 3), (50, 1)]
 
 
 def test_a_trial_that_is_hopeless_is_ended(train, tmp_path):
