@@ -4,9 +4,12 @@ import logging
 from typing import Any
 
 from detectron2.engine import HookBase
+from detectron2.engine.hooks import EvalHook
+from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, get_event_storage
 
 from dpk_det.engine.resume.checkpoints import FINAL
+from dpk_det.engine.signals import Stopped
 
 
 class SaveHook(HookBase):
@@ -25,6 +28,26 @@ class SaveHook(HookBase):
             self.trainer.save_checkpoint()
         if self.trainer.iter + 1 == self.trainer.max_iter:
             self.trainer.save_checkpoint(FINAL)
+
+
+class SavingEvalHook(EvalHook):
+    """Detectron2's hook, but a signal in an evaluation between two steps loses none of the steps.
+
+    Several ranks do not save, because they are at different places in the evaluation.
+    """
+
+    def after_step(self) -> None:
+        """Evaluate if this step is due.
+
+        Raises:
+            Stopped: when a signal came.
+        """
+        try:
+            super().after_step()
+        except Stopped:
+            if comm.get_world_size() == 1:
+                self.trainer.save_checkpoint()
+            raise
 
 
 class PriorPrinter(CommonMetricPrinter):

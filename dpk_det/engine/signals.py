@@ -2,7 +2,8 @@
 
 The signals are SIGTERM (a cluster, torchrun or ``compare.py`` ends the job), SIGUSR1 and SIGUSR2
 (clusters send them some time before) and SIGINT (Ctrl-C). During set-up and evaluation, a training
-has no step to finish and exits at once. A second Ctrl-C always ends it at once.
+has no step to finish and exits at once; out of an evaluation between two steps, one process alone
+saves first. A second Ctrl-C always ends it at once.
 """
 
 import contextlib

@@ -33,7 +33,7 @@ from dpk_det.engine.best import BestHook, NoMoreGain
 from dpk_det.engine.ends import no_traceback_of_mistakes
 from dpk_det.engine.evaluators import build_evaluator
 from dpk_det.engine.finite import explain, require_finite
-from dpk_det.engine.hooks import PriorPrinter, SaveHook
+from dpk_det.engine.hooks import PriorPrinter, SaveHook, SavingEvalHook
 from dpk_det.engine.machine import peak_memory_mb
 from dpk_det.engine.results import count_parameters, write_results
 from dpk_det.engine.resume.checkpoints import Checkpoint, TrainingCheckpointer
@@ -233,7 +233,7 @@ class DistillTrainer(DefaultTrainer):
             SnapshotHook(self.cfg.INPUT.FORMAT == "RGB"),
             SaveHook(solver.CHECKPOINT_PERIOD),
             StopHook(),
-            EvalHook(test.EVAL_PERIOD, self._test),
+            SavingEvalHook(test.EVAL_PERIOD, self._test),
         ]
         if solver.EMA_DECAY:
             self.average = AverageHook(self.model, solver.EMA_DECAY)

@@ -1,6 +1,7 @@
 """Signals that end a training, in this process, which sends them to itself."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -94,6 +95,20 @@ def test_setting_up_and_evaluating_end_at_once(tiny, tmp_path, stops, send, meth
     assert line == "Stopped by SIGTERM; --resume goes on from the last checkpoint."
     assert (tmp_path / "model_final.pth").exists() == (method == "build_evaluator")
     assert not (tmp_path / "results.json").exists()
+
+
+def test_no_step_is_lost_when_an_evaluation_on_the_way_is_stopped(
+    tiny, tmp_path, stops, command, send
+):
+    send("build_evaluator", 1, signal.SIGTERM)
+    args = ("--config-file", tiny.plain, "--resume", "TEST.EVAL_PERIOD", 2, "OUTPUT_DIR", tmp_path)
+    stops(*args)
+    assert [x.name for x in tmp_path.glob("*.pth")] == ["model_0000001.pth"]
+    command(*args)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["resumed"] == [{"step": 2, "exact": True}]
+    lines = map(json.loads, (tmp_path / "metrics.json").read_text().splitlines())
+    assert len([line for line in lines if "bbox/AP" in line]) == 2  # after steps 2 and 3
 
 
 def test_an_evaluation_does_not_begin_after_a_signal():
