@@ -94,7 +94,8 @@ class DPK(Distiller):
             blanks stand in their place and the student completes itself.
         ratio: Schedule of the prior ratio: "gap" (1 - CKA), "fixed", or falling from 1 to 0 with
             the training's progress: "linear", "cosine", "exponential".
-        ratio_fixed: The ratio of the fixed schedule.
+        ratio_fixed: The ratio of the fixed schedule. One token of each image always takes the
+            prior, and one never does.
         mask: Which tokens take the prior: "random", "block" (a square of neighbours), "grid" (an
             even spread).
         transformer: Size of encoders and decoder. gap: How the gap is measured.
