@@ -100,15 +100,21 @@ def test_setting_up_and_evaluating_end_at_once(tiny, tmp_path, stops, send, meth
 def test_no_step_is_lost_when_an_evaluation_on_the_way_is_stopped(
     tiny, tmp_path, stops, command, send
 ):
-    send("build_evaluator", 1, signal.SIGTERM)
-    args = ("--config-file", tiny.plain, "--resume", "TEST.EVAL_PERIOD", 2, "OUTPUT_DIR", tmp_path)
-    stops(*args)
-    assert [x.name for x in tmp_path.glob("*.pth")] == ["model_0000001.pth"]
-    command(*args)
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert results["resumed"] == [{"step": 2, "exact": True}]
-    lines = map(json.loads, (tmp_path / "metrics.json").read_text().splitlines())
+    args = ("--config-file", tiny.plain, "--resume", "TEST.EVAL_PERIOD", 2, "OUTPUT_DIR")
+    command(*args, tmp_path / "whole")
+    for _ in range(2):  # the second time in the evaluation that is repeated
+        send("build_evaluator", 1, signal.SIGTERM)
+        stops(*args, tmp_path / "stopped")
+        assert [x.name for x in tmp_path.glob("stopped/*.pth")] == ["model_0000001.pth"]
+    command(*args, tmp_path / "stopped")
+    results = json.loads((tmp_path / "stopped/results.json").read_text())
+    assert results["resumed"] == [{"step": 2, "exact": True}] * 2
+    lines = map(json.loads, (tmp_path / "stopped/metrics.json").read_text().splitlines())
     assert len([line for line in lines if "bbox/AP" in line]) == 2  # after steps 2 and 3
+    whole, stopped = (
+        torch.load(tmp_path / x / "model_final.pth")["model"] for x in ("whole", "stopped")
+    )
+    assert all(torch.equal(stopped[name], value) for name, value in whole.items())
 
 
 def test_an_evaluation_does_not_begin_after_a_signal():
