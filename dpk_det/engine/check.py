@@ -18,7 +18,6 @@ from detectron2.evaluation import (
     DatasetEvaluator,
     inference_context,
 )
-from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from tabulate import tabulate
 from torch import nn
@@ -26,6 +25,7 @@ from torch import nn
 from dpk_det.architectures import build, classifies
 from dpk_det.checkpoint.loading import find_weights
 from dpk_det.data import dataset_sizes
+from dpk_det.distill.dpk.cka import MIN_SAMPLES
 from dpk_det.engine.results import count_parameters
 from dpk_det.engine.start import (
     Start,
@@ -36,6 +36,7 @@ from dpk_det.engine.start import (
 )
 from dpk_det.engine.trainer import DistillTrainer
 from dpk_det.errors import UserError
+from dpk_det.pairing.scaling import scale_to_processes
 from dpk_det.pairing.teacher import (
     WEIGHTS_KEY,
 )
@@ -57,15 +58,16 @@ class NotReadyError(UserError):
         self.report = report
 
 
-def check(cfg: CfgNode) -> str:
+def check(cfg: CfgNode, num_processes: int = 1) -> str:
     """Build student, teacher and distiller as training would, take two steps and evaluate a little.
 
-    The steps use the first images of the training, at most two, or eight for a classifier. Two
-    images of each dataset in ``DATASETS.TEST`` are evaluated. Nothing is written into
-    ``OUTPUT_DIR``. A teacher that is not trained yet gets random weights for the check.
+    The steps use the first images of the training, at most two, or eight for a classifier and four
+    for CKA of images. Two images of each dataset in ``DATASETS.TEST`` are evaluated. Nothing is
+    written into ``OUTPUT_DIR``. A teacher that is not trained yet gets random weights here.
 
     Args:
         cfg: the config of the training.
+        num_processes: how many processes will train; the check itself runs in one.
 
     Returns:
         A report: level pairs, parameter counts, found weights, dataset sizes, losses, time and the
@@ -76,11 +78,12 @@ def check(cfg: CfgNode) -> str:
         UserError: when anything would stop the training, such as a loss that is not finite.
     """
     with tempfile.TemporaryDirectory() as folder:
-        cfg = cfg.clone()
+        cfg = scale_to_processes(cfg, num_processes).clone()
         cfg.defrost()
         cfg.OUTPUT_DIR, cfg.DATALOADER.NUM_WORKERS = folder, 0
-        asked = num_images = max(cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(), 1)
-        cfg.SOLVER.IMS_PER_BATCH = min(num_images, 8 if classifies(cfg) else 2)
+        asked = max(cfg.SOLVER.IMS_PER_BATCH // num_processes, 1)
+        enough = MIN_SAMPLES if cfg.DISTILL.DPK.CKA_OF == "images" else 2
+        cfg.SOLVER.IMS_PER_BATCH = min(asked, 8 if classifies(cfg) else enough)
         cfg.INPUT.IMAGES.BATCH_TEST = NUM_EVALUATED
         missing = _missing_weights(cfg)
         if missing:

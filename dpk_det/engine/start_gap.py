@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage
 
 from dpk_det import random_state
-from dpk_det.architectures import build, plain_architecture
+from dpk_det.architectures import build, plain_name
 from dpk_det.distill import Distiller
 from dpk_det.distill.dpk.cka import MIN_SAMPLES, cka_from_terms, hsic_terms
 from dpk_det.distill.dpk.samples import LevelView, of_tokens
@@ -40,7 +40,10 @@ def start_gap(cfg: CfgNode, batches: int = 8) -> dict[str, float]:
     """
     with random_state.kept(), EventStorage():
         torch.manual_seed(SEED)
-        student, teacher = build(plain_architecture(cfg)), build_teacher(cfg)
+        plain = cfg.clone()
+        plain.defrost()
+        plain.MODEL.META_ARCHITECTURE = plain_name(cfg.MODEL.META_ARCHITECTURE)
+        student, teacher = build(plain), build_teacher(cfg)
         load_start(student, cfg)
         student.train()  # norm layers then work as in the first step
         layouts = find_modules(student, teacher, cfg.DISTILL.LEVELS)

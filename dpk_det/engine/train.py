@@ -123,7 +123,7 @@ def main(args: argparse.Namespace) -> Any:
         check_batch(cfg, args.num_processes)
         find_start(cfg, args.resume)
         try:
-            print(check(cfg))
+            print(check(cfg, args.num_processes))
         except NotReadyError as e:
             print(e.report)
             raise
@@ -134,6 +134,9 @@ def main(args: argparse.Namespace) -> Any:
         return None
     model, last = build(cfg), args.resume and last_checkpoint(cfg.OUTPUT_DIR, False)
     weights = str(last.path) if last else cfg.MODEL.WEIGHTS
+    average = Path(cfg.OUTPUT_DIR, f"{AVERAGE}.pth")
+    if last and cfg.SOLVER.EMA_DECAY and average.is_file():
+        weights = str(average)  # of the same step: each checkpoint rewrites it
     if not weights:
         raise UserError("MODEL.WEIGHTS is empty: name the checkpoint to evaluate.")
     logging.getLogger("dpk_det").info("Evaluating %s.", weights)

@@ -202,14 +202,13 @@ def find_teacher_weights(config_file: str, weights: str, teacher_cfg: CfgNode | 
     else:
         folder, averages = teacher_cfg.OUTPUT_DIR, teacher_cfg.SOLVER.EMA_DECAY > 0
     # Other trainers average nothing, whatever the config says.
-    names = ["model_ema.pth", "model_final.pth"] if averages else ["model_final.pth"]
-    trained = [Path(folder) / name for name in names]
-    for path in trained:
-        if path.is_file():
-            return str(path)
+    final, average = Path(folder, "model_final.pth"), Path(folder, "model_ema.pth")
+    trained = average if averages else final
+    if final.is_file():  # the average alone may be that of a training that still runs
+        return str(trained if trained.is_file() else final)
     raise UserError(
-        f"The teacher {config_file} has no weights: train it (that leaves {trained[0]}) or name "
-        "them in DISTILL.TEACHER.WEIGHTS."
+        f"The teacher {config_file} has no weights: train it (that leaves {trained}) or name them "
+        "in DISTILL.TEACHER.WEIGHTS."
     )
 
 

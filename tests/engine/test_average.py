@@ -81,6 +81,14 @@ def test_counters_are_the_last_steps(tiny, tmp_path, command, evaluated):
     assert not all(torch.equal(average[k], last[k]) for k in statistics)
 
 
+def test_evaluating_a_training_again_evaluates_its_average(tiny, tmp_path, command, evaluated):
+    argv = ["--config-file", tiny.dpk, *STEPS, "SOLVER.EMA_DECAY", DECAY, "OUTPUT_DIR", tmp_path]
+    command(*argv)
+    command("--eval-only", "--resume", *argv)
+    (first, _), (again, _) = evaluated
+    assert all(torch.equal(first[k], again[k]) for k in again)
+
+
 def test_the_average_is_a_checkpoint_like_others(tiny, tmp_path, command, evaluated):
     opts = [*STEPS, "SOLVER.EMA_DECAY", DECAY, "OUTPUT_DIR", tmp_path]
     command("--config-file", tiny.dpk, *opts)

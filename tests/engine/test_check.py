@@ -377,6 +377,20 @@ def test_it_tells_about_how_long_a_training_takes(tiny, report):
     assert "minutes for 10 steps" in report(tiny.plain, "SOLVER.MAX_ITER", 10)
 
 
+@pytest.mark.parametrize(("reference", "times", "steps"), [(0, 1, 40), (2, 2, 20)])
+def test_the_time_is_that_of_as_many_processes_as_asked_for(tiny, reference, times, steps):
+    opts = ("SOLVER.IMS_PER_BATCH", 8, "SOLVER.REFERENCE_WORLD_SIZE", reference)
+    found = check(tiny.cfg("plain", "SOLVER.MAX_ITER", 40, *opts), num_processes=4)
+    assert f"step of 2 images ({times} times as many in the training)" in found
+    assert f"for {steps} steps" in found
+
+
+def test_cka_of_images_is_tried_on_as_many_as_it_needs(tiny, report, fails):
+    opts = ("DISTILL.DPK.CKA_OF", "images", "SOLVER.IMS_PER_BATCH")
+    assert "step of 4 images (2 times" in report(tiny.dpk, *opts, 8)
+    assert "CKA of images needs 4 images a process but got 2" in fails(tiny.dpk, *opts, 2)
+
+
 def test_it_says_what_a_network_of_timms_starts_from(tiny, report, tmp_path):
     opts = ("MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.TIMM.NAME", "resnet10t")
     small = ("MODEL.FPN.IN_FEATURES", "['res2', 'res3', 'res4']")

@@ -298,6 +298,10 @@ def test_a_teacher_that_was_evaluated_as_an_average_is_that_average(tiny, tmp_pa
     final, average = tmp_path / "model_final.pth", tmp_path / "model_ema.pth"
     with pytest.raises(UserError, match=rf"has no weights: train it \(that leaves {average}\)"):
         find_teacher_weights(str(tiny.teacher), "", cfg)
+    average.touch()  # saved with every checkpoint: the training may still run
+    with pytest.raises(UserError, match="has no weights: train it"):
+        find_teacher_weights(str(tiny.teacher), "", cfg)
+    average.unlink()
     final.touch()  # trained by something that averages nothing
     assert find_teacher_weights(str(tiny.teacher), "", cfg) == str(final)
     average.touch()
